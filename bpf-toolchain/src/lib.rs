@@ -1,0 +1,1 @@
+//! Finds a compiler for BPF and builds the eBPF object with it.

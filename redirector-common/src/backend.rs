@@ -1,0 +1,76 @@
+//! Backends: the address and port that answers.
+
+use crate::{Address, Port};
+
+/// Index into the `BACKENDS` array. 0 is never a backend.
+pub type BackendId = u32;
+
+/// Value of the `BACKENDS` array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Address; [`Address::UNSPECIFIED`] for a local backend that listens on whichever address the
+    /// frontend names.
+    pub address: Address,
+    /// Port.
+    pub port: Port,
+    flags: u16,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Backend>() == 24);
+
+impl Backend {
+    const LOCAL: u16 = 1;
+
+    /// What an unused entry of the array holds.
+    pub const NONE: Self = Self {
+        address: Address::UNSPECIFIED,
+        port: Port::ZERO,
+        flags: 0,
+        reserved: 0,
+    };
+
+    /// A backend in this host's own stack, reached at the frontend's `local_address`.
+    #[must_use]
+    pub const fn local(port: Port) -> Self {
+        Self::local_at(Address::UNSPECIFIED, port)
+    }
+
+    /// A backend in this host's own stack, reached at `address`, one of this host's.
+    #[must_use]
+    pub const fn local_at(address: Address, port: Port) -> Self {
+        Self {
+            address,
+            port,
+            flags: Self::LOCAL,
+            reserved: 0,
+        }
+    }
+
+    /// A backend elsewhere.
+    #[must_use]
+    pub const fn remote(address: Address, port: Port) -> Self {
+        Self {
+            address,
+            port,
+            flags: 0,
+            reserved: 0,
+        }
+    }
+
+    /// Whether this is a host-network program on this host.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.flags & Self::LOCAL != 0
+    }
+
+    /// Whether the entry is in use.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_some(&self) -> bool {
+        self.port.raw() != 0
+    }
+}

@@ -1,0 +1,301 @@
+//! Flows: one client 5-tuple including the frontend it used, and its translation.
+//!
+//! A flow has two halves in the `FLOWS` map. Each half is keyed by the tuple of the packets that
+//! it matches and holds the tuple that they leave with:
+//!
+//! ```text
+//! forward   key   client → frontend          packets leave as   translated source → backend
+//! reply     key   backend → translated source  packets leave as   frontend → client
+//! ```
+//!
+//! So the reply's key is the forward translation reversed, and the forward key the reply's
+//! translation reversed: either half finds the other.
+
+use crate::{Address, BackendId, Port, Protocol, ServiceId};
+
+/// Addresses, ports and protocol of a packet, in the direction that it travels.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// Source port.
+    pub source_port: Port,
+    /// Destination port.
+    pub destination_port: Port,
+    /// IANA protocol number; a whole word, so that the key has no padding.
+    protocol: u32,
+}
+
+const _: () = assert!(size_of::<Tuple>() == 40);
+
+impl Tuple {
+    /// A tuple from its parts.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(
+        protocol: Protocol,
+        source: (Address, Port),
+        destination: (Address, Port),
+    ) -> Self {
+        Self {
+            source: source.0,
+            destination: destination.0,
+            source_port: source.1,
+            destination_port: destination.1,
+            protocol: protocol.number() as u32,
+        }
+    }
+
+    /// The protocol; a tuple that holds another number (a corrupt map) reads as UDP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        if self.protocol == Protocol::Tcp.number() as u32 {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        }
+    }
+
+    /// The same connection seen in the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+impl core::fmt::Debug for Tuple {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(
+            f,
+            "{} [{}]:{} -> [{}]:{}",
+            self.protocol(),
+            self.source,
+            self.source_port,
+            self.destination,
+            self.destination_port
+        )
+    }
+}
+
+/// Which half of a flow an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Client to backend.
+    Forward,
+    /// Backend to client.
+    Reply,
+}
+
+/// Where a flow stands. Timeouts are those of the kernel's connection tracking, so that nothing
+/// lives shorter here than it does behind kube-proxy.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FlowState {
+    /// TCP: the client's SYN was seen.
+    SynSent = 0,
+    /// TCP: the backend answered SYN+ACK.
+    SynReceived = 1,
+    /// TCP: the handshake is complete.
+    Established = 2,
+    /// TCP: one side has sent FIN.
+    HalfClosed = 3,
+    /// TCP: both sides have sent FIN.
+    TimeWait = 4,
+    /// TCP: a RST was seen.
+    Closed = 5,
+    /// UDP: no answer yet.
+    Unreplied = 6,
+    /// UDP: the backend has answered.
+    Replied = 7,
+}
+
+impl FlowState {
+    /// Every state, in the order of their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::SynSent,
+        Self::SynReceived,
+        Self::Established,
+        Self::HalfClosed,
+        Self::TimeWait,
+        Self::Closed,
+        Self::Unreplied,
+        Self::Replied,
+    ];
+
+    /// From the number that stands in a map; an unknown one reads as `Closed`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            0 => Self::SynSent,
+            1 => Self::SynReceived,
+            2 => Self::Established,
+            3 => Self::HalfClosed,
+            4 => Self::TimeWait,
+            6 => Self::Unreplied,
+            7 => Self::Replied,
+            _ => Self::Closed,
+        }
+    }
+
+    /// Idle time after which the flow is over, in seconds (`nf_conntrack_tcp_timeout_*`,
+    /// `nf_conntrack_udp_timeout*`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn timeout_seconds(self) -> u32 {
+        match self {
+            Self::SynSent | Self::HalfClosed | Self::TimeWait | Self::Replied => 120,
+            Self::SynReceived => 60,
+            Self::Established => 432_000,
+            Self::Closed => 10,
+            Self::Unreplied => 30,
+        }
+    }
+
+    /// The word that `flow list` prints.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "syn-sent",
+            Self::SynReceived => "syn-received",
+            Self::Established => "established",
+            Self::HalfClosed => "half-closed",
+            Self::TimeWait => "time-wait",
+            Self::Closed => "closed",
+            Self::Unreplied => "unreplied",
+            Self::Replied => "replied",
+        }
+    }
+}
+
+/// Value of the `FLOWS` map: one half of a flow.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Packets leave with this tuple.
+    pub translated: Tuple,
+    /// The service, for showing.
+    pub service: ServiceId,
+    /// The backend, for showing and for removing flows of backends that went.
+    pub backend: BackendId,
+    /// When the flow began, `CLOCK_MONOTONIC` nanoseconds.
+    pub created: u64,
+    /// When this half last saw a packet, `CLOCK_MONOTONIC` nanoseconds.
+    pub last_seen: u64,
+    /// Packets that this half translated.
+    pub packets: u64,
+    /// Their IP bytes.
+    pub bytes: u64,
+    state: u8,
+    flags: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 6],
+}
+
+const _: () = assert!(size_of::<Flow>() == 88);
+
+impl Flow {
+    const REPLY: u8 = 1;
+    const DELIVER: u8 = 2;
+    const FIN: u8 = 4;
+
+    /// A new half that has seen no packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(
+        direction: Direction,
+        translated: Tuple,
+        service: ServiceId,
+        backend: BackendId,
+        local: bool,
+        now: u64,
+    ) -> Self {
+        let state = match translated.protocol() {
+            Protocol::Tcp => FlowState::SynSent,
+            Protocol::Udp => FlowState::Unreplied,
+        };
+        let mut flags = 0;
+        if matches!(direction, Direction::Reply) {
+            flags |= Self::REPLY;
+        }
+        if local {
+            flags |= Self::DELIVER;
+        }
+        Self {
+            translated,
+            service,
+            backend,
+            created: now,
+            last_seen: now,
+            packets: 0,
+            bytes: 0,
+            state: state as u8,
+            flags,
+            reserved: [0; 6],
+        }
+    }
+
+    /// Which half this is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn direction(&self) -> Direction {
+        if self.flags & Self::REPLY != 0 {
+            Direction::Reply
+        } else {
+            Direction::Forward
+        }
+    }
+
+    /// Whether the backend is in this host's own stack.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.flags & Self::DELIVER != 0
+    }
+
+    /// Whether the sender of this half's packets has sent FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fin_seen(&self) -> bool {
+        self.flags & Self::FIN != 0
+    }
+
+    /// Notes that the sender of this half's packets has sent FIN.
+    #[inline(always)]
+    pub const fn set_fin_seen(&mut self) {
+        self.flags |= Self::FIN;
+    }
+
+    /// Where the flow stands.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(&self) -> FlowState {
+        FlowState::from_number(self.state)
+    }
+
+    /// Moves the flow to `state`.
+    #[inline(always)]
+    pub const fn set_state(&mut self, state: FlowState) {
+        self.state = state as u8;
+    }
+
+    /// Whether this half, alone, has been idle for longer than its state allows.
+    /// `now` is `CLOCK_MONOTONIC` nanoseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_expired(&self, now: u64) -> bool {
+        let timeout = self.state().timeout_seconds() as u64 * 1_000_000_000;
+        now.saturating_sub(self.last_seen) > timeout
+    }
+}

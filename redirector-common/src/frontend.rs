@@ -1,0 +1,56 @@
+//! Frontends: the exact address, port and protocol that clients hit.
+
+use crate::{Address, Port, Protocol, ServiceId};
+
+/// Key of the `FRONTENDS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendKey {
+    /// Address that the client sends to.
+    pub address: Address,
+    /// Port that the client sends to.
+    pub port: Port,
+    protocol: u8,
+    reserved: u8,
+}
+
+const _: () = assert!(size_of::<FrontendKey>() == 20);
+
+impl FrontendKey {
+    /// The frontend `address:port/protocol`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: Address, port: Port, protocol: Protocol) -> Self {
+        Self {
+            address,
+            port,
+            protocol: protocol.number(),
+            reserved: 0,
+        }
+    }
+
+    /// The protocol; a key that holds another number (a corrupt map) reads as UDP.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> Protocol {
+        match Protocol::from_number(self.protocol) {
+            Some(protocol) => protocol,
+            None => Protocol::Udp,
+        }
+    }
+}
+
+/// Value of the `FRONTENDS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// The service that answers for this frontend.
+    pub service: ServiceId,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// Where a local backend is delivered: the frontend's own address where it is one of this
+    /// host's, else an address of this host of the same family.
+    pub local_address: Address,
+}
+
+const _: () = assert!(size_of::<Frontend>() == 24);

@@ -1,0 +1,63 @@
+//! The contract between redirector's kernel side and user space.
+//!
+//! * the types that stand in BPF maps, each with one layout for both sides;
+//! * [`packet`]: the pure packet code. The kernel programs, `redirector explain`, the fuzzer
+//!   and the host tests all run these same functions.
+//!
+//! Nothing here allocates, performs I/O or knows a clock.
+#![no_std]
+
+#[cfg(any(feature = "user", test))]
+extern crate std;
+
+pub mod address;
+pub mod backend;
+pub mod flow;
+pub mod frontend;
+pub mod map_name;
+pub mod node;
+pub mod packet;
+pub mod reason;
+pub mod service;
+
+pub use address::{Address, Family, Port, Protocol};
+pub use backend::{Backend, BackendId};
+pub use flow::{Direction, Flow, FlowState, Tuple};
+pub use frontend::{Frontend, FrontendKey};
+pub use node::{Interface, NodeConfig, PortFlags};
+pub use reason::{Reason, Verdict};
+pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+
+/// Marks types for aya's map accessors, in user space only.
+#[cfg(feature = "user")]
+macro_rules! pod {
+    ($($ty:ty),+ $(,)?) => {
+        // SAFETY: each type is `repr(C)`, `Copy`, without padding (asserted next to its
+        // definition) and valid for every bit pattern.
+        $(unsafe impl aya::Pod for $ty {})+
+    };
+}
+
+#[cfg(feature = "user")]
+pod!(
+    Address,
+    Port,
+    Tuple,
+    Flow,
+    FrontendKey,
+    Frontend,
+    Backend,
+    Service,
+    ServiceInfo,
+    SlotKey,
+    SlotValue,
+    Interface,
+    NodeConfig,
+    node::PortBlock,
+    node::Counter,
+    node::CounterBlock,
+    node::Text,
+    node::SysctlKey,
+    node::SysctlValue,
+    service::MaglevLine,
+);

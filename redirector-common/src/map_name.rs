@@ -1,0 +1,66 @@
+//! Names of the maps. At most fifteen characters: the kernel cuts the rest.
+
+macro_rules! maps {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal, $layout:literal;)+) => {
+        /// A map, with its name in the object file and the version of its layout.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum MapName {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl MapName {
+            /// Every map, in the order in which people are shown them.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The name in the object file, in `map list` and in metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// Version of the layout of keys and values. It stands in the name of the pin, so
+            /// that an agent never opens a map whose entries it would misread.
+            #[must_use]
+            pub const fn layout(self) -> u32 {
+                match self { $(Self::$variant => $layout),+ }
+            }
+
+            /// What the map is for.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+        }
+
+        $(const _: () = assert!($name.len() <= 15);)+
+    };
+}
+
+maps! {
+    /// Which ports of each protocol concern us; the cheap filter in front of every look-up.
+    Ports = "PORTS", 1;
+    /// Frontend to service.
+    Frontends = "FRONTENDS", 1;
+    /// Service to Maglev table and policy.
+    Services = "SERVICES", 1;
+    /// Maglev tables: hash to backend.
+    Maglev = "MAGLEV", 1;
+    /// Backends.
+    Backends = "BACKENDS", 1;
+    /// Both halves of every flow.
+    Flows = "FLOWS", 1;
+    /// Interfaces by index: addresses to translate to, counter slots.
+    Interfaces = "INTERFACES", 1;
+    /// Settings of the node.
+    Node = "NODE", 1;
+    /// Packets and bytes by interface and Reason.
+    Counters = "COUNTERS", 1;
+    /// Backends of each service with weight and state, for showing.
+    Slots = "SLOTS", 1;
+    /// Names and policies of services, for showing.
+    ServiceInfo = "SERVICE_INFO", 1;
+    /// What the agent last said of itself.
+    Status = "STATUS", 1;
+    /// Kernel settings as they were before the agent changed them.
+    Sysctls = "SYSCTLS", 1;
+}

@@ -1,0 +1,126 @@
+//! Why a packet got its verdict.
+
+/// What becomes of a packet. Made by [`packet::decide`](crate::packet) alone and consumed by the
+/// programs' entry points alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// To the kernel, unchanged.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Translated, into this host's own stack.
+    Deliver,
+    /// Translated, out of an interface.
+    Forward,
+}
+
+impl Verdict {
+    /// The word in metrics and JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Deliver => "deliver",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $verdict:ident, $name:literal;)+) => {
+        /// Why a packet got its verdict: the index of its counter, the label of its metric, the
+        /// word that the CLI prints. Each Reason has exactly one verdict. Numbers are part of
+        /// the pinned maps' layout: new ones are appended.
+        #[repr(u8)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[must_use]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant = $number,)+
+        }
+
+        impl Reason {
+            /// Every Reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The verdict that goes with the Reason.
+            #[inline(always)]
+            #[must_use]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict),+ }
+            }
+
+            /// The word in counters, metrics and events.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc),+)),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not IPv4 or IPv6: ARP and all else.
+    NotIp = 0, Pass, "not-ip";
+    /// IP, but neither TCP nor UDP.
+    NotTcpUdp = 1, Pass, "not-tcp-udp";
+    /// No frontend and no translation uses this port.
+    NotOurs = 2, Pass, "not-ours";
+    /// Truncated, or a header contradicts itself: left to the kernel.
+    Malformed = 3, Pass, "malformed";
+    /// A fragment, left to the kernel.
+    Fragment = 4, Pass, "fragment";
+    /// IPv6 with more extension headers than are walked, or with a routing header in use.
+    ExtensionHeaders = 5, Pass, "extension-headers";
+    /// TCP to a frontend, not a SYN, and no flow: began before redirector did, or is over.
+    NoFlow = 6, Pass, "no-flow";
+    /// To a port of the translation block, but no flow uses it.
+    NoReplyFlow = 7, Pass, "no-reply-flow";
+    /// New flow to a program in this host's own stack.
+    LocalNew = 8, Deliver, "local-new";
+    /// Established flow to a program in this host's own stack.
+    LocalEstablished = 9, Deliver, "local-established";
+    /// Reply of a program in this host's own stack.
+    LocalReply = 10, Forward, "local-reply";
+    /// New flow to a backend elsewhere.
+    RemoteNew = 11, Forward, "remote-new";
+    /// Established flow to a backend elsewhere.
+    RemoteEstablished = 12, Forward, "remote-established";
+    /// Reply of a backend elsewhere.
+    RemoteReply = 13, Forward, "remote-reply";
+    /// The service has no backend: answered with "port unreachable".
+    NoBackend = 14, Drop, "no-backend";
+    /// The service has backends, but none that its traffic policy allows here: dropped silently.
+    NoLocalBackend = 15, Drop, "no-local-backend";
+    /// Every port of the translation block is in use towards this backend.
+    SnatExhausted = 16, Drop, "snat-exhausted";
+    /// The flow table is full.
+    FlowTableFull = 17, Drop, "flow-table-full";
+    /// The routing table has no way to the destination.
+    NoRoute = 18, Drop, "no-route";
+    /// No address on the outgoing interface to translate the source to.
+    NoSourceAddress = 19, Drop, "no-source-address";
+    /// The TTL or hop limit ran out: answered with "time exceeded".
+    TtlExceeded = 20, Drop, "ttl-exceeded";
+    /// Larger than the way to the destination: answered with "fragmentation needed" or
+    /// "packet too big".
+    TooBig = 21, Drop, "too-big";
+    /// A fragment of a flow to a backend elsewhere, which cannot be translated whole.
+    FragmentNotForwarded = 22, Drop, "fragment-not-forwarded";
+    /// The maps contradict each other: a table names a backend that is not there.
+    Inconsistent = 23, Drop, "inconsistent";
+    /// The packet could not be written to, or the kernel refused to send it.
+    RewriteFailed = 24, Drop, "rewrite-failed";
+}
+
+/// Number of Reasons that the counters have room for; more than there are, so that new ones do
+/// not change the maps' layout.
+pub const REASON_CAPACITY: u32 = 64;
+
+const _: () = assert!(Reason::ALL.len() <= REASON_CAPACITY as usize);

@@ -1,0 +1,3 @@
+//! Programs and maps in the kernel, and their synchronisation with the desired state.
+
+pub mod pins;

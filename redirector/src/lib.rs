@@ -1,0 +1,11 @@
+//! redirector as a library: what the `redirector` program and its tests are made of.
+//!
+//! * [`config`]: the file;
+//! * [`model`]: desired state, pure;
+//! * [`dataplane`]: programs, maps and their synchronisation with the desired state;
+//! * [`cli`]: the commands.
+
+pub mod cli;
+pub mod config;
+pub mod dataplane;
+pub mod model;

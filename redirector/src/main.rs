@@ -1,0 +1,2 @@
+//! redirector.
+fn main() {}

@@ -1,0 +1,151 @@
+//! The desired state: pure, deterministic, no I/O.
+//!
+//! Every way in (the file, and later Kubernetes) produces [`Service`]s. [`build`](desired::build)
+//! expands them over the node's addresses into [`Desired`](desired::Desired): exact frontends and
+//! their backends, one entry per service and address family, which the data plane writes to maps.
+
+use std::net::IpAddr;
+
+use redirector_common::Protocol;
+
+/// Where a service came from. The order is the order of listings.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A `publish` entry of the file or of `redirector publish`.
+    Publish,
+    /// A `services` entry of the file.
+    Static,
+    /// A Kubernetes node port.
+    NodePort,
+    /// A Kubernetes external IP.
+    ExternalIp,
+    /// A Kubernetes load balancer address.
+    LoadBalancer,
+    /// A `redirector.io/publish` annotation.
+    Annotation,
+}
+
+/// Identity of a service; what its numeric ids are kept stable for.
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+pub struct ServiceKey {
+    /// Where it came from.
+    pub source: Source,
+    /// Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// Name, unique within source and namespace. A publish entry is named by its own text,
+    /// `80:8080/tcp`, one service for each port of a range.
+    pub name: String,
+}
+
+/// What clients hit, before node addresses are filled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FrontendSpec {
+    /// `None`: every node address.
+    pub address: Option<IpAddr>,
+    /// Port, not 0.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Where a backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BackendAddress {
+    /// A program in this host's network, on the frontend's own address.
+    Local,
+    /// At this address, here or elsewhere.
+    At(IpAddr),
+}
+
+/// Whether a backend takes new flows.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendState {
+    /// It does.
+    Active,
+    /// It only keeps the flows it has.
+    Terminating,
+}
+
+/// What answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendSpec {
+    /// Where.
+    pub address: BackendAddress,
+    /// Port, not 0.
+    pub port: u16,
+    /// Relative share of new flows; 0 takes none.
+    pub weight: u16,
+    /// Whether it takes new flows.
+    pub state: BackendState,
+}
+
+/// Which backends a node may choose.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum TrafficPolicy {
+    /// Any.
+    #[default]
+    Cluster,
+    /// Only those on this node.
+    Local,
+}
+
+/// How packets reach a backend elsewhere, and its answers the client.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Forwarding {
+    /// Source translated; answers come back through this node.
+    #[default]
+    Snat,
+    /// The backend's node answers the client directly.
+    Dsr,
+}
+
+/// A set of frontends that share backends and policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Identity.
+    pub key: ServiceKey,
+    /// What clients hit.
+    pub frontends: Vec<FrontendSpec>,
+    /// What answers.
+    pub backends: Vec<BackendSpec>,
+    /// Which backends this node may choose.
+    pub policy: TrafficPolicy,
+    /// How packets reach a backend elsewhere.
+    pub forwarding: Forwarding,
+    /// Session affinity by client address, in seconds.
+    pub affinity_seconds: Option<u32>,
+}

@@ -1,0 +1,1 @@
+//! Fixtures of the integration tests: namespaces, packet builders, servers and clients.
