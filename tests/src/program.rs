@@ -85,7 +85,7 @@ impl Programs {
     ///
     /// If the kernel refuses one: the message holds what the verifier said. This needs root.
     pub fn load() -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(redirector::dataplane::object::OBJECT)?;
+        let mut ebpf = EbpfLoader::new().load(&object()?)?;
         for hook in Hook::ALL {
             let name = function(hook);
             let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
@@ -283,4 +283,9 @@ pub fn check_pairs(flows: &BTreeMap<Tuple, Flow>) -> Result<()> {
         ensure!(back == Some(*key), "{key:?} has no partner at {:?}", flow.translated.reversed());
     }
     Ok(())
+}
+
+fn object() -> Result<Vec<u8>> {
+    let path = std::env::var_os("REDIRECTOR_OBJECT").context("REDIRECTOR_OBJECT is not set")?;
+    Ok(std::fs::read(path)?)
 }
