@@ -7,12 +7,13 @@
 //! * [`namespace`], [`topology`]: hosts and the links between them;
 //! * [`server`], [`client`], [`transfer`]: real traffic;
 //! * [`agent`], [`bpffs`], [`cli`]: the program under test;
-//! * [`packet`], [`program`]: single packets through single programs.
+//! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
 
 pub mod agent;
 pub mod bpffs;
 pub mod cli;
 pub mod client;
+pub mod icmp;
 pub mod namespace;
 pub mod packet;
 pub mod program;

@@ -155,13 +155,13 @@ impl Packet {
 
     /// With this source.
     #[must_use]
-    pub fn from(self, source: SocketAddr) -> Self {
+    pub fn coming_from(self, source: SocketAddr) -> Self {
         Self { source, ..self }
     }
 
     /// With this destination.
     #[must_use]
-    pub fn to(self, destination: SocketAddr) -> Self {
+    pub fn going_to(self, destination: SocketAddr) -> Self {
         Self { destination, ..self }
     }
 
@@ -226,10 +226,28 @@ impl Packet {
         Self { payload, ..self }
     }
 
+    /// With this payload.
+    #[must_use]
+    pub fn payload_bytes(self, payload: &[u8]) -> Self {
+        Self { payload: payload.to_vec(), ..self }
+    }
+
     /// With these control bits.
     #[must_use]
     pub fn flags(self, flags: Flags) -> Self {
         Self { transport: Transport::Tcp(flags), ..self }
+    }
+
+    /// The source.
+    #[must_use]
+    pub const fn source(&self) -> SocketAddr {
+        self.source
+    }
+
+    /// The destination.
+    #[must_use]
+    pub const fn destination(&self) -> SocketAddr {
+        self.destination
     }
 
     /// Length of the IP packet in bytes.

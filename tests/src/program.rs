@@ -85,7 +85,20 @@ impl Programs {
     ///
     /// If the kernel refuses one: the message holds what the verifier said. This needs root.
     pub fn load() -> Result<Self> {
-        let mut ebpf = EbpfLoader::new().load(&object()?)?;
+        Self::load_by(&mut EbpfLoader::new())
+    }
+
+    /// Loads them with room for so many halves of flows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_with_flows(capacity: u32) -> Result<Self> {
+        Self::load_by(EbpfLoader::new().map_max_entries(MapName::Flows.name(), capacity))
+    }
+
+    fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
+        let mut ebpf = loader.load(&object()?)?;
         for hook in Hook::ALL {
             let name = function(hook);
             let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;

@@ -1,6 +1,6 @@
 //! A row of the tables: a packet, where it goes in, and what must come of it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use redirector::dataplane::pins::Hook;
@@ -11,9 +11,13 @@ use redirector_tests::{
     packet::{Flags, Packet, Transport},
     program::{Counted, Programs, Verdict, check_pairs},
     topology::Addresses,
+    wait,
 };
 
 use crate::world::{self, BACKEND, CLIENT, NODE, NODE_INSIDE, at};
+
+/// Longer than any age that a case asks for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The client's port in most cases.
 pub(crate) const CLIENT_PORT: u16 = 40000;
@@ -118,7 +122,8 @@ impl Case {
         Self { after: Some((flow.forward_key(), state)), ..self }
     }
 
-    fn check(&self, programs: &mut Programs) -> Result<()> {
+    /// Runs the row.
+    pub(crate) fn check(&self, programs: &mut Programs) -> Result<()> {
         programs.clear_flows()?;
         world::set_block(programs, self.block)?;
         for flow in &self.flows {
@@ -330,7 +335,11 @@ impl Given {
     }
 
     fn insert(&self, programs: &mut Programs) -> Result<()> {
-        let now = monotonic_now()?.saturating_sub(self.idle * 1_000_000_000);
+        // A machine that was just started has no flows as old as that.
+        let age = self.idle * 1_000_000_000;
+        let now = wait::until("the machine to be up for long enough", PATIENCE, || {
+            Ok(monotonic_now()?.checked_sub(age))
+        })?;
         let half = |direction, translated, fin| {
             let mut flow = Flow::new(direction, translated, 1, 1, self.local, now);
             flow.set_state(self.state);
@@ -375,8 +384,8 @@ pub(crate) fn towards(
 ) -> Packet {
     packet
         .clone()
-        .from(at(source, family, world::SNAT))
-        .to(at(backend, family, world::REMOTE_PORT))
+        .coming_from(at(source, family, world::SNAT))
+        .going_to(at(backend, family, world::REMOTE_PORT))
         .macs(world::mac(net, 2), world::mac(net, 1))
         .ttl(63)
 }
@@ -392,8 +401,8 @@ pub(crate) fn from_backend(transport: Transport, family: Family) -> Packet {
 pub(crate) fn to_client(packet: &Packet, family: Family) -> Packet {
     packet
         .clone()
-        .from(at(NODE, family, world::REMOTE))
-        .to(at(CLIENT, family, CLIENT_PORT))
+        .coming_from(at(NODE, family, world::REMOTE))
+        .going_to(at(CLIENT, family, CLIENT_PORT))
         .macs(world::mac(1, 2), world::mac(1, 1))
         .ttl(63)
 }

@@ -39,7 +39,7 @@ fn local_backends() -> Result<()> {
             let name = format!("{protocol} over {family:?}");
             let flow = Given::local(protocol, family);
             let packet = to_frontend(opening, family, world::LOCAL);
-            let delivered = packet.clone().to(at(NODE, family, world::LOCAL_PORT));
+            let delivered = packet.clone().going_to(at(NODE, family, world::LOCAL_PORT));
             cases.push(Case::new(format!("new {name}"), Hook::Xdp, &packet).passes(Reason::LocalNew));
             cases.push(
                 Case::new(format!("new {name}"), Hook::Ingress, &packet)
@@ -48,7 +48,7 @@ fn local_backends() -> Result<()> {
             );
 
             let packet = to_frontend(opening, family, world::LOCAL_INSIDE);
-            let inside = packet.clone().to(at(NODE_INSIDE, family, world::LOCAL_PORT + 1));
+            let inside = packet.clone().going_to(at(NODE_INSIDE, family, world::LOCAL_PORT + 1));
             cases.push(
                 Case::new(format!("new {name} to another address"), Hook::Ingress, &packet)
                     .delivers(Reason::LocalNew, &inside),
@@ -58,7 +58,7 @@ fn local_backends() -> Result<()> {
             let name = format!("{protocol} over {family:?}");
             let flow = Given::local(protocol, family);
             let packet = to_frontend(later, family, world::LOCAL);
-            let delivered = packet.clone().to(at(NODE, family, world::LOCAL_PORT));
+            let delivered = packet.clone().going_to(at(NODE, family, world::LOCAL_PORT));
             cases.push(
                 Case::new(format!("established {name}"), Hook::Xdp, &packet)
                     .given(flow)
@@ -72,7 +72,7 @@ fn local_backends() -> Result<()> {
             );
 
             let reply = from_local(later, family);
-            let sent = reply.clone().from(at(NODE, family, world::LOCAL));
+            let sent = reply.clone().coming_from(at(NODE, family, world::LOCAL));
             cases.push(
                 Case::new(format!("reply of {name}"), Hook::Egress, &reply)
                     .given(flow)
@@ -83,7 +83,7 @@ fn local_backends() -> Result<()> {
                 Case::new(format!("reply of {name} without a flow"), Hook::Egress, &reply)
                     .passes(Reason::NotOurs),
             );
-            let direct = reply.clone().to(at(CLIENT, family, CLIENT_PORT + 1));
+            let direct = reply.clone().going_to(at(CLIENT, family, CLIENT_PORT + 1));
             cases.push(
                 Case::new(format!("{name} with the backend's own port"), Hook::Egress, &direct)
                     .given(flow)
@@ -148,8 +148,8 @@ fn hairpin() -> Result<()> {
                 let packet = to_frontend(opening, family, world::HAIRPIN);
                 let sent = packet
                     .clone()
-                    .from(at(NODE, family, world::SNAT))
-                    .to(at(NEAR, family, world::REMOTE_PORT))
+                    .coming_from(at(NODE, family, world::SNAT))
+                    .going_to(at(NEAR, family, world::REMOTE_PORT))
                     .macs(mac(1, 3), mac(1, 1))
                     .ttl(63);
                 cases.push(
@@ -158,7 +158,7 @@ fn hairpin() -> Result<()> {
                 );
 
                 // The backend is its own client.
-                let packet = packet.from(at(NEAR, family, CLIENT_PORT)).macs(mac(1, 1), mac(1, 3));
+                let packet = packet.coming_from(at(NEAR, family, CLIENT_PORT)).macs(mac(1, 1), mac(1, 3));
                 cases.push(
                     Case::new(format!("{name} of a backend to itself"), hook, &packet)
                         .returns(Reason::RemoteNew, sent.bytes()),
@@ -178,8 +178,8 @@ fn hairpin() -> Result<()> {
         .macs(mac(1, 1), mac(1, 3));
         let sent = reply
             .clone()
-            .from(at(NODE, family, world::HAIRPIN))
-            .to(at(NEAR, family, CLIENT_PORT))
+            .coming_from(at(NODE, family, world::HAIRPIN))
+            .going_to(at(NEAR, family, CLIENT_PORT))
             .macs(mac(1, 3), mac(1, 1))
             .ttl(63);
         for hook in INWARD {
@@ -204,14 +204,14 @@ fn look_alikes() -> Result<()> {
                 let name = format!("{protocol} over {family:?}");
                 let flow = Given::remote(protocol, family);
                 let reply = from_backend(transport, family);
-                let other = reply.clone().from(at(BACKEND, family, world::REMOTE_PORT + 1));
+                let other = reply.clone().coming_from(at(BACKEND, family, world::REMOTE_PORT + 1));
                 cases.push(
                     Case::new(format!("{name} from another port of the backend"), hook, &other)
                         .by("eth1")
                         .given(flow)
                         .passes(Reason::NoReplyFlow),
                 );
-                let other = reply.to(at(NODE_INSIDE, family, world::SNAT + 1));
+                let other = reply.going_to(at(NODE_INSIDE, family, world::SNAT + 1));
                 cases.push(
                     Case::new(format!("{name} to another port of the block"), hook, &other)
                         .by("eth1")

@@ -25,11 +25,11 @@ fn translated(cases: &mut Vec<Case>, what: &str, packet: &Packet, family: Family
                 .forwards(Reason::RemoteNew, &to_backend(packet, family)),
         );
     }
-    let local = packet.clone().to(at(NODE, family, world::LOCAL));
+    let local = packet.clone().going_to(at(NODE, family, world::LOCAL));
     cases.push(
         Case::new(format!("{what}, local"), Hook::Ingress, &local).delivers(
             Reason::LocalNew,
-            &local.clone().to(at(NODE, family, world::LOCAL_PORT)),
+            &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
         ),
     );
 }
@@ -181,7 +181,7 @@ fn vlan_tags() -> Result<()> {
                     Case::new(format!("{what}, remote"), Hook::Ingress, &packet)
                         .forwards(Reason::RemoteNew, &to_backend(&packet, family).vlans(&[])),
                 );
-                let local = packet.to(at(NODE, family, world::LOCAL));
+                let local = packet.going_to(at(NODE, family, world::LOCAL));
                 cases.push(
                     Case::new(format!("{what}, local"), Hook::Xdp, &local)
                         .passes(Reason::LocalNew),
@@ -189,7 +189,7 @@ fn vlan_tags() -> Result<()> {
                 cases.push(
                     Case::new(format!("{what}, local"), Hook::Ingress, &local).delivers(
                         Reason::LocalNew,
-                        &local.clone().to(at(NODE, family, world::LOCAL_PORT)),
+                        &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
                     ),
                 );
                 let reply = from_local(transport, family).vlans(tags);
@@ -198,7 +198,7 @@ fn vlan_tags() -> Result<()> {
                         .given(Given::local(protocol, family))
                         .delivers(
                             Reason::LocalReply,
-                            &reply.clone().from(at(NODE, family, world::LOCAL)),
+                            &reply.clone().coming_from(at(NODE, family, world::LOCAL)),
                         ),
                 );
             }
@@ -216,7 +216,7 @@ fn vlan_tags() -> Result<()> {
                 .given(Given::local(Protocol::Tcp, family))
                 .delivers(
                     Reason::LocalReply,
-                    &reply.clone().from(at(NODE, family, world::LOCAL)),
+                    &reply.clone().coming_from(at(NODE, family, world::LOCAL)),
                 ),
         );
     }
