@@ -1,4 +1,6 @@
 //! Programs and maps in the kernel, and their synchronisation with the desired state.
 
+pub mod batch;
 pub mod info;
+pub mod pinned;
 pub mod pins;
