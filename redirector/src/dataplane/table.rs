@@ -192,7 +192,7 @@ impl<V: Pod> ArrayTable<V> {
 impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
     fn entries(&self) -> Result<BTreeMap<u32, V>, TableError> {
         let mut all = BTreeMap::new();
-        batch::read_chunks(self.map.map(), |elements| {
+        batch::read_chunks::<u32, V>(self.map.map(), |elements| {
             all.extend(elements.filter(|(_, value)| *value != self.unused));
         })
         .map_err(|error| TableError::new(self.name, "reading", io::Error::other(error)))?;
