@@ -80,6 +80,9 @@ impl Tables {
     /// which every packet finds a whole way from its frontend to a backend, the old or the new.
     /// `actual` follows what was written, also when it ends early.
     ///
+    /// A frontend that moves from one service to another may for a moment lead to what the one
+    /// it leaves has become.
+    ///
     /// Ports only gain flags here: [`release_ports`](Self::release_ports) takes them away once no
     /// flow needs them.
     ///
