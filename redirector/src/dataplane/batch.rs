@@ -46,6 +46,21 @@ pub enum BatchError {
 ///
 /// If the map's layout is another one, or the kernel refuses.
 pub fn read_all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, BatchError> {
+    let mut entries = Vec::new();
+    read_chunks(map, |chunk| entries.extend(chunk))?;
+    Ok(entries)
+}
+
+/// As [`read_all`], a chunk at a time: for maps that are large and go on changing. What comes or
+/// goes meanwhile may be missed.
+///
+/// # Errors
+///
+/// If the map's layout is another one, or the kernel refuses.
+pub fn read_chunks<K: Pod, V: Pod>(
+    map: &MapData,
+    mut each: impl FnMut(&mut dyn Iterator<Item = (K, V)>),
+) -> Result<(), BatchError> {
     let info = map.info()?;
     if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
         return Err(BatchError::Layout {
@@ -56,7 +71,6 @@ pub fn read_all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, BatchError
         });
     }
     let mut batch = BATCH.min(info.max_entries()).max(1);
-    let mut entries = Vec::new();
     let mut position: Option<u32> = None;
     let mut keys = vec![zeroed::<K>(); batch as usize];
     let mut values = vec![zeroed::<V>(); batch as usize];
@@ -72,9 +86,9 @@ pub fn read_all<K: Pod, V: Pod>(map: &MapData) -> Result<Vec<(K, V)>, BatchError
         match outcome {
             Ok(Batch { count, last }) => {
                 let read = keys.iter().copied().zip(values.iter().copied());
-                entries.extend(read.take(count as usize));
+                each(&mut read.take(count as usize));
                 if last {
-                    return Ok(entries);
+                    return Ok(());
                 }
                 position = Some(next);
             }

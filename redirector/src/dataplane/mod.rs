@@ -1,6 +1,17 @@
 //! Programs and maps in the kernel, and their synchronisation with the desired state.
 
 pub mod batch;
+pub mod contents;
+pub mod delta;
+pub mod encode;
+pub mod ids;
 pub mod info;
+pub mod lock;
 pub mod pinned;
 pub mod pins;
+pub mod prerequisites;
+mod regions;
+pub mod sync;
+mod syscall;
+pub mod sysctl;
+pub mod table;
