@@ -11,6 +11,7 @@ pub mod pinned;
 pub mod pins;
 pub mod prerequisites;
 mod regions;
+pub mod status;
 pub mod sync;
 mod syscall;
 pub mod sysctl;
