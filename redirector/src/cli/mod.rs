@@ -9,6 +9,7 @@ pub mod flow;
 pub mod map;
 pub mod render;
 pub mod service;
+pub mod status;
 
 use std::io;
 use std::path::PathBuf;
@@ -39,6 +40,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show whether all is well: agent, interfaces, sync, conflicts, map fill
+    Status(status::StatusArgs),
     /// Show services, their frontends and backends
     #[command(subcommand)]
     Service(service::ServiceCommand),
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Status(args) => status::run(&args),
         Command::Service(command) => service::run(&command),
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),

@@ -1,5 +1,6 @@
 //! Programs and maps in the kernel, and their synchronisation with the desired state.
 
+pub mod attached;
 pub mod batch;
 pub mod contents;
 pub mod delta;
