@@ -14,6 +14,7 @@ mod node;
 pub mod publish;
 mod service;
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,6 +78,17 @@ impl XdpMode {
         ("generic", Self::Generic),
         ("off", Self::Off),
     ];
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        })
+    }
 }
 
 /// Reads a file.

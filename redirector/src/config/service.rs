@@ -43,11 +43,12 @@ fn read_service(
     reader: &mut Reader<'_>,
 ) -> Placed {
     let name = read_name(fields, names, reader).unwrap_or_default();
-    let (frontends, frontend_places): (Vec<_>, Vec<_>) =
-        read_frontends(fields, reader).into_iter().unzip();
-    let (backends, backend_places): (Vec<_>, Vec<_>) = read_backends(fields, &frontends, reader)
-        .into_iter()
-        .unzip();
+    let frontends = read_frontends(fields, reader);
+    let all_known = frontends.iter().all(Option::is_some);
+    let (frontends, frontend_places): (Vec<_>, Vec<_>) = frontends.into_iter().flatten().unzip();
+    // A frontend that could not be read might be of the family that the others are not.
+    let families = if all_known { &*frontends } else { &[] };
+    let (backends, backend_places) = read_backends(fields, families, reader).into_iter().unzip();
     refuse_without_effect(fields, reader);
     let policy = fields
         .get("trafficPolicy")
@@ -106,7 +107,11 @@ fn read_name(
     Some(name.to_owned())
 }
 
-fn read_frontends(fields: &Fields<'_>, reader: &mut Reader<'_>) -> Vec<(FrontendSpec, Place)> {
+/// The frontends, `None` for those that are wrong.
+fn read_frontends(
+    fields: &Fields<'_>,
+    reader: &mut Reader<'_>,
+) -> Vec<Option<(FrontendSpec, Place)>> {
     let Some(node) = fields.required("frontends", "services", reader) else {
         return Vec::new();
     };
@@ -120,7 +125,7 @@ fn read_frontends(fields: &Fields<'_>, reader: &mut Reader<'_>) -> Vec<(Frontend
         );
     }
     list.iter()
-        .filter_map(|item| Some((read_frontend(item, reader)?, reader.place(item.position))))
+        .map(|item| Some((read_frontend(item, reader)?, reader.place(item.position))))
         .collect()
 }
 

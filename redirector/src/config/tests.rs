@@ -1,12 +1,20 @@
+mod accepted;
+mod refused;
+mod schema;
+
 use super::*;
 
-#[test]
-fn an_empty_file_publishes_nothing() {
-    for text in ["", "{}", "# nothing\n", "---\n", "publish:\nservices:\n"] {
-        assert_eq!(
-            parse("redirector.yaml", text),
-            Ok(Config::default()),
-            "{text:?}"
-        );
+fn config(text: &str) -> Config {
+    match parse("redirector.yaml", text) {
+        Ok(config) => config,
+        Err(error) => panic!("{text}\n{error}"),
+    }
+}
+
+/// All lines of the error.
+fn problems(text: &str) -> Vec<String> {
+    match parse("redirector.yaml", text) {
+        Ok(config) => panic!("accepted: {text}\n{config:?}"),
+        Err(error) => error.to_string().lines().map(str::to_owned).collect(),
     }
 }
