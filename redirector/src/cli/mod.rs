@@ -4,6 +4,7 @@
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
 pub mod completions;
+pub mod config;
 pub mod counters;
 pub mod flow;
 pub mod map;
@@ -53,6 +54,9 @@ enum Command {
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
+    /// Check configuration files
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page
@@ -107,6 +111,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if let Some(usage) = error.downcast_ref::<clap::Error>() => usage.exit(),
         // Whoever read our output has seen enough of it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -123,6 +128,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
+        Command::Config(command) => config::run(&command),
         Command::Completions(args) => completions::print_completions(&args),
         Command::Man => completions::print_manual(),
     }

@@ -51,7 +51,7 @@ pub fn attached(pins: &Pins) -> io::Result<Vec<Attached>> {
         let (program, loaded_at) = programs.get(&link.program).cloned().unwrap_or_default();
         attached.push(Attached {
             hook,
-            interface: interface.to_owned(),
+            interface,
             ifindex: (link.ifindex != 0).then_some(link.ifindex),
             program_id: link.program,
             program,
@@ -63,10 +63,10 @@ pub fn attached(pins: &Pins) -> io::Result<Vec<Attached>> {
 }
 
 /// Hook and interface of a link's pin.
-fn parse(file: &str) -> Option<(Hook, &str)> {
-    let (word, interface) = file.split_once('.')?;
+fn parse(file: &str) -> Option<(Hook, String)> {
+    let (word, interface) = file.split_once('-')?;
     let hook = Hook::ALL.into_iter().find(|hook| hook.name() == word)?;
-    Some((hook, interface))
+    Some((hook, interface.replace(':', ".")))
 }
 
 /// Names and ages of the kernel's programs, by number. One that is unloaded meanwhile, or that
@@ -87,9 +87,10 @@ mod tests {
 
     #[test]
     fn pins_name_hook_and_interface() {
-        assert_eq!(parse("xdp.eth0"), Some((Hook::Xdp, "eth0")));
-        assert_eq!(parse("ingress.eth0.100"), Some((Hook::Ingress, "eth0.100")));
-        assert_eq!(parse("other.eth0"), None);
+        let parsed = |file| parse(file).map(|(hook, interface)| (hook.name(), interface));
+        assert_eq!(parsed("xdp-eth0"), Some(("xdp", "eth0".to_owned())));
+        assert_eq!(parsed("egress-a-b:7"), Some(("egress", "a-b.7".to_owned())));
+        assert_eq!(parse("clsact-eth0"), None);
         assert_eq!(parse("xdp"), None);
     }
 
