@@ -367,7 +367,7 @@ impl Pinned {
         MapData::from_pin(&path).map_err(|error| match os_error(&error) {
             Some(libc::ENOENT) => PinnedError::Version {
                 dir: self.pins.maps(),
-                file: format!("{}.v{}", name.name(), name.layout()),
+                file: Pins::map_file(name),
             },
             Some(libc::EACCES | libc::EPERM) => PinnedError::Denied { path },
             _ => unreadable(name, chain(&error)),

@@ -176,6 +176,17 @@ impl<V: Pod> ArrayTable<V> {
             .map_err(|error| TableError::of_map(self.name, "reading an element", error))
     }
 
+    /// Writes one element.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or the array is shorter.
+    pub fn put(&mut self, index: u32, value: &V) -> Result<(), TableError> {
+        self.map
+            .set(index, value, 0)
+            .map_err(|error| TableError::of_map(self.name, "writing an element", error))
+    }
+
     /// How many elements there are.
     #[must_use]
     pub fn len(&self) -> u32 {
@@ -200,9 +211,7 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
     }
 
     fn set(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
-        self.map
-            .set(*key, value, 0)
-            .map_err(|error| TableError::of_map(self.name, "writing an element", error))
+        self.put(*key, value)
     }
 
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {
