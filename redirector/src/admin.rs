@@ -71,11 +71,7 @@ fn router(pins: Pins, shared: Shared) -> Router {
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .with_state(shared)
-        .merge(
-            Router::new()
-                .route("/metrics", get(scrape))
-                .with_state(metrics),
-        )
+        .merge(Router::new().route("/metrics", get(scrape)).with_state(metrics))
 }
 
 async fn ready(State(shared): State<Shared>) -> (StatusCode, String) {
@@ -167,9 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_follows_the_agent() {
-        let admin = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .await
-            .expect("listens");
+        let admin = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("listens");
         let address = admin.address().expect("an address");
         let shared = shared();
         let server = tokio::spawn(admin.serve(Pins::new("/nowhere"), shared.clone()));
@@ -184,18 +178,13 @@ mod tests {
 
         let answer = ask(address, "/metrics").await;
         assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
-        assert!(
-            answer.contains("nothing is installed under /nowhere"),
-            "{answer}"
-        );
+        assert!(answer.contains("nothing is installed under /nowhere"), "{answer}");
         server.abort();
     }
 
     #[tokio::test]
     async fn an_address_in_use_says_what_to_do() {
-        let first = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0)))
-            .await
-            .expect("listens");
+        let first = Admin::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("listens");
         let address = first.address().expect("an address");
         let error = Admin::bind(address).await.expect_err("in use");
         assert_eq!(

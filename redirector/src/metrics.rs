@@ -45,11 +45,7 @@ impl Metrics {
     /// Metrics of the maps under `pins` and the agent's account.
     #[must_use]
     pub fn new(pins: Pins, shared: Shared) -> Self {
-        Self {
-            pins,
-            shared,
-            traffic: Mutex::default(),
-        }
+        Self { pins, shared, traffic: Mutex::default() }
     }
 
     /// The metrics now, in the OpenMetrics text format. Reads whole maps: it blocks for
@@ -85,11 +81,7 @@ impl Metrics {
                 | MapName::Status
                 | MapName::Sysctls => maps.entries(*name)?,
             };
-            fill.push(MapFill {
-                map: name.name(),
-                entries,
-                capacity: maps.facts(*name)?.capacity,
-            });
+            fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }
         let scrape = Scrape {
             counters: counters::load(&maps)?,
@@ -147,24 +139,11 @@ impl Scrape {
             ]
         };
         let packets = self.counters.iter().map(|row| (labels(row), row.packets));
-        counter(
-            to,
-            "packets",
-            "Packets by what became of them and why",
-            packets,
-        )?;
+        counter(to, "packets", "Packets by what became of them and why", packets)?;
         let bytes = self.counters.iter().map(|row| (labels(row), row.bytes));
-        counter(
-            to,
-            "bytes",
-            "Bytes of frames by what became of them and why",
-            bytes,
-        )?;
+        counter(to, "bytes", "Bytes of frames by what became of them and why", bytes)?;
         let services = self.services.iter().map(|(name, packets)| {
-            let labels = [
-                ("namespace", name.namespace.clone()),
-                ("service", name.name.clone()),
-            ];
+            let labels = [("namespace", name.namespace.clone()), ("service", name.name.clone())];
             (labels, *packets)
         });
         let help = "Packets from clients by service, of the flows seen when scraped";
@@ -172,27 +151,13 @@ impl Scrape {
     }
 
     fn encode_maps(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        gauge(
-            to,
-            "flows",
-            "Flows in the flow table",
-            [([], whole(self.flows))],
-        )?;
-        let entries = self
-            .fill
-            .iter()
-            .map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
+        gauge(to, "flows", "Flows in the flow table", [([], whole(self.flows))])?;
+        let entries =
+            self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
         gauge(to, "map_entries", "Entries in use", entries)?;
-        let capacity = self
-            .fill
-            .iter()
-            .map(|fill| ([("map", fill.map.to_owned())], i64::from(fill.capacity)));
-        gauge(
-            to,
-            "map_capacity",
-            "Entries that there is room for",
-            capacity,
-        )
+        let capacity =
+            self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], i64::from(fill.capacity)));
+        gauge(to, "map_capacity", "Entries that there is room for", capacity)
     }
 
     fn encode_agent(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -204,27 +169,15 @@ impl Scrape {
             syncs,
         )?;
         let errors = [([], syncs.errors)];
-        counter(
-            to,
-            "sync_errors",
-            "Times that the maps could not be brought in line",
-            errors,
-        )?;
+        counter(to, "sync_errors", "Times that the maps could not be brought in line", errors)?;
         let stale = i64::from(status.config_error.is_some());
         let help = "1 while the file is wrong and the state before it is kept";
         gauge(to, "config_stale", help, [([], stale)])?;
         let help = "Frontends that more than one service claims";
-        gauge(
-            to,
-            "frontend_conflicts",
-            help,
-            [([], whole(status.conflicts))],
-        )?;
+        gauge(to, "frontend_conflicts", help, [([], whole(status.conflicts))])?;
         let modes = status.interfaces.iter().map(|interface| {
-            let labels = [
-                ("interface", interface.name.clone()),
-                ("mode", interface.xdp.name().to_owned()),
-            ];
+            let labels =
+                [("interface", interface.name.clone()), ("mode", interface.xdp.name().to_owned())];
             (labels, 1)
         });
         gauge(to, "xdp_mode", "How XDP runs on each interface", modes)?;
@@ -250,9 +203,7 @@ where
         if N == 0 {
             metric.encode_counter(&value, exemplar)?;
         } else {
-            metric
-                .encode_family(&labels)?
-                .encode_counter(&value, exemplar)?;
+            metric.encode_family(&labels)?.encode_counter(&value, exemplar)?;
         }
     }
     Ok(())
@@ -281,8 +232,12 @@ where
 fn histogram(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, syncs: &Syncs) -> fmt::Result {
     let bounds = Syncs::BOUNDS.into_iter().chain([f64::INFINITY]);
     let buckets: Vec<_> = bounds.zip(syncs.buckets).collect();
-    to.encode_descriptor(name, help, None, MetricType::Histogram)?
-        .encode_histogram::<NoLabelSet>(syncs.total.as_secs_f64(), syncs.count, &buckets, None)
+    to.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(
+        syncs.total.as_secs_f64(),
+        syncs.count,
+        &buckets,
+        None,
+    )
 }
 
 /// A number of things as a gauge's value.

@@ -49,11 +49,7 @@ fn refuse(file: &Path, error: &ConfigError) -> Result<()> {
     for problem in error.problems() {
         eprintln!("{problem}");
     }
-    bail!(
-        "{} has {} problems: correct what is named above",
-        file.display(),
-        error.problems().len()
-    )
+    bail!("{} has {} problems: correct what is named above", file.display(), error.problems().len())
 }
 
 fn summary(config: &Config) -> String {

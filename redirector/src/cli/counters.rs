@@ -66,11 +66,8 @@ pub fn run(args: &CountersArgs) -> Result<()> {
     match args.watch {
         None => {
             let rows = load(&maps)?;
-            let shown = if args.read.output == Format::Table && !args.all {
-                non_zero(rows)
-            } else {
-                rows
-            };
+            let shown =
+                if args.read.output == Format::Table && !args.all { non_zero(rows) } else { rows };
             render::print_rows(args.read.output, &shown, "nothing counted yet")
         }
         Some(seconds) => watch(args, &maps, Duration::from_secs(seconds)),
@@ -91,11 +88,7 @@ fn watch(args: &CountersArgs, maps: &Pinned, interval: Duration) -> Result<()> {
             Format::Table => {
                 let rates = rates(&rows, before.as_ref(), now, args.all);
                 // Clears only a screen; a file or pipe gets one table after the other.
-                let clear = if std::io::stdout().is_terminal() {
-                    "\x1b[H\x1b[2J"
-                } else {
-                    ""
-                };
+                let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
                 let age = interval.as_secs();
                 let table = render::table(&rates);
                 render::print(&format!("{clear}every {age} s, until Ctrl-C\n\n{table}\n"))?;
@@ -125,12 +118,9 @@ fn rates(
         .filter(|row| all || row.packets != 0)
         .map(|row| {
             let since = |now: u64, then: fn(&CounterRow) -> u64| {
-                let then = earlier
-                    .get(&(row.interface.as_str(), row.reason))
-                    .map_or(0, |row| then(row));
-                (now.saturating_sub(then) * 1000)
-                    .checked_div(passed)
-                    .unwrap_or(0)
+                let then =
+                    earlier.get(&(row.interface.as_str(), row.reason)).map_or(0, |row| then(row));
+                (now.saturating_sub(then) * 1000).checked_div(passed).unwrap_or(0)
             };
             RateRow {
                 packets_per_second: since(row.packets, |row| row.packets),
@@ -211,24 +201,14 @@ pub(crate) fn interface_name(index: u32) -> String {
     }
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn reason_name<S: serde::Serializer>(reason: &Reason, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(reason.name())
 }
 
 impl Row for CounterRow {
     fn headings() -> Vec<&'static str> {
-        vec![
-            "INTERFACE",
-            "VERDICT",
-            "REASON",
-            ">PACKETS",
-            ">BYTES",
-            "MEANING",
-        ]
+        vec!["INTERFACE", "VERDICT", "REASON", ">PACKETS", ">BYTES", "MEANING"]
     }
 
     fn cells(&self) -> Vec<String> {
@@ -251,15 +231,7 @@ impl Serialize for RateRow {
 
 impl Row for RateRow {
     fn headings() -> Vec<&'static str> {
-        vec![
-            "INTERFACE",
-            "VERDICT",
-            "REASON",
-            ">PACKETS",
-            ">BYTES",
-            ">PACKETS/S",
-            ">BYTES/S",
-        ]
+        vec!["INTERFACE", "VERDICT", "REASON", ">PACKETS", ">BYTES", ">PACKETS/S", ">BYTES/S"]
     }
 
     fn cells(&self) -> Vec<String> {

@@ -98,10 +98,7 @@ fn flush(args: &FlushArgs) -> Result<()> {
 }
 
 fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
-    Ok(Loaded {
-        flows: maps.flows()?,
-        infos: maps.infos()?,
-    })
+    Ok(Loaded { flows: maps.flows()?, infos: maps.infos()? })
 }
 
 /// The clock of the flow table, in nanoseconds.

@@ -69,10 +69,7 @@ pub fn run(command: &MapCommand) -> Result<()> {
 }
 
 fn load(maps: &Pinned) -> Result<Vec<MapRow>, PinnedError> {
-    MapName::ALL
-        .iter()
-        .map(|name| map_row(maps, *name))
-        .collect()
+    MapName::ALL.iter().map(|name| map_row(maps, *name)).collect()
 }
 
 fn map_row(maps: &Pinned, name: MapName) -> Result<MapRow, PinnedError> {
@@ -101,16 +98,7 @@ fn names() -> impl TypedValueParser<Value = MapName> {
 
 impl Row for MapRow {
     fn headings() -> Vec<&'static str> {
-        vec![
-            "NAME",
-            "KIND",
-            ">ENTRIES",
-            ">CAPACITY",
-            ">KEY",
-            ">VALUE",
-            ">MEMORY",
-            "DESCRIPTION",
-        ]
+        vec!["NAME", "KIND", ">ENTRIES", ">CAPACITY", ">KEY", ">VALUE", ">MEMORY", "DESCRIPTION"]
     }
 
     fn cells(&self) -> Vec<String> {

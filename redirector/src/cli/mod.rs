@@ -137,11 +137,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 /// What failed, in one line.
 fn failure(error: &anyhow::Error) -> String {
     let text = format!("error: {error:#}");
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join("; ")
 }
 
@@ -166,10 +162,7 @@ mod tests {
     #[test]
     fn a_failure_is_one_line() {
         let error = anyhow::anyhow!("line 3\n  found: x\n\n").context("cannot read a.yaml");
-        assert_eq!(
-            failure(&error),
-            "error: cannot read a.yaml: line 3; found: x"
-        );
+        assert_eq!(failure(&error), "error: cannot read a.yaml: line 3; found: x");
     }
 
     #[test]

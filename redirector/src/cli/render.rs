@@ -83,23 +83,14 @@ pub fn table<R: Row>(rows: &[R]) -> String {
 /// Columns without borders. A heading that starts with `>` is aligned to the right.
 #[must_use]
 pub fn columns(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
-    let right = |column: usize| {
-        headings
-            .get(column)
-            .is_some_and(|heading| heading.starts_with('>'))
-    };
+    let right =
+        |column: usize| headings.get(column).is_some_and(|heading| heading.starts_with('>'));
     let aligned = |column: usize, text: &str| {
         let cell = Cell::new(if text.is_empty() { "-" } else { text });
-        if right(column) {
-            cell.set_alignment(CellAlignment::Right)
-        } else {
-            cell
-        }
+        if right(column) { cell.set_alignment(CellAlignment::Right) } else { cell }
     };
     let mut table = Table::new();
-    table
-        .load_style(presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(
         headings
             .iter()
@@ -107,11 +98,7 @@ pub fn columns(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) -> St
             .map(|(column, heading)| aligned(column, heading.trim_start_matches('>'))),
     );
     for row in rows {
-        table.add_row(
-            row.iter()
-                .enumerate()
-                .map(|(column, text)| aligned(column, text)),
-        );
+        table.add_row(row.iter().enumerate().map(|(column, text)| aligned(column, text)));
     }
     let mut text = String::new();
     for column in table.column_iter_mut() {
@@ -236,16 +223,8 @@ mod tests {
         }
     }
 
-    const FRUIT: [Fruit; 2] = [
-        Fruit {
-            name: "pear",
-            number: 7,
-        },
-        Fruit {
-            name: "watermelon",
-            number: 12_345_678,
-        },
-    ];
+    const FRUIT: [Fruit; 2] =
+        [Fruit { name: "pear", number: 7 }, Fruit { name: "watermelon", number: 12_345_678 }];
 
     #[test]
     fn columns_are_aligned_without_borders() {

@@ -67,19 +67,14 @@ fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
 
 /// The one service that `name` names.
 fn find<'a>(rows: &'a [ServiceRow], name: &str) -> Result<&'a ServiceRow> {
-    let named: Vec<_> = rows
-        .iter()
-        .filter(|row| row.name == name || row.full_name() == name)
-        .collect();
+    let named: Vec<_> =
+        rows.iter().filter(|row| row.name == name || row.full_name() == name).collect();
     match named.as_slice() {
         [row] => Ok(row),
         [] => bail!("no service is named {name}: 'redirector service list' shows those there are"),
         several => {
             // The full name may itself be that of exactly one.
-            let full: Vec<_> = several
-                .iter()
-                .filter(|row| row.full_name() == name)
-                .collect();
+            let full: Vec<_> = several.iter().filter(|row| row.full_name() == name).collect();
             if let [row] = full.as_slice() {
                 return Ok(row);
             }
@@ -98,16 +93,7 @@ fn find<'a>(rows: &'a [ServiceRow], name: &str) -> Result<&'a ServiceRow> {
 
 impl Row for ServiceRow {
     fn headings() -> Vec<&'static str> {
-        vec![
-            "NAMESPACE",
-            "NAME",
-            "SOURCE",
-            "FRONTENDS",
-            "BACKENDS",
-            "STATE",
-            ">PACKETS",
-            ">BYTES",
-        ]
+        vec!["NAMESPACE", "NAME", "SOURCE", "FRONTENDS", "BACKENDS", "STATE", ">PACKETS", ">BYTES"]
     }
 
     fn cells(&self) -> Vec<String> {
@@ -130,9 +116,8 @@ impl Row for ServiceRow {
 
 /// A service in full, for people.
 fn describe(row: &ServiceRow) -> String {
-    let affinity = row
-        .affinity_seconds
-        .map_or_else(|| "none".to_owned(), |seconds| age(u64::from(seconds)));
+    let affinity =
+        row.affinity_seconds.map_or_else(|| "none".to_owned(), |seconds| age(u64::from(seconds)));
     let mut text = fields(&[
         ("Name", row.name.clone()),
         ("Namespace", row.namespace.clone().unwrap_or_default()),
@@ -143,9 +128,7 @@ fn describe(row: &ServiceRow) -> String {
     ]);
     text.push_str("\nFrontends:\n");
     text.push_str(&indented(&columns(
-        &[
-            "ADDRESS", ">PORT", "PROTOCOL", "STATE", ">PACKETS", ">BYTES",
-        ],
+        &["ADDRESS", ">PORT", "PROTOCOL", "STATE", ">PACKETS", ">BYTES"],
         row.frontends.iter().map(|frontend| {
             vec![
                 frontend.address.to_string(),
@@ -164,11 +147,7 @@ fn describe(row: &ServiceRow) -> String {
     text.push_str(&indented(&columns(
         &["ADDRESS", ">PORT", "PLACE", "STATE", ">WEIGHT"],
         row.backends.iter().map(|backend| {
-            let place = if backend.local {
-                "this host"
-            } else {
-                "elsewhere"
-            };
+            let place = if backend.local { "this host" } else { "elsewhere" };
             vec![
                 backend.address.clone(),
                 backend.port.to_string(),

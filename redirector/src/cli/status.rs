@@ -29,13 +29,8 @@ pub struct StatusArgs {
 }
 
 /// Maps whose fill is worth watching.
-const WATCHED: [MapName; 5] = [
-    MapName::Flows,
-    MapName::Frontends,
-    MapName::Backends,
-    MapName::Services,
-    MapName::Maglev,
-];
+const WATCHED: [MapName; 5] =
+    [MapName::Flows, MapName::Frontends, MapName::Backends, MapName::Services, MapName::Maglev];
 
 /// Runs the command.
 ///
@@ -78,16 +73,8 @@ fn load(maps: &Pinned) -> Result<Loaded> {
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
     let fill = |name: MapName| {
-        let entries = if name == MapName::Flows {
-            halves
-        } else {
-            maps.entries(name)?
-        };
-        Ok(Fill {
-            name: name.name(),
-            entries,
-            capacity: maps.facts(name)?.capacity,
-        })
+        let entries = if name == MapName::Flows { halves } else { maps.entries(name)? };
+        Ok(Fill { name: name.name(), entries, capacity: maps.facts(name)?.capacity })
     };
     WATCHED.into_iter().map(fill).collect()
 }
@@ -124,9 +111,7 @@ fn agent(report: &Report) -> String {
     let agent = &report.agent;
     match (agent.state, agent.pid) {
         (AgentState::Running, Some(pid)) => {
-            let up = agent
-                .uptime_seconds
-                .map_or(String::new(), |up| format!(", up {}", age(up)));
+            let up = agent.uptime_seconds.map_or(String::new(), |up| format!(", up {}", age(up)));
             let version = agent.version.as_deref().unwrap_or("?");
             format!("running (pid {pid}, version {version}{up})")
         }
@@ -141,10 +126,10 @@ fn agent(report: &Report) -> String {
 
 fn source(report: &Report) -> String {
     let source = &report.source;
-    let file = source.file.as_ref().map_or_else(
-        || "command line".to_owned(),
-        |file| file.display().to_string(),
-    );
+    let file = source
+        .file
+        .as_ref()
+        .map_or_else(|| "command line".to_owned(), |file| file.display().to_string());
     match &source.error {
         Some(error) => {
             let since = source
@@ -159,18 +144,14 @@ fn source(report: &Report) -> String {
 fn sync(report: &Report) -> String {
     let sync = &report.sync;
     if sync.in_sync {
-        let last = sync.last_seconds.map_or(String::new(), |seconds| {
-            format!(" (last written {} ago)", age(seconds))
-        });
+        let last = sync
+            .last_seconds
+            .map_or(String::new(), |seconds| format!(" (last written {} ago)", age(seconds)));
         return format!("in sync{last}");
     }
-    let since = sync
-        .out_of_sync_seconds
-        .map_or(String::new(), |seconds| format!(" for {}", age(seconds)));
-    let why = sync
-        .error
-        .as_ref()
-        .map_or(String::new(), |why| format!(": {why}"));
+    let since =
+        sync.out_of_sync_seconds.map_or(String::new(), |seconds| format!(" for {}", age(seconds)));
+    let why = sync.error.as_ref().map_or(String::new(), |why| format!(": {why}"));
     format!("NOT in sync{since}{why}")
 }
 
@@ -183,16 +164,9 @@ fn snat_ports(report: &Report) -> String {
 
 fn flows(report: &Report) -> String {
     let total: usize = report.flows.values().sum();
-    let states: Vec<_> = report
-        .flows
-        .iter()
-        .map(|(state, number)| format!("{number} {state}"))
-        .collect();
-    if states.is_empty() {
-        total.to_string()
-    } else {
-        format!("{total} ({})", states.join(", "))
-    }
+    let states: Vec<_> =
+        report.flows.iter().map(|(state, number)| format!("{number} {state}")).collect();
+    if states.is_empty() { total.to_string() } else { format!("{total} ({})", states.join(", ")) }
 }
 
 fn conflicts(report: &Report) -> String {
@@ -214,11 +188,7 @@ fn interfaces(report: &Report) -> String {
             .iter()
             .map(|program| format!("{}:{}", program.hook, program.id))
             .collect();
-        let oldest = interface
-            .programs
-            .iter()
-            .filter_map(|it| it.age_seconds)
-            .max();
+        let oldest = interface.programs.iter().filter_map(|it| it.age_seconds).max();
         let note = interface.error.as_ref().or(interface.xdp_reason.as_ref());
         vec![
             interface.name.clone(),
@@ -229,16 +199,12 @@ fn interfaces(report: &Report) -> String {
             note.cloned().unwrap_or_default(),
         ]
     });
-    columns(
-        &["INTERFACE", "XDP", "TC", "PROGRAMS", ">AGE", "NOTE"],
-        rows,
-    )
+    columns(&["INTERFACE", "XDP", "TC", "PROGRAMS", ">AGE", "NOTE"], rows)
 }
 
 /// Seconds from a moment to `now`; 0 for one that lies ahead, as after a change of the clock.
 fn seconds_since(now: SystemTime, then: SystemTime) -> u64 {
-    now.duration_since(then)
-        .map_or(0, |passed| passed.as_secs())
+    now.duration_since(then).map_or(0, |passed| passed.as_secs())
 }
 
 /// Milliseconds since 1970 as a moment.

@@ -23,11 +23,7 @@ impl TableError {
     /// An error of `map` while `action` was tried.
     #[must_use]
     pub fn new(map: MapName, action: &'static str, source: io::Error) -> Self {
-        Self {
-            map: map.name(),
-            action,
-            source,
-        }
+        Self { map: map.name(), action, source }
     }
 
     fn of_map(map: MapName, action: &'static str, error: MapError) -> Self {
@@ -37,10 +33,7 @@ impl TableError {
     /// Whether the map has no room for another entry.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(
-            self.source.raw_os_error(),
-            Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC)
-        )
+        matches!(self.source.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC))
     }
 }
 
@@ -176,6 +169,17 @@ impl<V: Pod> ArrayTable<V> {
             .map_err(|error| TableError::of_map(self.name, "reading an element", error))
     }
 
+    /// Writes one element.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or the array is shorter.
+    pub fn put(&mut self, index: u32, value: &V) -> Result<(), TableError> {
+        self.map
+            .set(index, value, 0)
+            .map_err(|error| TableError::of_map(self.name, "writing an element", error))
+    }
+
     /// How many elements there are.
     #[must_use]
     pub fn len(&self) -> u32 {
@@ -200,9 +204,7 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
     }
 
     fn set(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
-        self.map
-            .set(*key, value, 0)
-            .map_err(|error| TableError::of_map(self.name, "writing an element", error))
+        self.put(*key, value)
     }
 
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {

@@ -44,10 +44,7 @@ fn scrape() -> Scrape {
         account.syncs.record(Duration::from_secs(60));
         account.syncs.errors = 4;
     });
-    let web = ServiceName {
-        namespace: "shop".to_owned(),
-        name: "we\"b".to_owned(),
-    };
+    let web = ServiceName { namespace: "shop".to_owned(), name: "we\"b".to_owned() };
     Scrape {
         counters: vec![CounterRow {
             reason: Reason::LocalNew,
@@ -58,11 +55,7 @@ fn scrape() -> Scrape {
         }],
         services: BTreeMap::from([(web, 9)]),
         flows: 3,
-        fill: vec![MapFill {
-            map: "FLOWS",
-            entries: 6,
-            capacity: 131_072,
-        }],
+        fill: vec![MapFill { map: "FLOWS", entries: 6, capacity: 131_072 }],
         agent: shared.snapshot(),
     }
 }
@@ -93,43 +86,21 @@ fn every_metric_has_its_name_and_labels() {
     assert!(text.ends_with("# EOF\n"), "{text}");
     let samples = parse(&text);
     let expected = [
-        (
-            r#"redirector_packets_total{reason="local-new",verdict="deliver",interface="eth0"}"#,
-            5.0,
-        ),
-        (
-            r#"redirector_bytes_total{reason="local-new",verdict="deliver",interface="eth0"}"#,
-            300.0,
-        ),
-        (
-            r#"redirector_service_packets_total{namespace="shop",service="we\"b"}"#,
-            9.0,
-        ),
+        (r#"redirector_packets_total{reason="local-new",verdict="deliver",interface="eth0"}"#, 5.0),
+        (r#"redirector_bytes_total{reason="local-new",verdict="deliver",interface="eth0"}"#, 300.0),
+        (r#"redirector_service_packets_total{namespace="shop",service="we\"b"}"#, 9.0),
         ("redirector_flows", 3.0),
         (r#"redirector_map_entries{map="FLOWS"}"#, 6.0),
         (r#"redirector_map_capacity{map="FLOWS"}"#, 131_072.0),
         ("redirector_sync_duration_seconds_count", 2.0),
         ("redirector_sync_duration_seconds_sum", 60.003),
-        (
-            r#"redirector_sync_duration_seconds_bucket{le="0.005"}"#,
-            1.0,
-        ),
+        (r#"redirector_sync_duration_seconds_bucket{le="0.005"}"#, 1.0),
         (r#"redirector_sync_duration_seconds_bucket{le="+Inf"}"#, 2.0),
         ("redirector_sync_errors_total", 4.0),
         ("redirector_config_stale", 1.0),
         ("redirector_frontend_conflicts", 2.0),
-        (
-            r#"redirector_xdp_mode{interface="eth0",mode="generic"}"#,
-            1.0,
-        ),
-        (
-            concat!(
-                r#"redirector_build_info{version=""#,
-                env!("CARGO_PKG_VERSION"),
-                r#""}"#
-            ),
-            1.0,
-        ),
+        (r#"redirector_xdp_mode{interface="eth0",mode="generic"}"#, 1.0),
+        (concat!(r#"redirector_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""}"#), 1.0),
     ];
     for (sample, value) in expected {
         assert_eq!(samples.get(sample), Some(&value), "{sample}\n{text}");
@@ -139,11 +110,7 @@ fn every_metric_has_its_name_and_labels() {
 #[test]
 fn totals_never_fall() {
     let info = Info {
-        key: ServiceKey {
-            source: Source::Static,
-            namespace: None,
-            name: "web".to_owned(),
-        },
+        key: ServiceKey { source: Source::Static, namespace: None, name: "web".to_owned() },
         family: Family::V4,
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,

@@ -49,9 +49,8 @@ impl Traffic {
                 Some((created, packets)) if *created == flow.created => *packets,
                 Some(_) | None => 0,
             };
-            let total = infos
-                .get(&flow.service)
-                .and_then(|info| totals.get_mut(&service_name(info)));
+            let total =
+                infos.get(&flow.service).and_then(|info| totals.get_mut(&service_name(info)));
             if let Some(total) = total {
                 *total = total.saturating_add(flow.packets.saturating_sub(before));
             }

@@ -58,17 +58,12 @@ fn flow_row(maps: &Loaded, key: &Tuple, flow: &Flow, now: u64) -> FlowRow {
         protocol: key.protocol(),
         client: socket(key.source, key.source_port),
         frontend: socket(key.destination, key.destination_port),
-        backend: socket(
-            flow.translated.destination,
-            flow.translated.destination_port,
-        ),
+        backend: socket(flow.translated.destination, flow.translated.destination_port),
         service: service_name(&maps.infos, flow.service),
         state: flow.state(),
         age_seconds: seconds(now.saturating_sub(flow.created)),
         idle_seconds: seconds(now.saturating_sub(last_seen)),
-        packets: flow
-            .packets
-            .saturating_add(reply.map_or(0, |it| it.packets)),
+        packets: flow.packets.saturating_add(reply.map_or(0, |it| it.packets)),
         bytes: flow.bytes.saturating_add(reply.map_or(0, |it| it.bytes)),
         halves: [reply_key, *key],
     }
@@ -92,18 +87,12 @@ fn service_name(infos: &BTreeMap<ServiceId, Info>, id: ServiceId) -> String {
     }
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn protocol_name<S: Serializer>(protocol: &Protocol, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(protocol.name())
 }
 
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde passes a reference"
-)]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn state_name<S: Serializer>(state: &FlowState, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(state.name())
 }
@@ -168,16 +157,9 @@ pub(super) mod tests {
 
     #[test]
     fn a_half_alone_is_shown_with_what_is_known() {
-        let [forward, reply] = flow(
-            Protocol::Tcp,
-            "198.51.100.7:4000",
-            "192.0.2.1:80",
-            "10.0.0.5:8080",
-        );
-        let only = |half| Loaded {
-            flows: BTreeMap::from([half]),
-            infos: BTreeMap::new(),
-        };
+        let [forward, reply] =
+            flow(Protocol::Tcp, "198.51.100.7:4000", "192.0.2.1:80", "10.0.0.5:8080");
+        let only = |half| Loaded { flows: BTreeMap::from([half]), infos: BTreeMap::new() };
         let rows = flow_rows(&only(forward), 42 * SECOND);
         assert_eq!(rows.len(), 1);
         assert_eq!((rows[0].idle_seconds, rows[0].packets), (22, 3));

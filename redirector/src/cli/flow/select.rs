@@ -41,15 +41,10 @@ impl Selection {
             && at(&self.backend, row.backend)
             && self.service.as_ref().is_none_or(|name| {
                 row.service == *name
-                    || row
-                        .service
-                        .strip_suffix(name.as_str())
-                        .is_some_and(is_namespace)
+                    || row.service.strip_suffix(name.as_str()).is_some_and(is_namespace)
             })
             && self.state.is_none_or(|state| row.state == state)
-            && self
-                .protocol
-                .is_none_or(|protocol| row.protocol == protocol)
+            && self.protocol.is_none_or(|protocol| row.protocol == protocol)
     }
 }
 
@@ -79,25 +74,14 @@ impl FromStr for End {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(socket) = text.parse::<SocketAddr>() {
-            return Ok(Self {
-                address: socket.ip(),
-                port: Some(socket.port()),
-            });
+            return Ok(Self { address: socket.ip(), port: Some(socket.port()) });
         }
-        let bare = text
-            .strip_prefix('[')
-            .and_then(|text| text.strip_suffix(']'))
-            .unwrap_or(text);
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
         match bare.parse() {
-            Ok(address) => Ok(Self {
-                address,
-                port: None,
-            }),
-            Err(_) => Err(
-                "give an address, 192.0.2.1 or 2001:db8::1, or an address and a port, \
+            Ok(address) => Ok(Self { address, port: None }),
+            Err(_) => Err("give an address, 192.0.2.1 or 2001:db8::1, or an address and a port, \
                            192.0.2.1:80 or [2001:db8::1]:80"
-                    .to_owned(),
-            ),
+                .to_owned()),
         }
     }
 }
@@ -128,16 +112,8 @@ mod tests {
     use super::*;
 
     fn row() -> FlowRow {
-        let halves = flow(
-            Protocol::Tcp,
-            "198.51.100.7:4000",
-            "192.0.2.1:80",
-            "10.0.0.5:8080",
-        );
-        let loaded = Loaded {
-            flows: BTreeMap::from(halves),
-            infos: BTreeMap::new(),
-        };
+        let halves = flow(Protocol::Tcp, "198.51.100.7:4000", "192.0.2.1:80", "10.0.0.5:8080");
+        let loaded = Loaded { flows: BTreeMap::from(halves), infos: BTreeMap::new() };
         flow_rows(&loaded, 0).remove(0)
     }
 
@@ -165,13 +141,7 @@ mod tests {
 
     #[test]
     fn ends_are_read_with_and_without_ports() {
-        for text in [
-            "192.0.2.1",
-            "192.0.2.1:80",
-            "2001:db8::1",
-            "[2001:db8::1]",
-            "[::1]:80",
-        ] {
+        for text in ["192.0.2.1", "192.0.2.1:80", "2001:db8::1", "[2001:db8::1]", "[::1]:80"] {
             assert!(text.parse::<End>().is_ok(), "{text}");
         }
         for text in ["", "web", "192.0.2.1:", "192.0.2.1:99999", "192.0.2", ":80"] {
@@ -182,14 +152,8 @@ mod tests {
     #[test]
     fn a_service_matches_with_and_without_its_namespace() {
         let with = |service: &str, filter: &str| {
-            let selection = Selection {
-                service: Some(filter.to_owned()),
-                ..Selection::default()
-            };
-            let row = FlowRow {
-                service: service.to_owned(),
-                ..row()
-            };
+            let selection = Selection { service: Some(filter.to_owned()), ..Selection::default() };
+            let row = FlowRow { service: service.to_owned(), ..row() };
             selection.matches(&row)
         };
         assert!(with("shop/web", "web"));

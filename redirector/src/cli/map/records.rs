@@ -94,15 +94,9 @@ pub(super) fn table(records: &[Record]) -> String {
     let Some(first) = records.first() else {
         return String::new();
     };
-    let headings: Vec<_> = first
-        .0
-        .iter()
-        .map(|(name, value)| heading(name, value))
-        .collect();
+    let headings: Vec<_> = first.0.iter().map(|(name, value)| heading(name, value)).collect();
     let headings: Vec<_> = headings.iter().map(String::as_str).collect();
-    let rows = records
-        .iter()
-        .map(|record| record.0.iter().map(|(_, value)| text(value)).collect());
+    let rows = records.iter().map(|record| record.0.iter().map(|(_, value)| text(value)).collect());
     render::columns(&headings, rows)
 }
 
@@ -211,11 +205,7 @@ fn status(text: &str) -> Vec<Record> {
 }
 
 fn slot_state(slot: SlotValue) -> &'static str {
-    if slot.state == SlotValue::TERMINATING {
-        "terminating"
-    } else {
-        "active"
-    }
+    if slot.state == SlotValue::TERMINATING { "terminating" } else { "active" }
 }
 
 fn flag_names(flags: PortFlags) -> Vec<&'static str> {
@@ -235,10 +225,7 @@ fn ends(tuple: &Tuple) -> (String, String) {
     let socket = |address, port: redirector_common::Port| {
         SocketAddr::new(IpAddr::from(address), port.number()).to_string()
     };
-    (
-        socket(tuple.source, tuple.source_port),
-        socket(tuple.destination, tuple.destination_port),
-    )
+    (socket(tuple.source, tuple.source_port), socket(tuple.destination, tuple.destination_port))
 }
 
 /// An address; nothing where none is set.
@@ -301,10 +288,7 @@ BACKEND  ADDRESS   PORT  LOCAL
     fn fields_keep_their_order_in_json() {
         let record = backend(1, &Backend::local(Port::new(8080)));
         let json = serde_json::to_string(&record).expect("JSON");
-        assert_eq!(
-            json,
-            r#"{"backend":1,"address":null,"port":8080,"local":true}"#
-        );
+        assert_eq!(json, r#"{"backend":1,"address":null,"port":8080,"local":true}"#);
     }
 
     #[test]

@@ -105,11 +105,8 @@ fn service_row(
     let mut backends = BTreeSet::new();
     for (id, info) in families {
         let service = maps.services.get(id).copied().unwrap_or_default();
-        let state = if service.table_size > 0 {
-            FrontendState::Active
-        } else {
-            FrontendState::NoEndpoints
-        };
+        let state =
+            if service.table_size > 0 { FrontendState::Active } else { FrontendState::NoEndpoints };
         for key in all_frontends.get(id).into_iter().flatten() {
             let seen = traffic.get(key).copied().unwrap_or_default();
             frontends.push(frontend_row(key, state, seen));
@@ -250,11 +247,7 @@ mod tests {
 
     fn info(name: &str, family: Family, conflicts: &[&str]) -> Info {
         Info {
-            key: ServiceKey {
-                source: Source::Static,
-                namespace: None,
-                name: name.to_owned(),
-            },
+            key: ServiceKey { source: Source::Static, namespace: None, name: name.to_owned() },
             family,
             policy: TrafficPolicy::Cluster,
             forwarding: Forwarding::Snat,
@@ -268,11 +261,7 @@ mod tests {
     }
 
     fn frontend(text: &str, service: ServiceId) -> (FrontendKey, Frontend) {
-        let frontend = Frontend {
-            service,
-            reserved: 0,
-            local_address: Address::UNSPECIFIED,
-        };
+        let frontend = Frontend { service, reserved: 0, local_address: Address::UNSPECIFIED };
         (parse_frontend(text).expect("a frontend"), frontend)
     }
 
@@ -282,19 +271,12 @@ mod tests {
         backend: BackendId,
         weight: u16,
     ) -> (SlotKey, SlotValue) {
-        let value = SlotValue {
-            backend,
-            weight,
-            state: SlotValue::ACTIVE,
-        };
+        let value = SlotValue { backend, weight, state: SlotValue::ACTIVE };
         (SlotKey { service, slot }, value)
     }
 
     fn service(table_size: u32) -> Service {
-        Service {
-            table_size,
-            ..Service::default()
-        }
+        Service { table_size, ..Service::default() }
     }
 
     fn ip(text: &str) -> Address {
@@ -368,10 +350,7 @@ mod tests {
             ]),
             ..Loaded::default()
         };
-        let names: Vec<_> = service_rows(&loaded)
-            .into_iter()
-            .map(|row| row.name)
-            .collect();
+        let names: Vec<_> = service_rows(&loaded).into_iter().map(|row| row.name).collect();
         assert_eq!(names, ["80:8080/tcp", "a", "b"]);
     }
 

@@ -134,11 +134,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
     let agent = agent(&loaded);
     let interfaces = interfaces(&loaded);
     let conflicts = conflicts(&loaded.infos);
-    let NodeConfig {
-        snat_first,
-        snat_count,
-        ..
-    } = loaded.node;
+    let NodeConfig { snat_first, snat_count, .. } = loaded.node;
     let snat_ports =
         (snat_count > 0).then(|| [snat_first, snat_first.saturating_add(snat_count - 1)]);
     let account = loaded.account;
@@ -206,9 +202,7 @@ fn interfaces(loaded: &Loaded) -> Vec<InterfaceReport> {
                 xdp: account.map_or("unknown", |it| it.xdp.name()),
                 xdp_reason: account.and_then(|it| it.xdp_reason.clone()),
                 tc: account.map_or("unknown", |it| it.tc.name()),
-                error: account
-                    .and_then(|it| it.error.clone())
-                    .or_else(|| gone(links.clone())),
+                error: account.and_then(|it| it.error.clone()).or_else(|| gone(links.clone())),
                 programs: links.map(|it| program(it, loaded.now)).collect(),
             }
         })
@@ -216,9 +210,7 @@ fn interfaces(loaded: &Loaded) -> Vec<InterfaceReport> {
 }
 
 fn gone<'a>(mut links: impl Iterator<Item = &'a Attached>) -> Option<String> {
-    links
-        .any(|link| link.ifindex.is_none())
-        .then(|| "the interface is gone".to_owned())
+    links.any(|link| link.ifindex.is_none()).then(|| "the interface is gone".to_owned())
 }
 
 fn program(attached: &Attached, now: SystemTime) -> ProgramReport {

@@ -50,17 +50,9 @@ fn loaded() -> Loaded {
         holder: Some(7),
         attached: vec![link(Hook::Xdp, 10), link(Hook::Ingress, 11)],
         infos: BTreeMap::new(),
-        fill: vec![Fill {
-            name: "FLOWS",
-            entries: 6,
-            capacity: 200,
-        }],
+        fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
-        node: NodeConfig {
-            snat_first: 49152,
-            snat_count: 8192,
-            lookup_ifindex: 1,
-        },
+        node: NodeConfig { snat_first: 49152, snat_count: 8192, lookup_ifindex: 1 },
         now,
     }
 }
@@ -117,10 +109,7 @@ fn a_wrong_file_is_plain_to_see() {
     let text = describe(&report(wrong));
     assert!(text.contains("WRONG since 30s"), "{text}");
     assert!(text.contains("line 3: unknown key"), "{text}");
-    assert!(
-        text.contains("NOT in sync for 20s: map FLOWS is full"),
-        "{text}"
-    );
+    assert!(text.contains("NOT in sync for 20s: map FLOWS is full"), "{text}");
 }
 
 #[test]
