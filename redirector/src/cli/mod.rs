@@ -29,7 +29,6 @@ use render::Format;
 #[command(
     name = "redirector",
     version,
-    propagate_version = true,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 it failed, with one line that says what and what to do; \
                   2 wrong usage."
