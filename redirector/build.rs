@@ -13,10 +13,7 @@ fn main() {
     };
     println!("cargo::rerun-if-changed=build.rs");
     for input in bpf_toolchain::INPUTS {
-        println!(
-            "cargo::rerun-if-changed={}",
-            workspace.join(input).display()
-        );
+        println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo::rerun-if-env-changed=PATH");
     match bpf_toolchain::build_object(workspace, &bpf_toolchain::target_dir(&target_dir(&out))) {
@@ -43,11 +40,7 @@ fn is_release() -> bool {
 
 fn copy(object: &Path, to: &Path) {
     if let Err(error) = fs::copy(object, to) {
-        fail(&format!(
-            "{} to {}: {error}",
-            object.display(),
-            to.display()
-        ));
+        fail(&format!("{} to {}: {error}", object.display(), to.display()));
     }
 }
 

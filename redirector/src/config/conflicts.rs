@@ -20,19 +20,12 @@ pub(super) fn check_frontends(services: &[Placed], problems: &mut Problems) {
     let mut reported = BTreeSet::new();
     for placed in services {
         for (frontend, place) in placed.service.frontends.iter().zip(&placed.frontends) {
-            let earlier = claims
-                .entry((frontend.protocol, frontend.port))
-                .or_default();
-            let other = earlier
-                .iter()
-                .find(|(address, _)| overlap(*address, frontend.address));
+            let earlier = claims.entry((frontend.protocol, frontend.port)).or_default();
+            let other = earlier.iter().find(|(address, _)| overlap(*address, frontend.address));
             if let Some((address, other)) = other
                 && reported.insert((place, *other))
             {
-                let taken = FrontendSpec {
-                    address: *address,
-                    ..*frontend
-                };
+                let taken = FrontendSpec { address: *address, ..*frontend };
                 let message = if taken == *frontend {
                     format!("{} is taken by the entry at {other}", show(frontend))
                 } else {
@@ -56,11 +49,7 @@ fn overlap(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
 }
 
 fn show(frontend: &FrontendSpec) -> String {
-    let FrontendSpec {
-        address,
-        port,
-        protocol,
-    } = frontend;
+    let FrontendSpec { address, port, protocol } = frontend;
     match address {
         None => format!("port {port}/{protocol} of every node address"),
         Some(IpAddr::V4(v4)) => format!("{v4}:{port}/{protocol}"),

@@ -136,11 +136,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
         let name = name.clone();
         ConfigError::single(Place { name, position }, message)
     })?;
-    let mut reader = Reader {
-        name,
-        text,
-        problems: Problems::default(),
-    };
+    let mut reader = Reader { name, text, problems: Problems::default() };
     let document = document::read(&root, &mut reader);
     check(document, reader.problems)
 }
@@ -157,10 +153,7 @@ pub fn from_arguments<S: AsRef<str>>(
     let mut services = Vec::new();
     for spec in specs {
         let spec = spec.as_ref();
-        let place = Place {
-            name: Arc::from(spec),
-            position: None,
-        };
+        let place = Place { name: Arc::from(spec), position: None };
         match publish::parse_spec(spec) {
             Ok(parsed) => services.extend(parsed.into_iter().map(|s| Placed::at(s, "", &place))),
             Err(error) => problems.report(place, error.message),
@@ -183,11 +176,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
-        services: document
-            .services
-            .into_iter()
-            .map(|placed| placed.service)
-            .collect(),
+        services: document.services.into_iter().map(|placed| placed.service).collect(),
     })
 }
 

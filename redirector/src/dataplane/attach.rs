@@ -106,12 +106,7 @@ impl Attacher {
     /// With these programs. `kernel` decides how TC programs are attached.
     #[must_use]
     pub fn new(programs: Programs, pins: Pins, kernel: KernelVersion) -> Self {
-        Self {
-            programs,
-            pins,
-            has_tcx: kernel >= TCX_KERNEL,
-            filtered: BTreeSet::new(),
-        }
+        Self { programs, pins, has_tcx: kernel >= TCX_KERNEL, filtered: BTreeSet::new() }
     }
 
     /// Makes sure that our programs are on the interface. What is right already is left alone;
@@ -131,11 +126,7 @@ impl Attacher {
         // TC first: it is complete by itself, and XDP only accelerates it.
         let tc = self.attach_tc(interface)?;
         let (xdp, xdp_reason) = self.attach_xdp(interface, mode)?;
-        Ok(Attached {
-            xdp,
-            xdp_reason,
-            tc,
-        })
+        Ok(Attached { xdp, xdp_reason, tc })
     }
 
     fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {
@@ -169,11 +160,7 @@ pub fn find_interfaces<'a>(
         .map(|name| {
             host.find(name).ok_or_else(|| AttachError::NoInterface {
                 name: name.clone(),
-                existing: host
-                    .interfaces
-                    .iter()
-                    .map(|interface| interface.name.clone())
-                    .collect(),
+                existing: host.interfaces.iter().map(|interface| interface.name.clone()).collect(),
             })
         })
         .collect()
@@ -194,10 +181,7 @@ pub fn detach(pins: &Pins, interface: &str) -> Result<(), AttachError> {
 
 /// The link pinned at `path`, if it is still on the interface; one that is not is removed.
 fn find_link(path: &Path, interface: &Interface) -> Result<Option<LinkInfo>, AttachError> {
-    let failed = |source| AttachError::Pin {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| AttachError::Pin { path: path.to_owned(), source };
     let link = match syscall::open_pin(path) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -215,10 +199,9 @@ fn find_link(path: &Path, interface: &Interface) -> Result<Option<LinkInfo>, Att
 
 fn remove_pin(path: &Path) -> Result<(), AttachError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(AttachError::Pin {
-            path: path.to_owned(),
-            source: error,
-        }),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::Pin { path: path.to_owned(), source: error })
+        }
         _ => Ok(()),
     }
 }

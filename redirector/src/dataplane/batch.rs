@@ -76,13 +76,8 @@ pub fn read_chunks<K: Pod, V: Pod>(
     let mut values = vec![zeroed::<V>(); batch as usize];
     loop {
         let mut next = 0;
-        let outcome = lookup_batch(
-            map.fd().as_fd(),
-            position.as_ref(),
-            &mut next,
-            &mut keys,
-            &mut values,
-        );
+        let outcome =
+            lookup_batch(map.fd().as_fd(), position.as_ref(), &mut next, &mut keys, &mut values);
         match outcome {
             Ok(Batch { count, last }) => {
                 let read = keys.iter().copied().zip(values.iter().copied());
@@ -155,17 +150,13 @@ fn lookup_batch<K: Pod, V: Pod>(
         )
     };
     if result == 0 {
-        return Ok(Batch {
-            count: attr.count,
-            last: false,
-        });
+        return Ok(Batch { count: attr.count, last: false });
     }
     match io::Error::last_os_error() {
         // There is nothing behind what was read.
-        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(Batch {
-            count: attr.count,
-            last: true,
-        }),
+        error if error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(Batch { count: attr.count, last: true })
+        }
         error => Err(error),
     }
 }

@@ -32,10 +32,7 @@ impl Contents {
     /// Backends listed in each service: those whose flows may live on.
     #[must_use]
     pub fn listed(&self) -> BTreeSet<(ServiceId, BackendId)> {
-        self.slots
-            .iter()
-            .map(|(key, value)| (key.service, value.backend))
-            .collect()
+        self.slots.iter().map(|(key, value)| (key.service, value.backend)).collect()
     }
 
     /// The entries of a service's table; `None` where lines are missing.
@@ -79,10 +76,7 @@ impl Ports {
     #[must_use]
     pub fn get(&self, protocol: Protocol, port: Port) -> PortFlags {
         let (block, position) = port_index(protocol, port);
-        let flags = self
-            .blocks
-            .get(&block)
-            .and_then(|block| block.flags.get(position));
+        let flags = self.blocks.get(&block).and_then(|block| block.flags.get(position));
         PortFlags(flags.copied().unwrap_or_default())
     }
 

@@ -22,11 +22,7 @@ pub fn delta<K: Ord + Copy, V: PartialEq + Copy>(
         .filter(|(key, value)| actual.get(key) != Some(value))
         .map(|(key, value)| (*key, *value))
         .collect();
-    let remove = actual
-        .keys()
-        .filter(|key| !desired.contains_key(key))
-        .copied()
-        .collect();
+    let remove = actual.keys().filter(|key| !desired.contains_key(key)).copied().collect();
     Delta { set, remove }
 }
 

@@ -100,10 +100,7 @@ impl Encoder<'_> {
         key: &(ServiceKey, Family),
         service: &DesiredService,
     ) -> Result<(), EncodeError> {
-        let id = self
-            .ids
-            .service(key)
-            .ok_or(EncodeError::Services(self.capacity.services))?;
+        let id = self.ids.service(key).ok_or(EncodeError::Services(self.capacity.services))?;
         let backends = self.add_backends(id, &service.backends)?;
         self.add_table(id, key, service, &backends)?;
         self.add_frontends(id, service);
@@ -173,20 +170,14 @@ impl Encoder<'_> {
         for (line, chunk) in
             (table_offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize))
         {
-            let mut value = MaglevLine {
-                entries: [0; MAGLEV_LINE as usize],
-            };
+            let mut value = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
             value.entries[..chunk.len()].copy_from_slice(chunk);
             self.contents.maglev.insert(line, value);
         }
         let value = Service {
             table_offset,
             table_size: size,
-            flags: if service.silent {
-                Service::FLAG_SILENT
-            } else {
-                0
-            },
+            flags: if service.silent { Service::FLAG_SILENT } else { 0 },
             reserved: 0,
         };
         self.contents.services.insert(id, value);
@@ -204,17 +195,10 @@ impl Encoder<'_> {
             .backends
             .iter()
             .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let flags = if remote {
-            PortFlags::FRONTEND.union(PortFlags::REMOTE)
-        } else {
-            PortFlags::FRONTEND
-        };
+        let flags =
+            if remote { PortFlags::FRONTEND.union(PortFlags::REMOTE) } else { PortFlags::FRONTEND };
         for (key, local_address) in &service.frontends {
-            let value = Frontend {
-                service: id,
-                reserved: 0,
-                local_address: *local_address,
-            };
+            let value = Frontend { service: id, reserved: 0, local_address: *local_address };
             self.contents.frontends.insert(*key, value);
             let ports = &mut self.contents.ports;
             ports.add(key.protocol(), key.port, flags);

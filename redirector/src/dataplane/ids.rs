@@ -71,10 +71,7 @@ impl Ids {
 
     /// Where the next search goes on.
     pub(crate) fn cursors(&self) -> Cursors {
-        Cursors {
-            service: self.used_services.cursor,
-            backend: self.used_backends.cursor,
-        }
+        Cursors { service: self.used_services.cursor, backend: self.used_backends.cursor }
     }
 }
 
@@ -94,11 +91,7 @@ impl Numbers {
     fn new<'a>(used: impl Iterator<Item = &'a u32>, capacity: u32, cursor: u32) -> Self {
         let used: std::collections::BTreeSet<u32> = used.copied().collect();
         let cursor = cursor.max(used.last().copied().unwrap_or(0));
-        Self {
-            used,
-            capacity,
-            cursor,
-        }
+        Self { used, capacity, cursor }
     }
 
     fn next(&mut self) -> Option<u32> {

@@ -64,10 +64,7 @@ impl Info {
                 return Ok(value);
             }
             if info.conflicts.pop().is_none() {
-                return Err(TooLong {
-                    name: info.key.name,
-                    found: json.len(),
-                });
+                return Err(TooLong { name: info.key.name, found: json.len() });
             }
             info.omitted += 1;
         }
@@ -112,11 +109,7 @@ pub fn parse_frontend(text: &str) -> Option<FrontendKey> {
         "udp" => Protocol::Udp,
         _ => return None,
     };
-    Some(FrontendKey::new(
-        Address::from(address.ip()),
-        Port::new(address.port()),
-        protocol,
-    ))
+    Some(FrontendKey::new(Address::from(address.ip()), Port::new(address.port()), protocol))
 }
 
 /// Families by the words people use.
@@ -169,11 +162,7 @@ mod tests {
 
     fn info(name: &str, conflicts: usize) -> Info {
         Info {
-            key: ServiceKey {
-                source: Source::Static,
-                namespace: None,
-                name: name.to_owned(),
-            },
+            key: ServiceKey { source: Source::Static, namespace: None, name: name.to_owned() },
             family: Family::V6,
             policy: TrafficPolicy::Local,
             forwarding: Forwarding::Snat,
@@ -203,9 +192,6 @@ mod tests {
     #[test]
     fn a_name_that_does_not_fit_is_refused() {
         let error = info(&"x".repeat(600), 2).encode().expect_err("too long");
-        assert!(
-            error.to_string().contains("choose a shorter name"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("choose a shorter name"), "{error}");
     }
 }

@@ -139,11 +139,8 @@ impl Programs {
             loader.map_max_entries(name.name(), expected.entries);
             loader.map_pin_path(name.name(), pins.map(name));
         }
-        let mut programs = Self {
-            ebpf: loader
-                .load(OBJECT)
-                .map_err(|error| describe_load(error, sizes))?,
-        };
+        let mut programs =
+            Self { ebpf: loader.load(OBJECT).map_err(|error| describe_load(error, sizes))? };
         let refused = |hook: Hook| {
             move |error: ProgramError| LoadError::Program {
                 name: hook.program(),
@@ -164,9 +161,7 @@ impl Programs {
     /// If the object has none.
     pub fn xdp(&mut self) -> Result<&mut Xdp, LoadError> {
         let program = self.program(Hook::Xdp)?;
-        program
-            .try_into()
-            .map_err(|error| wrong_kind(Hook::Xdp, &error))
+        program.try_into().map_err(|error| wrong_kind(Hook::Xdp, &error))
     }
 
     /// The program of a TC hook.
@@ -180,20 +175,15 @@ impl Programs {
     }
 
     fn program(&mut self, hook: Hook) -> Result<&mut Program, LoadError> {
-        self.ebpf
-            .program_mut(hook.program())
-            .ok_or_else(|| LoadError::Program {
-                name: hook.program(),
-                reason: "the object does not contain it".to_owned(),
-            })
+        self.ebpf.program_mut(hook.program()).ok_or_else(|| LoadError::Program {
+            name: hook.program(),
+            reason: "the object does not contain it".to_owned(),
+        })
     }
 }
 
 fn wrong_kind(hook: Hook, error: &ProgramError) -> LoadError {
-    LoadError::Program {
-        name: hook.program(),
-        reason: error.to_string(),
-    }
+    LoadError::Program { name: hook.program(), reason: error.to_string() }
 }
 
 /// What a map is made of.
@@ -217,10 +207,9 @@ impl Spec {
             MapName::Flows => Self::hash::<Tuple, Flow>(sizes.flows),
             MapName::Interfaces => Self::array::<Interface>(MAX_IFINDEX),
             MapName::Node => Self::array::<NodeConfig>(1),
-            MapName::Counters => Self {
-                kind: MapType::PerCpuArray,
-                ..Self::array::<CounterBlock>(MAX_SLOTS)
-            },
+            MapName::Counters => {
+                Self { kind: MapType::PerCpuArray, ..Self::array::<CounterBlock>(MAX_SLOTS) }
+            }
             MapName::Slots => Self::hash::<SlotKey, SlotValue>(sizes.slots),
             MapName::ServiceInfo => Self::hash::<u32, ServiceInfo>(sizes.services),
             MapName::Status => Self::array::<Text>(1),
@@ -229,21 +218,11 @@ impl Spec {
     }
 
     fn array<V>(entries: u32) -> Self {
-        Self {
-            kind: MapType::Array,
-            key: size_of::<u32>(),
-            value: size_of::<V>(),
-            entries,
-        }
+        Self { kind: MapType::Array, key: size_of::<u32>(), value: size_of::<V>(), entries }
     }
 
     fn hash<K, V>(entries: u32) -> Self {
-        Self {
-            kind: MapType::Hash,
-            key: size_of::<K>(),
-            value: size_of::<V>(),
-            entries,
-        }
+        Self { kind: MapType::Hash, key: size_of::<K>(), value: size_of::<V>(), entries }
     }
 
     /// Whether programs can use the one for the other: all but the size, which only limits.
@@ -254,9 +233,7 @@ impl Spec {
 
 impl std::fmt::Display for Spec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            kind, key, value, ..
-        } = self;
+        let Self { kind, key, value, .. } = self;
         write!(f, "{kind:?} with keys of {key} and values of {value} bytes")
     }
 }
@@ -281,11 +258,7 @@ fn check_pin(path: PathBuf, expected: Spec) -> Result<(), LoadError> {
     if found.is_compatible(&expected) {
         return Ok(());
     }
-    Err(LoadError::Incompatible {
-        path,
-        found,
-        expected,
-    })
+    Err(LoadError::Incompatible { path, found, expected })
 }
 
 fn describe_load(error: EbpfError, sizes: &Sizes) -> LoadError {
@@ -302,19 +275,12 @@ fn describe_load(error: EbpfError, sizes: &Sizes) -> LoadError {
 
 /// One line: what the verifier said last, and the kernel's error.
 fn describe_program(error: &ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
         return error.to_string();
     };
     let log = verifier_log.to_string();
-    let last = log
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| !line.is_empty() && !is_statistics(line));
+    let last =
+        log.lines().rev().map(str::trim).find(|line| !line.is_empty() && !is_statistics(line));
     match last {
         Some(line) => format!("{line} ({io_error})"),
         None => io_error.to_string(),

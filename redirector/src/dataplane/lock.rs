@@ -48,17 +48,13 @@ impl Lock {
     /// If another process has it, with its pid.
     pub fn take(pins: &Pins) -> Result<Self, LockError> {
         let dir = pins.dir();
-        let file = |source| LockError::File {
-            dir: dir.to_owned(),
-            source,
-        };
+        let file = |source| LockError::File { dir: dir.to_owned(), source };
         let opened = File::open(dir).map_err(file)?;
         match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
             Ok(held) => Ok(Self { _held: held }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(LockError::Held {
-                dir: dir.to_owned(),
-                pid: find_holder(dir),
-            }),
+            Err((_, Errno::EWOULDBLOCK)) => {
+                Err(LockError::Held { dir: dir.to_owned(), pid: find_holder(dir) })
+            }
             Err((_, error)) => Err(file(error.into())),
         }
     }

@@ -14,9 +14,7 @@ use super::syscall;
 use super::table::{ArrayTable, HashTable, TableError, io_error};
 
 /// What an unused element of `MAGLEV` holds.
-const NO_LINE: MaglevLine = MaglevLine {
-    entries: [0; MAGLEV_LINE as usize],
-};
+const NO_LINE: MaglevLine = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
 
 /// Every map that the agent writes.
 pub struct Maps {

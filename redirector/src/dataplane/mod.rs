@@ -4,7 +4,9 @@ pub mod attach;
 pub mod batch;
 pub mod contents;
 pub mod delta;
+pub mod detach;
 pub mod encode;
+pub mod gc;
 pub mod ids;
 pub mod info;
 pub mod loader;
@@ -21,3 +23,5 @@ pub mod sync;
 mod syscall;
 pub mod sysctl;
 pub mod table;
+
+pub use detach::detach;

@@ -50,9 +50,7 @@ pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
     };
     let mut family = None;
     match ask(&socket, &question, |attributes| {
-        family = attributes
-            .get(&CTRL_ATTR_FAMILY_ID)
-            .and_then(|id| number(id));
+        family = attributes.get(&CTRL_ATTR_FAMILY_ID).and_then(|id| number(id));
     }) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
@@ -132,10 +130,7 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 fn outcome(body: &[u8]) -> io::Result<()> {
-    match body
-        .first_chunk::<4>()
-        .map(|code| i32::from_ne_bytes(*code))
-    {
+    match body.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
         None => Err(io::Error::from(io::ErrorKind::InvalidData)),

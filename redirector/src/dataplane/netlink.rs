@@ -92,9 +92,7 @@ impl Host {
     /// The interface of this name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&Interface> {
-        self.interfaces
-            .iter()
-            .find(|interface| interface.name == name)
+        self.interfaces.iter().find(|interface| interface.name == name)
     }
 
     /// Interfaces with a default route: those through which others reach this host.
@@ -126,10 +124,15 @@ impl Interface {
     }
 }
 
-/// A connection to the kernel that also hears of changes.
+/// Asks the kernel.
+#[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
-    changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+/// Hears from the kernel.
+pub struct Changes {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
 /// Opens a connection. The future carries it and has to be run for as long as it is used.
@@ -137,15 +140,16 @@ pub struct Netlink {
 /// # Errors
 ///
 /// If there can be no socket.
-pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink), NetlinkError> {
-    let (connection, handle, changes) = rtnetlink::new_multicast_connection(&[
+pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink, Changes), NetlinkError>
+{
+    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
-    Ok((connection, Netlink { handle, changes }))
+    Ok((connection, Netlink { handle }, Changes { messages }))
 }
 
 impl Netlink {
@@ -159,10 +163,8 @@ impl Netlink {
         let links = self.handle.link().get().execute();
         let links: Vec<LinkMessage> = links.try_collect().await.map_err(request("interfaces"))?;
         let addresses = self.handle.address().get().execute();
-        let addresses: Vec<AddressMessage> = addresses
-            .try_collect()
-            .await
-            .map_err(request("addresses"))?;
+        let addresses: Vec<AddressMessage> =
+            addresses.try_collect().await.map_err(request("addresses"))?;
         let mut default_routes = BTreeSet::new();
         for question in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
@@ -186,19 +188,17 @@ impl Netlink {
         let mut interfaces: Vec<Interface> = links.iter().map(read_link).collect();
         interfaces.sort_by_key(|interface| interface.index);
         for address in &addresses {
-            let owner = interfaces
-                .iter_mut()
-                .find(|interface| interface.index == address.header.index);
+            let owner =
+                interfaces.iter_mut().find(|interface| interface.index == address.header.index);
             if let (Some(owner), Some(address)) = (owner, read_address(address)) {
                 owner.addresses.push(address);
             }
         }
-        Ok(Host {
-            interfaces,
-            default_routes,
-        })
+        Ok(Host { interfaces, default_routes })
     }
+}
 
+impl Changes {
     /// Waits for a change of interfaces, addresses or default routes, and for the end of the
     /// burst that it begins.
     ///
@@ -207,13 +207,13 @@ impl Netlink {
     /// If the connection is gone.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         loop {
-            let (message, _) = self.changes.next().await.ok_or(NetlinkError::Ended)?;
+            let (message, _) = self.messages.next().await.ok_or(NetlinkError::Ended)?;
             if matters(&message) {
                 break;
             }
         }
         tokio::time::sleep(BURST).await;
-        while let Ok(Some(_)) = self.changes.try_next() {}
+        while self.messages.try_recv().is_ok() {}
         Ok(())
     }
 }
@@ -241,13 +241,9 @@ fn read_link(message: &LinkMessage) -> Interface {
 }
 
 fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {
-    let id = attributes.iter().find_map(|attribute| {
-        if let LinkXdp::ProgId(id) = attribute {
-            Some(*id)
-        } else {
-            None
-        }
-    });
+    let id = attributes
+        .iter()
+        .find_map(|attribute| if let LinkXdp::ProgId(id) = attribute { Some(*id) } else { None });
     let is_generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
     let id = id.filter(|id| *id != 0)?;
     Some(XdpProgram { id, is_generic })
@@ -270,10 +266,7 @@ fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
     }
     Some(InterfaceAddress {
         address: local.or(address)?,
-        is_global: matches!(
-            message.header.scope,
-            AddressScope::Universe | AddressScope::Site
-        ),
+        is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
     })
 }
 

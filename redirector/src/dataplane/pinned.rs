@@ -101,9 +101,7 @@ impl Pinned {
                 return Err(PinnedError::Denied { path: dir });
             }
             Err(_) => {
-                return Err(PinnedError::Missing {
-                    dir: pins.dir().to_owned(),
-                });
+                return Err(PinnedError::Missing { dir: pins.dir().to_owned() });
             }
         }
         Ok(Self { pins })
@@ -166,10 +164,7 @@ impl Pinned {
             .into_iter()
             .map(|(id, value)| match Info::decode(&value) {
                 Ok(info) => Ok((id, info)),
-                Err(error) => Err(unreadable(
-                    MapName::ServiceInfo,
-                    format!("entry {id}: {error}"),
-                )),
+                Err(error) => Err(unreadable(MapName::ServiceInfo, format!("entry {id}: {error}"))),
             })
             .collect()
     }
@@ -205,11 +200,7 @@ impl Pinned {
         let per_protocol = 65536 / PORTS_PER_BLOCK;
         let mut ports = BTreeMap::new();
         for (index, block) in blocks {
-            let protocol = if index < per_protocol {
-                Protocol::Tcp
-            } else {
-                Protocol::Udp
-            };
+            let protocol = if index < per_protocol { Protocol::Tcp } else { Protocol::Udp };
             let first = (index % per_protocol) * PORTS_PER_BLOCK;
             for (port, flags) in (first..).zip(block.flags) {
                 if flags != 0 {
@@ -314,12 +305,8 @@ impl Pinned {
     /// If the map cannot be opened.
     pub fn facts(&self, name: MapName) -> Result<Facts, PinnedError> {
         let data = self.data(name)?;
-        let info = data
-            .info()
-            .map_err(|error| unreadable(name, chain(&error)))?;
-        let kind = info
-            .map_type()
-            .map_err(|error| unreadable(name, chain(&error)))?;
+        let info = data.info().map_err(|error| unreadable(name, chain(&error)))?;
+        let kind = info.map_type().map_err(|error| unreadable(name, chain(&error)))?;
         Ok(Facts {
             kind: kind_name(kind),
             key_size: info.key_size(),
@@ -365,10 +352,9 @@ impl Pinned {
     fn data(&self, name: MapName) -> Result<MapData, PinnedError> {
         let path = self.pins.map(name);
         MapData::from_pin(&path).map_err(|error| match os_error(&error) {
-            Some(libc::ENOENT) => PinnedError::Version {
-                dir: self.pins.maps(),
-                file: Pins::map_file(name),
-            },
+            Some(libc::ENOENT) => {
+                PinnedError::Version { dir: self.pins.maps(), file: Pins::map_file(name) }
+            }
             Some(libc::EACCES | libc::EPERM) => PinnedError::Denied { path },
             _ => unreadable(name, chain(&error)),
         })
@@ -384,9 +370,7 @@ fn uses_line(service: &Service, line: u32) -> bool {
 
 /// The counters of all CPUs together.
 fn sum<'a>(cpus: impl Iterator<Item = &'a CounterBlock>) -> CounterBlock {
-    let mut sum = CounterBlock {
-        reasons: [Counter::default(); REASON_CAPACITY as usize],
-    };
+    let mut sum = CounterBlock { reasons: [Counter::default(); REASON_CAPACITY as usize] };
     for cpu in cpus {
         for (total, counter) in sum.reasons.iter_mut().zip(cpu.reasons) {
             total.packets = total.packets.wrapping_add(counter.packets);
@@ -401,9 +385,7 @@ fn memory(data: &MapData) -> Option<u64> {
     use std::os::fd::{AsFd, AsRawFd};
     let fd = data.fd().as_fd().as_raw_fd();
     let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    let memory = facts
-        .lines()
-        .find_map(|line| line.strip_prefix("memlock:"))?;
+    let memory = facts.lines().find_map(|line| line.strip_prefix("memlock:"))?;
     memory.trim().parse().ok()
 }
 
@@ -422,10 +404,7 @@ fn kind_name(kind: MapType) -> &'static str {
 }
 
 fn unreadable(name: MapName, what: String) -> PinnedError {
-    PinnedError::Unreadable {
-        name: name.name(),
-        what,
-    }
+    PinnedError::Unreadable { name: name.name(), what }
 }
 
 fn is_gone(error: &MapError) -> bool {
@@ -474,11 +453,7 @@ mod tests {
 
     #[test]
     fn a_table_uses_whole_lines() {
-        let service = Service {
-            table_offset: 32,
-            table_size: 17,
-            ..Service::default()
-        };
+        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
         assert_eq!(used, [2, 3]);
     }
@@ -486,10 +461,7 @@ mod tests {
     #[test]
     fn cpus_are_added_up() {
         let mut block = sum(std::iter::empty());
-        block.reasons[3] = Counter {
-            packets: 2,
-            bytes: 120,
-        };
+        block.reasons[3] = Counter { packets: 2, bytes: 120 };
         let total = sum([block, block].iter());
         assert_eq!(total.reasons[3].packets, 4);
         assert_eq!(total.reasons[3].bytes, 240);

@@ -149,11 +149,7 @@ mod tests {
         assert_eq!(pins.attached().expect("none"), BTreeSet::new());
         for interface in ["eth0", "eth0.100", "a-b"] {
             for path in [pins.link(Hook::Xdp, interface), pins.clsact(interface)] {
-                assert!(
-                    !path
-                        .file_name()
-                        .is_some_and(|name| name.to_string_lossy().contains('.'))
-                );
+                assert!(!path.file_name().is_some_and(|name| name.to_string_lossy().contains('.')));
                 fs::create_dir_all(path).expect("made");
             }
         }

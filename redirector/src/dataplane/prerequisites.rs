@@ -79,10 +79,7 @@ impl KernelVersion {
     #[must_use]
     pub fn parse(release: &str) -> Option<Self> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-        Some(Self {
-            major: numbers.next()?.parse().ok()?,
-            minor: numbers.next()?.parse().ok()?,
-        })
+        Some(Self { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
     }
 }
 
@@ -98,10 +95,19 @@ impl std::fmt::Display for KernelVersion {
 ///
 /// The first thing that is missing.
 pub fn check(pins: &Pins) -> Result<KernelVersion, PrerequisiteError> {
-    check_privileges(effective_capabilities()?)?;
+    check_own_privileges()?;
     let kernel = check_kernel(KernelVersion::running()?)?;
     check_bpffs(pins)?;
     Ok(kernel)
+}
+
+/// Checks the capabilities of this process.
+///
+/// # Errors
+///
+/// If some are missing.
+pub fn check_own_privileges() -> Result<(), PrerequisiteError> {
+    check_privileges(effective_capabilities()?)
 }
 
 /// Checks the capabilities of a set as `/proc/self/status` shows it.
@@ -174,9 +180,7 @@ pub fn make_dirs(pins: &Pins) -> Result<(), PrerequisiteError> {
 }
 
 fn nearest_existing(dir: &Path) -> &Path {
-    dir.ancestors()
-        .find(|path| path.exists())
-        .unwrap_or(Path::new("/"))
+    dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }
 
 fn effective_capabilities() -> Result<u64, PrerequisiteError> {
@@ -200,10 +204,7 @@ mod tests {
 
     #[test]
     fn versions_are_read_from_release_names() {
-        assert_eq!(
-            KernelVersion::parse("6.1.0-40-amd64\n"),
-            Some(version(6, 1))
-        );
+        assert_eq!(KernelVersion::parse("6.1.0-40-amd64\n"), Some(version(6, 1)));
         assert_eq!(KernelVersion::parse("6.12-rc3"), Some(version(6, 12)));
         assert_eq!(KernelVersion::parse("linux"), None);
     }
@@ -211,10 +212,7 @@ mod tests {
     #[test]
     fn an_old_kernel_is_refused_by_name() {
         let error = check_kernel(version(5, 15)).expect_err("too old");
-        assert_eq!(
-            error.to_string(),
-            "kernel 5.15 is too old: 6.1 or newer is needed"
-        );
+        assert_eq!(error.to_string(), "kernel 5.15 is too old: 6.1 or newer is needed");
         assert!(check_kernel(version(6, 1)).is_ok());
         assert!(check_kernel(version(10, 0)).is_ok());
     }
@@ -235,9 +233,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let pins = Pins::new(dir.path().join("deeper/still"));
         let error = check_bpffs(&pins).expect_err("not a bpffs");
-        assert!(
-            error.to_string().contains("is not on a BPF file system"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("is not on a BPF file system"), "{error}");
     }
 }

@@ -16,11 +16,7 @@ pub(crate) struct Regions {
 impl Regions {
     /// An array of `capacity` lines, all free.
     pub(crate) fn new(capacity: u32) -> Self {
-        Self {
-            capacity,
-            taken: BTreeMap::new(),
-            next: 0,
-        }
+        Self { capacity, taken: BTreeMap::new(), next: 0 }
     }
 
     /// Marks lines as taken.
@@ -33,9 +29,7 @@ impl Regions {
 
     /// Finds free lines and takes them; `None` if no free region is long enough.
     pub(crate) fn allocate(&mut self, lines: u32) -> Option<u32> {
-        let first = self
-            .find(self.next, lines)
-            .or_else(|| self.find(0, lines))?;
+        let first = self.find(self.next, lines).or_else(|| self.find(0, lines))?;
         self.take(first, lines);
         self.next = first.saturating_add(lines);
         Some(first)
@@ -43,12 +37,8 @@ impl Regions {
 
     fn find(&self, from: u32, lines: u32) -> Option<u32> {
         let end = |(first, len): (&u32, &u32)| first.saturating_add(*len);
-        let mut at = self
-            .taken
-            .range(..=from)
-            .map(end)
-            .next_back()
-            .map_or(from, |end| end.max(from));
+        let mut at =
+            self.taken.range(..=from).map(end).next_back().map_or(from, |end| end.max(from));
         for (first, len) in self.taken.range(from..) {
             if first.saturating_sub(at) >= lines {
                 break;

@@ -70,9 +70,7 @@ impl Tables {
             backends: self.backends.entries()?,
             slots: self.slots.entries()?,
             infos: self.infos.entries()?,
-            ports: Ports {
-                blocks: self.ports.entries()?,
-            },
+            ports: Ports { blocks: self.ports.entries()? },
         })
     }
 
@@ -100,10 +98,7 @@ impl Tables {
         let maglev = delta(&actual.maglev, &desired.maglev);
         let slots = delta(&actual.slots, &desired.slots);
         let infos = delta(&actual.infos, &desired.infos);
-        let ports = delta(
-            &actual.ports.blocks,
-            &actual.ports.union(&desired.ports).blocks,
-        );
+        let ports = delta(&actual.ports.blocks, &actual.ports.union(&desired.ports).blocks);
         let mut writes = Writes::default();
 
         // 1. No new flow starts towards what goes.
@@ -163,10 +158,7 @@ fn set<K: Ord + Copy, V: Copy>(
         table.set(key, value)?;
         actual.insert(*key, *value);
     }
-    Ok(Writes {
-        set: delta.set.len(),
-        removed: 0,
-    })
+    Ok(Writes { set: delta.set.len(), removed: 0 })
 }
 
 fn remove<K: Ord + Copy, V: Copy>(
@@ -178,10 +170,7 @@ fn remove<K: Ord + Copy, V: Copy>(
         table.remove(key)?;
         actual.remove(key);
     }
-    Ok(Writes {
-        set: 0,
-        removed: delta.remove.len(),
-    })
+    Ok(Writes { set: 0, removed: delta.remove.len() })
 }
 
 #[cfg(test)]

@@ -50,10 +50,7 @@ pub(crate) const LINK_XDP: u32 = 6;
 /// Opens what is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = PathAttr {
-        pathname: path.as_ptr() as u64,
-        ..PathAttr::default()
-    };
+    let mut attr = PathAttr { pathname: path.as_ptr() as u64, ..PathAttr::default() };
     let fd = bpf(BPF_OBJ_GET, &mut attr)?;
     // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -57,9 +57,7 @@ pub struct Sysctls {
 
 impl Default for Sysctls {
     fn default() -> Self {
-        Self {
-            root: PathBuf::from("/proc/sys"),
-        }
+        Self { root: PathBuf::from("/proc/sys") }
     }
 }
 
@@ -215,10 +213,7 @@ impl Sysctls {
 }
 
 fn too_long(root: &Path, name: &str, text: &str) -> SysctlError {
-    SysctlError::TooLong {
-        path: root.join(name),
-        len: text.len(),
-    }
+    SysctlError::TooLong { path: root.join(name), len: text.len() }
 }
 
 /// A set of ports as the kernel writes it: `22,80-90`.
@@ -235,11 +230,7 @@ impl Ports {
 
     fn parse(text: &str) -> Option<Self> {
         let mut ports = Vec::new();
-        for part in text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let (first, last) = part.split_once('-').unwrap_or((part, part));
             ports.push(first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?);
         }
@@ -251,10 +242,7 @@ impl Ports {
     }
 
     fn contains(&self, port: u16) -> bool {
-        self.ranges
-            .range(..=port)
-            .next_back()
-            .is_some_and(|(_, last)| port <= *last)
+        self.ranges.range(..=port).next_back().is_some_and(|(_, last)| port <= *last)
     }
 
     fn union(&self, other: &Self) -> Self {
@@ -320,11 +308,7 @@ mod tests {
                 fs::create_dir_all(path.parent().expect("has one")).expect("made");
                 fs::write(path, "0\n").expect("written");
             }
-            let host = Self {
-                sysctls: Sysctls::at(dir.path()),
-                dir,
-                memory: Memory::new(),
-            };
+            let host = Self { sysctls: Sysctls::at(dir.path()), dir, memory: Memory::new() };
             host.set(RESERVED_PORTS, reserved);
             host
         }
@@ -338,9 +322,7 @@ mod tests {
         }
 
         fn apply(&mut self, block: RangeInclusive<u16>) {
-            self.sysctls
-                .apply(&mut self.memory, block)
-                .expect("applied");
+            self.sysctls.apply(&mut self.memory, block).expect("applied");
         }
 
         fn restore(&mut self) {

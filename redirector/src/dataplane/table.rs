@@ -23,11 +23,7 @@ impl TableError {
     /// An error of `map` while `action` was tried.
     #[must_use]
     pub fn new(map: MapName, action: &'static str, source: io::Error) -> Self {
-        Self {
-            map: map.name(),
-            action,
-            source,
-        }
+        Self { map: map.name(), action, source }
     }
 
     fn of_map(map: MapName, action: &'static str, error: MapError) -> Self {
@@ -37,10 +33,7 @@ impl TableError {
     /// Whether the map has no room for another entry.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(
-            self.source.raw_os_error(),
-            Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC)
-        )
+        matches!(self.source.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC))
     }
 }
 

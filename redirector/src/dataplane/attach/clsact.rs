@@ -38,11 +38,8 @@ impl Attacher {
         };
         let program = self.programs.classifier(hook)?;
         // A filter of an earlier agent is replaced in one step.
-        let replaced = our_filter(&interface.name, hook).and_then(|link| {
-            program
-                .attach_to_link(link)
-                .map_err(|error| code_of(&error))
-        });
+        let replaced = our_filter(&interface.name, hook)
+            .and_then(|link| program.attach_to_link(link).map_err(|error| code_of(&error)));
         let link = match replaced {
             Ok(id) => program.take_link(id),
             Err(_) => {
@@ -57,8 +54,7 @@ impl Attacher {
             }
         };
         // Dropped, it would take the filter with it.
-        link.map(std::mem::forget)
-            .map_err(|error| failed(describe(&error)))
+        link.map(std::mem::forget).map_err(|error| failed(describe(&error)))
     }
 }
 
@@ -111,10 +107,7 @@ fn make_qdisc(pins: &Pins, interface: &Interface) -> Result<(), AttachError> {
 }
 
 fn make_dir(path: &Path) -> Result<(), AttachError> {
-    fs::create_dir_all(path).map_err(|source| AttachError::Pin {
-        path: path.to_owned(),
-        source,
-    })
+    fs::create_dir_all(path).map_err(|source| AttachError::Pin { path: path.to_owned(), source })
 }
 
 fn our_filter(interface: &str, hook: Hook) -> io::Result<SchedClassifierLink> {
@@ -156,9 +149,7 @@ fn delete_qdisc(index: i32) -> io::Result<()> {
     socket.connect(&SocketAddr::new(0, 0))?;
     socket.send(&message, 0)?;
     let (answer, _) = socket.recv_from_full()?;
-    let code = answer
-        .get(16..20)
-        .and_then(|bytes| bytes.first_chunk::<4>());
+    let code = answer.get(16..20).and_then(|bytes| bytes.first_chunk::<4>());
     match code.map(|code| i32::from_ne_bytes(*code).saturating_neg()) {
         Some(0 | libc::ENOENT | libc::EINVAL) => Ok(()),
         Some(code) => Err(io::Error::from_raw_os_error(code)),

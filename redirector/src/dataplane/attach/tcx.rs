@@ -31,9 +31,7 @@ impl Attacher {
             let link = PinnedLink::from_pin(&path)
                 .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)))
                 .map_err(|error| failed(error.to_string()))?;
-            let replaced = program
-                .attach_to_link(link)
-                .and_then(|id| program.take_link(id));
+            let replaced = program.attach_to_link(link).and_then(|id| program.take_link(id));
             // The link lives on in its pin.
             return replaced.map(drop).map_err(|error| failed(describe(&error)));
         }
@@ -46,10 +44,7 @@ impl Attacher {
         let link = FdLink::try_from(link).map_err(|error| failed(error.to_string()))?;
         match link.pin(&path) {
             Ok(_) => Ok(()),
-            Err(error) => Err(AttachError::Pin {
-                path,
-                source: std::io::Error::other(error),
-            }),
+            Err(error) => Err(AttachError::Pin { path, source: std::io::Error::other(error) }),
         }
     }
 }

@@ -82,9 +82,8 @@ impl Attacher {
             XdpState::Off => return Ok(Ok(())),
         };
         let program = self.programs.xdp()?;
-        let link = program
-            .attach_to_if_index(interface.index, flags)
-            .and_then(|id| program.take_link(id));
+        let link =
+            program.attach_to_if_index(interface.index, flags).and_then(|id| program.take_link(id));
         let link = match link {
             Ok(link) => link,
             Err(error) if error_code(&error) == Some(libc::EBUSY) => {
@@ -104,10 +103,7 @@ impl Attacher {
         };
         match link.pin(&path) {
             Ok(_) => Ok(Ok(())),
-            Err(error) => Err(AttachError::Pin {
-                path,
-                source: std::io::Error::other(error),
-            }),
+            Err(error) => Err(AttachError::Pin { path, source: std::io::Error::other(error) }),
         }
     }
 
@@ -125,10 +121,9 @@ impl Attacher {
                 .map_err(|error| LinkErrorText(describe(&error)))
         });
         // The link lives on in its pin.
-        replaced.map(drop).map_err(|error| AttachError::Pin {
-            path,
-            source: std::io::Error::other(error.0),
-        })
+        replaced
+            .map(drop)
+            .map_err(|error| AttachError::Pin { path, source: std::io::Error::other(error.0) })
     }
 
     fn xdp_program(&mut self) -> Result<u32, AttachError> {
@@ -143,10 +138,7 @@ pub(super) fn program_id(
     info: Result<aya::programs::ProgramInfo, ProgramError>,
 ) -> Result<u32, AttachError> {
     info.map(|info| info.id()).map_err(|error| {
-        AttachError::Load(LoadError::Program {
-            name: hook.program(),
-            reason: describe(&error),
-        })
+        AttachError::Load(LoadError::Program { name: hook.program(), reason: describe(&error) })
     })
 }
 
@@ -172,8 +164,6 @@ fn busy(interface: &Interface, id: u32) -> AttachError {
     AttachError::Busy {
         interface: interface.name.clone(),
         id,
-        name: name
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| "without a name".to_owned()),
+        name: name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".to_owned()),
     }
 }

@@ -18,11 +18,7 @@ use crate::model::{
     Source,
 };
 
-const CAPACITY: Capacity = Capacity {
-    services: 64,
-    backends: 64,
-    lines: 8192,
-};
+const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
 
 /// The maps as packets see them.
 #[derive(Default)]
@@ -37,24 +33,13 @@ impl World {
         check_ways(&self.contents);
         if let Some(watched) = &self.watched {
             for (line, value) in &watched.maglev {
-                assert_eq!(
-                    self.contents.maglev.get(line),
-                    Some(value),
-                    "line {line} in use"
-                );
+                assert_eq!(self.contents.maglev.get(line), Some(value), "line {line} in use");
             }
             for (id, value) in &watched.backends {
-                assert_eq!(
-                    self.contents.backends.get(id),
-                    Some(value),
-                    "backend {id} in use"
-                );
+                assert_eq!(self.contents.backends.get(id), Some(value), "backend {id} in use");
             }
             for id in watched.services.keys() {
-                assert!(
-                    self.contents.services.contains_key(id),
-                    "service {id} in use"
-                );
+                assert!(self.contents.services.contains_key(id), "service {id} in use");
             }
         }
     }
@@ -66,20 +51,11 @@ fn check_ways(contents: &Contents) {
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
         let table = contents.table(service).expect("the table is whole");
         for backend in &table {
-            assert!(
-                contents.backends.contains_key(backend),
-                "{frontend:?} leads to no backend"
-            );
+            assert!(contents.backends.contains_key(backend), "{frontend:?} leads to no backend");
         }
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
-        assert!(
-            flags.intersects(PortFlags::FRONTEND),
-            "{frontend:?} is not looked up"
-        );
-        assert!(
-            contents.infos.contains_key(&value.service),
-            "{frontend:?} has no name"
-        );
+        assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
+        assert!(contents.infos.contains_key(&value.service), "{frontend:?} has no name");
     }
 }
 
@@ -90,10 +66,7 @@ fn check_remote(contents: &Contents) {
         let table = contents.table(service).expect("the table is whole");
         let remote = table.iter().any(|id| !contents.backends[id].is_local());
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
-        assert!(
-            !remote || flags.intersects(PortFlags::REMOTE),
-            "{frontend:?} passes XDP"
-        );
+        assert!(!remote || flags.intersects(PortFlags::REMOTE), "{frontend:?} passes XDP");
     }
 }
 
@@ -156,12 +129,7 @@ impl Node {
     fn new() -> Self {
         let world = Arc::new(Mutex::new(World::default()));
         let tables = tables(&world);
-        Self {
-            world,
-            tables,
-            actual: Contents::default(),
-            cursors: Cursors::default(),
-        }
+        Self { world, tables, actual: Contents::default(), cursors: Cursors::default() }
     }
 
     /// A new agent over the same maps.
@@ -174,32 +142,18 @@ impl Node {
         let desired = desired::build(services, &addresses());
         let encoded = self.encode(&desired).expect("fits");
         self.world.lock().expect("not poisoned").watched = Some(self.actual.clone());
-        let writes = self
-            .tables
-            .sync(&mut self.actual, &encoded)
-            .expect("synced");
+        let writes = self.tables.sync(&mut self.actual, &encoded).expect("synced");
         self.world.lock().expect("not poisoned").watched = None;
         let in_use = Ports::default();
-        self.tables
-            .release_ports(&mut self.actual, &encoded.ports, &in_use)
-            .expect("released");
-        assert_eq!(
-            self.world.lock().expect("not poisoned").contents,
-            self.actual
-        );
+        self.tables.release_ports(&mut self.actual, &encoded.ports, &in_use).expect("released");
+        assert_eq!(self.world.lock().expect("not poisoned").contents, self.actual);
         assert_eq!(self.actual, encoded);
         check_remote(&self.actual);
         writes
     }
 
     fn encode(&mut self, desired: &Desired) -> Result<Contents, EncodeError> {
-        encode(
-            desired,
-            &self.actual,
-            50000..=50015,
-            CAPACITY,
-            &mut self.cursors,
-        )
+        encode(desired, &self.actual, 50000..=50015, CAPACITY, &mut self.cursors)
     }
 }
 
@@ -208,10 +162,7 @@ fn addresses() -> NodeAddresses {
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     ];
-    NodeAddresses {
-        host: chosen.iter().copied().collect(),
-        chosen,
-    }
+    NodeAddresses { host: chosen.iter().copied().collect(), chosen }
 }
 
 /// Contents without numbers and places, which depend on what was there before.
@@ -221,24 +172,14 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let table: Vec<String> = contents
-            .table(service)
-            .expect("whole")
-            .iter()
-            .map(backend)
-            .collect();
+        let table: Vec<String> =
+            contents.table(service).expect("whole").iter().map(backend).collect();
         let slots: Vec<String> = contents
             .slots
             .iter()
             .filter(|(key, _)| key.service == *id)
             .map(|(key, slot)| {
-                format!(
-                    "{} {} {} {}",
-                    key.slot,
-                    backend(&slot.backend),
-                    slot.weight,
-                    slot.state
-                )
+                format!("{} {} {} {}", key.slot, backend(&slot.backend), slot.weight, slot.state)
             })
             .collect();
         let frontends: Vec<String> = contents
@@ -348,21 +289,15 @@ fn ports_that_flows_use_are_kept() {
     let mut node = Node::new();
     node.apply(&[service(1, &BTreeSet::from([(80, true)]), &[(2, 8080, 1)])]);
     let encoded = node.encode(&Desired::default()).expect("fits");
-    node.tables
-        .sync(&mut node.actual, &encoded)
-        .expect("synced");
+    node.tables.sync(&mut node.actual, &encoded).expect("synced");
     let port = Port::new(80);
     let mut in_use = Ports::default();
     in_use.add(Protocol::Tcp, port, PortFlags::FRONTEND);
     let (tables, actual) = (&mut node.tables, &mut node.actual);
-    tables
-        .release_ports(actual, &encoded.ports, &in_use)
-        .expect("released");
+    tables.release_ports(actual, &encoded.ports, &in_use).expect("released");
     assert_eq!(actual.ports.get(Protocol::Tcp, port), PortFlags::FRONTEND);
     let none = Ports::default();
-    tables
-        .release_ports(actual, &encoded.ports, &none)
-        .expect("released");
+    tables.release_ports(actual, &encoded.ports, &none).expect("released");
     assert_eq!(actual.ports.get(Protocol::Tcp, port), PortFlags(0));
     assert_eq!(*actual, encoded);
 }
@@ -372,8 +307,7 @@ fn what_does_not_fit_is_named() {
     let mut node = Node::new();
     let backends: Vec<_> = (0..70).map(|port| (2, 8000 + port, 1)).collect();
     let state = [service(1, &BTreeSet::from([(80, true)]), &backends)];
-    let error = node
-        .encode(&desired::build(&state, &addresses()))
-        .expect_err("more than 64 backends");
+    let error =
+        node.encode(&desired::build(&state, &addresses())).expect_err("more than 64 backends");
     assert!(error.to_string().contains("BACKENDS is full"), "{error}");
 }

@@ -12,28 +12,15 @@ fn ip(text: &str) -> IpAddr {
 /// loopback addresses.
 fn node() -> NodeAddresses {
     NodeAddresses {
-        chosen: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11"]
+        chosen: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11"].map(ip).to_vec(),
+        host: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11", "127.0.0.1", "10.0.0.1"]
             .map(ip)
-            .to_vec(),
-        host: [
-            "192.0.2.10",
-            "fe80::1",
-            "2001:db8::10",
-            "192.0.2.11",
-            "127.0.0.1",
-            "10.0.0.1",
-        ]
-        .map(ip)
-        .into(),
+            .into(),
     }
 }
 
 fn key(name: &str) -> ServiceKey {
-    ServiceKey {
-        source: Source::Static,
-        namespace: None,
-        name: name.into(),
-    }
+    ServiceKey { source: Source::Static, namespace: None, name: name.into() }
 }
 
 fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[BackendSpec]) -> Service {
@@ -59,26 +46,15 @@ fn backend(address: &str, port: u16) -> BackendSpec {
         "local" => BackendAddress::Local,
         address => BackendAddress::At(ip(address)),
     };
-    BackendSpec {
-        address,
-        port,
-        weight: 1,
-        state: BackendState::Active,
-    }
+    BackendSpec { address, port, weight: 1, state: BackendState::Active }
 }
 
 fn terminating(address: &str, port: u16) -> BackendSpec {
-    BackendSpec {
-        state: BackendState::Terminating,
-        ..backend(address, port)
-    }
+    BackendSpec { state: BackendState::Terminating, ..backend(address, port) }
 }
 
 fn weighted(address: &str, port: u16, weight: u16) -> BackendSpec {
-    BackendSpec {
-        weight,
-        ..backend(address, port)
-    }
+    BackendSpec { weight, ..backend(address, port) }
 }
 
 /// `address:port -> local address` of every frontend.
@@ -109,10 +85,7 @@ fn only(service: Service, family: Family) -> DesiredService {
 
 #[test]
 fn frontend_without_address_stands_for_every_chosen_address() {
-    let desired = build(
-        &[mk_service("web", &[(None, 80)], &[backend("local", 8080)])],
-        &node(),
-    );
+    let desired = build(&[mk_service("web", &[(None, 80)], &[backend("local", 8080)])], &node());
     let rows: Vec<_> = desired
         .services
         .iter()
@@ -128,10 +101,7 @@ fn frontend_without_address_stands_for_every_chosen_address() {
                     "192.0.2.11:80 at 192.0.2.11".to_owned(),
                 ]
             ),
-            (
-                Family::V6,
-                vec!["2001:db8::10:80 at 2001:db8::10".to_owned()]
-            ),
+            (Family::V6, vec!["2001:db8::10:80 at 2001:db8::10".to_owned()]),
         ]
     );
     assert_eq!(desired.conflicts, []);
@@ -155,10 +125,7 @@ fn local_address_is_the_frontends_own_or_the_primary() {
 
 #[test]
 fn local_address_without_a_primary_is_the_frontend() {
-    let node = NodeAddresses {
-        chosen: vec![ip("fe80::1")],
-        host: [ip("fe80::1")].into(),
-    };
+    let node = NodeAddresses { chosen: vec![ip("fe80::1")], host: [ip("fe80::1")].into() };
     let service = mk_service("web", &[(Some("2001:db8::99"), 80)], &[]);
     let desired = build(&[service], &node);
     assert_eq!(
@@ -169,26 +136,16 @@ fn local_address_without_a_primary_is_the_frontend() {
 
 #[test]
 fn a_family_without_frontends_has_no_entry() {
-    let service = mk_service(
-        "web",
-        &[(Some("192.0.2.10"), 80)],
-        &[backend("2001:db8::5", 80)],
-    );
+    let service = mk_service("web", &[(Some("192.0.2.10"), 80)], &[backend("2001:db8::5", 80)]);
     let desired = build(&[service], &node());
-    assert_eq!(
-        desired.services.keys().collect::<Vec<_>>(),
-        [&(key("web"), Family::V4)]
-    );
+    assert_eq!(desired.services.keys().collect::<Vec<_>>(), [&(key("web"), Family::V4)]);
     assert_eq!(desired.services[&(key("web"), Family::V4)].backends, []);
 }
 
 #[test]
 fn a_node_without_addresses_publishes_nothing() {
     let service = mk_service("web", &[(None, 80)], &[backend("local", 8080)]);
-    assert_eq!(
-        build(&[service], &NodeAddresses::default()),
-        Desired::default()
-    );
+    assert_eq!(build(&[service], &NodeAddresses::default()), Desired::default());
 }
 
 #[test]
@@ -201,11 +158,7 @@ fn backends_are_local_where_their_address_is_the_hosts() {
     ];
     let service = mk_service("web", &[(None, 80)], &specs);
     let of = |family| -> Vec<Backend> {
-        only(service.clone(), family)
-            .backends
-            .iter()
-            .map(|backend| backend.backend)
-            .collect()
+        only(service.clone(), family).backends.iter().map(|backend| backend.backend).collect()
     };
     let port = Port::new(8080);
     assert_eq!(
@@ -218,26 +171,15 @@ fn backends_are_local_where_their_address_is_the_hosts() {
     );
     assert_eq!(
         of(Family::V6),
-        [
-            Backend::local(port),
-            Backend::remote(ip("2001:db8::5").into(), port)
-        ]
+        [Backend::local(port), Backend::remote(ip("2001:db8::5").into(), port)]
     );
 }
 
 #[test]
 fn a_backend_that_is_listed_twice_counts_once() {
-    let specs = [
-        weighted("10.0.0.5", 80, 2),
-        backend("10.0.0.5", 80),
-        backend("10.0.0.5", 81),
-    ];
+    let specs = [weighted("10.0.0.5", 80, 2), backend("10.0.0.5", 80), backend("10.0.0.5", 81)];
     let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
-    let rows: Vec<_> = service
-        .backends
-        .iter()
-        .map(|b| (b.backend.port, b.weight))
-        .collect();
+    let rows: Vec<_> = service.backends.iter().map(|b| (b.backend.port, b.weight)).collect();
     assert_eq!(rows, [(Port::new(80), 2), (Port::new(81), 1)]);
 }
 
@@ -256,11 +198,7 @@ fn a_claimed_frontend_stays_with_the_earlier_service() {
     // All in conflict: the service still exists, to be shown.
     assert_eq!(frontends(entry("third")), [""; 0]);
     assert_eq!(entry("third").conflicts, [frontend].into());
-    let loser = |name| Conflict {
-        frontend,
-        winner: key("first"),
-        loser: key(name),
-    };
+    let loser = |name| Conflict { frontend, winner: key("first"), loser: key(name) };
     assert_eq!(desired.conflicts, [loser("second"), loser("third")]);
 }
 
@@ -288,13 +226,7 @@ const HERE: &str = "10.0.0.1";
 const THERE: &str = "10.0.0.5";
 
 /// Name, policy and backends; who takes new flows; whether the service is silent.
-type TakersRow = (
-    &'static str,
-    TrafficPolicy,
-    Vec<BackendSpec>,
-    &'static [&'static str],
-    bool,
-);
+type TakersRow = (&'static str, TrafficPolicy, Vec<BackendSpec>, &'static [&'static str], bool);
 
 #[test]
 fn takers_of_new_flows() {
@@ -302,34 +234,10 @@ fn takers_of_new_flows() {
     let rows: [TakersRow; 13] = [
         ("none", cluster, vec![], &[], false),
         ("none, Local", local, vec![], &[], false),
-        (
-            "both",
-            cluster,
-            vec![backend(HERE, 80), backend(THERE, 80)],
-            &[HERE, THERE],
-            false,
-        ),
-        (
-            "Local keeps here",
-            local,
-            vec![backend(HERE, 80), backend(THERE, 80)],
-            &[HERE],
-            false,
-        ),
-        (
-            "Local, only there",
-            local,
-            vec![backend(THERE, 80)],
-            &[],
-            true,
-        ),
-        (
-            "Cluster, only there",
-            cluster,
-            vec![backend(THERE, 80)],
-            &[THERE],
-            false,
-        ),
+        ("both", cluster, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE, THERE], false),
+        ("Local keeps here", local, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE], false),
+        ("Local, only there", local, vec![backend(THERE, 80)], &[], true),
+        ("Cluster, only there", cluster, vec![backend(THERE, 80)], &[THERE], false),
         (
             "terminating gives way",
             cluster,
@@ -351,27 +259,9 @@ fn takers_of_new_flows() {
             &[HERE],
             false,
         ),
-        (
-            "Local, terminating there",
-            local,
-            vec![terminating(THERE, 80)],
-            &[],
-            true,
-        ),
-        (
-            "weight 0",
-            cluster,
-            vec![weighted(THERE, 80, 0)],
-            &[],
-            false,
-        ),
-        (
-            "Local, weight 0 there",
-            local,
-            vec![weighted(THERE, 80, 0)],
-            &[],
-            false,
-        ),
+        ("Local, terminating there", local, vec![terminating(THERE, 80)], &[], true),
+        ("weight 0", cluster, vec![weighted(THERE, 80, 0)], &[], false),
+        ("Local, weight 0 there", local, vec![weighted(THERE, 80, 0)], &[], false),
         (
             "Local, weight 0 here, active there",
             local,
@@ -384,39 +274,25 @@ fn takers_of_new_flows() {
         let mut service = mk_service("web", &[(None, 80)], &specs);
         service.policy = policy;
         let service = only(service, Family::V4);
-        let wanted: Vec<_> = wanted
-            .iter()
-            .map(|address| BackendAddress::At(ip(address)))
-            .collect();
+        let wanted: Vec<_> = wanted.iter().map(|address| BackendAddress::At(ip(address))).collect();
         assert_eq!(takers(&service), wanted, "{name}");
         assert_eq!(service.silent, silent, "{name}");
-        assert_eq!(
-            service.backends.len(),
-            specs.len(),
-            "{name}: all are listed"
-        );
+        assert_eq!(service.backends.len(), specs.len(), "{name}: all are listed");
         assert_eq!(service.table().is_empty(), wanted.is_empty(), "{name}");
     }
 }
 
 #[test]
 fn policy_local_takes_the_local_program() {
-    let mut service = mk_service(
-        "web",
-        &[(None, 80)],
-        &[backend("10.0.0.5", 80), backend("local", 8080)],
-    );
+    let mut service =
+        mk_service("web", &[(None, 80)], &[backend("10.0.0.5", 80), backend("local", 8080)]);
     service.policy = TrafficPolicy::Local;
     assert_eq!(takers(&only(service, Family::V6)), [BackendAddress::Local]);
 }
 
 #[test]
 fn table_names_takers_by_their_position() {
-    let specs = [
-        weighted("10.0.0.4", 80, 0),
-        weighted("10.0.0.5", 80, 3),
-        backend("local", 80),
-    ];
+    let specs = [weighted("10.0.0.4", 80, 0), weighted("10.0.0.5", 80, 3), backend("local", 80)];
     let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
     let table = service.table();
     assert_eq!(table.len(), 251);
@@ -445,24 +321,16 @@ fn any_service(name: usize) -> impl Strategy<Value = Service> {
         Just(Some("2001:db8::10")),
     ];
     let backends = proptest::collection::vec(
-        (
-            prop_oneof![Just("local"), Just("10.0.0.5"), Just("2001:db8::5")],
-            1_u16..4,
-            0_u16..3,
-        ),
+        (prop_oneof![Just("local"), Just("10.0.0.5"), Just("2001:db8::5")], 1_u16..4, 0_u16..3),
         0..4,
     );
-    (
-        proptest::collection::vec((address, 80_u16..83), 1..4),
-        backends,
-    )
-        .prop_map(move |(frontends, backends)| {
-            let backends: Vec<_> = backends
-                .into_iter()
-                .map(|(a, port, weight)| weighted(a, port, weight))
-                .collect();
+    (proptest::collection::vec((address, 80_u16..83), 1..4), backends).prop_map(
+        move |(frontends, backends)| {
+            let backends: Vec<_> =
+                backends.into_iter().map(|(a, port, weight)| weighted(a, port, weight)).collect();
             mk_service(&name.to_string(), &frontends, &backends)
-        })
+        },
+    )
 }
 
 fn any_services() -> impl Strategy<Value = Vec<Service>> {
