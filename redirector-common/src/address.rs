@@ -23,9 +23,7 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
-        Self {
-            words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)],
-        }
+        Self { words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)] }
     }
 
     /// An IPv6 address from its sixteen bytes as on the wire.

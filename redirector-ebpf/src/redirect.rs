@@ -59,19 +59,13 @@ pub(crate) fn route(
         return Route::Unreachable;
     }
     match code as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: Some([query.dmac, query.smac]),
-        }),
-        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: None,
-        }),
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            Route::Via(NextHop { ifindex: query.ifindex, link: Some([query.dmac, query.smac]) })
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop { ifindex: query.ifindex, link: None }),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             // SAFETY: this code fills in the MTU.
-            Route::TooBig {
-                mtu: unsafe { query.__bindgen_anon_1.mtu_result },
-            }
+            Route::TooBig { mtu: unsafe { query.__bindgen_anon_1.mtu_result } }
         }
         _ => Route::Unreachable,
     }

@@ -52,13 +52,7 @@ fn turn(skb: &mut Skb, packet: &Packet, error: IcmpError) -> Option<i32> {
     unsafe { headers.write_unaligned(link) };
     // SAFETY: as above; the header is as long as said in either family.
     let done = unsafe {
-        bpf_skb_store_bytes(
-            skb.raw(),
-            ETHERNET_LEN,
-            header.as_ptr().cast(),
-            grow as u32,
-            0,
-        )
+        bpf_skb_store_bytes(skb.raw(), ETHERNET_LEN, header.as_ptr().cast(), grow as u32, 0)
     };
     if done != 0 {
         return None;

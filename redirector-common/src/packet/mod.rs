@@ -107,11 +107,7 @@ pub struct Bytes<'a> {
 impl<'a> Bytes<'a> {
     /// Borrows `bytes` as a packet.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        Self {
-            start: bytes.as_mut_ptr(),
-            len: bytes.len(),
-            lifetime: core::marker::PhantomData,
-        }
+        Self { start: bytes.as_mut_ptr(), len: bytes.len(), lifetime: core::marker::PhantomData }
     }
 }
 

@@ -128,11 +128,7 @@ pub fn parse<P: PacketBuf>(packet: &P) -> Result<Packet, Reason> {
         return Err(Reason::Malformed);
     }
     Ok(Packet {
-        tuple: Tuple::new(
-            protocol,
-            (ip.source, source_port),
-            (ip.destination, destination_port),
-        ),
+        tuple: Tuple::new(protocol, (ip.source, source_port), (ip.destination, destination_port)),
         network: network as u16,
         transport: ip.transport as u16,
         ip_len: ip.ip_len as u16,
