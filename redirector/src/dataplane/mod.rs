@@ -1,6 +1,7 @@
 //! Programs and maps in the kernel, and their synchronisation with the desired state.
 
 pub mod attach;
+pub mod attached;
 pub mod batch;
 pub mod contents;
 pub mod delta;

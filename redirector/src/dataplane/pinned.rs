@@ -390,7 +390,10 @@ fn memory(data: &MapData) -> Option<u64> {
 }
 
 fn kind_name(kind: MapType) -> &'static str {
-    // Not our own enum, and an open one: the kinds that the data path uses, and the rest.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "not our own enum, and an open one: the kinds that the data path uses, and the rest"
+    )]
     match kind {
         MapType::Hash => "hash",
         MapType::Array => "array",
