@@ -7,12 +7,14 @@ use clap::Args;
 
 use crate::cargo;
 use crate::process;
+use crate::setup;
 
 /// Builds the release binary, with the eBPF object embedded, at target/release/redirector.
 #[derive(Args)]
 pub(crate) struct Arguments {}
 
 pub(crate) fn run(_: &Arguments) -> Result<()> {
+    setup::complete()?;
     let binary = release()?;
     println!("{}", binary.display());
     Ok(())

@@ -108,15 +108,22 @@ fn packages(missing: &Missing) -> Vec<&'static str> {
         packages.extend(LINKER);
     }
     packages.extend(missing.programs.iter().map(|program| package_of(program)));
+    if !missing.rustup {
+        packages.extend(missing.components.iter().map(|part| package_of(part)));
+    }
+    packages.sort_unstable();
+    packages.dedup();
     packages
 }
 
-/// The package that brings a program.
+/// The package that brings a program, or a part of the toolchain.
 fn package_of(program: &'static str) -> &'static str {
     match program {
         "ip" => "iproute2",
         "nc" => "netcat-openbsd",
         "ps" => "procps",
+        "clippy" => CLIPPY,
+        "rustfmt" => "rustfmt-web",
         same => same,
     }
 }
@@ -168,7 +175,9 @@ mod tests {
             clippy: true,
             linker: false,
             programs: vec!["ip", "curl"],
+            components: Vec::new(),
+            rustup: true,
         };
-        assert_eq!(packages(&missing), ["rust-web-clippy", "iproute2", "curl"]);
+        assert_eq!(packages(&missing), ["curl", "iproute2", "rust-web-clippy"]);
     }
 }

@@ -4,7 +4,7 @@ mod debian;
 
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use bpf_toolchain::{Compiler, find_linker};
 use clap::Args;
 
@@ -21,41 +21,44 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Programs that tests and the demo run.
 const PROGRAMS: [&str; 6] = ["curl", "ethtool", "ip", "iperf3", "nc", "ps"];
 
+/// Parts of the Rust toolchain that rustup's smallest profile leaves out, and how Cargo calls them.
+const COMPONENTS: [(&str, &str); 2] = [("rustfmt", "fmt"), ("clippy", "clippy")];
+
 pub(crate) fn run(_: &Arguments) -> Result<()> {
+    complete()?;
+    println!("setup: everything is there");
+    Ok(())
+}
+
+/// Installs what is missing; silent if nothing is. The other commands start with it, so that each
+/// of them is all that one has to run on a fresh machine.
+pub(crate) fn complete() -> Result<()> {
     let missing = Missing::find();
     if missing.is_empty() {
-        println!("setup: everything is there");
         return Ok(());
     }
     missing.describe();
-
-    if !debian::is_here() {
-        print_elsewhere(&missing);
-        bail!("this is neither Debian nor Ubuntu: install what is listed above");
+    if missing.rustup && !missing.components.is_empty() {
+        install_components(&missing.components)?;
     }
-    if !process::is_root() {
-        debian::print_commands(&missing);
-        bail!("installing needs root: run the commands above, or this one, as root");
+    if missing.needs_system() {
+        if !debian::is_here() {
+            print_elsewhere(&missing);
+            bail!("this is neither Debian nor Ubuntu: install what is listed above");
+        }
+        if !process::is_root() {
+            debian::print_commands(&missing);
+            bail!("installing packages needs root: run what is listed above");
+        }
+        debian::install(&missing)?;
     }
-    debian::install(&missing)?;
 
     let missing = Missing::find();
     if !missing.is_empty() {
         missing.describe();
         bail!("still not complete after installing: see above");
     }
-    println!("setup: done");
     Ok(())
-}
-
-/// Fails with one line unless everything is there.
-pub(crate) fn require() -> Result<()> {
-    let missing = Missing::find();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    missing.describe();
-    bail!("not everything that this needs is installed: run `cargo xtask setup`");
 }
 
 /// What this machine lacks.
@@ -66,6 +69,9 @@ struct Missing {
     clippy: bool,
     linker: bool,
     programs: Vec<&'static str>,
+    components: Vec<&'static str>,
+    /// Whether the toolchain is rustup's, which has the components; else they are packages.
+    rustup: bool,
 }
 
 impl Missing {
@@ -81,11 +87,28 @@ impl Missing {
                 .into_iter()
                 .filter(|program| which(program).is_none())
                 .collect(),
+            components: COMPONENTS
+                .into_iter()
+                .filter(|(_, subcommand)| {
+                    process::output(cargo(subcommand).arg("--version")).is_err()
+                })
+                .map(|(component, _)| component)
+                .collect(),
+            rustup: which("rustup").is_some(),
         }
     }
 
     fn is_empty(&self) -> bool {
-        !self.compiler && !self.clippy && !self.linker && self.programs.is_empty()
+        !self.needs_system() && self.components.is_empty()
+    }
+
+    /// Whether something is missing that is not rustup's to install.
+    fn needs_system(&self) -> bool {
+        self.compiler
+            || self.clippy
+            || self.linker
+            || !self.programs.is_empty()
+            || !self.rustup && !self.components.is_empty()
     }
 
     fn describe(&self) {
@@ -94,6 +117,7 @@ impl Missing {
             (self.clippy, "clippy for the BPF compiler".to_owned()),
             (self.linker, "bpf-linker".to_owned()),
             (!self.programs.is_empty(), self.programs.join(", ")),
+            (!self.components.is_empty(), self.components.join(", ")),
         ];
         for (_, what) in rows.iter().filter(|(missing, _)| *missing) {
             println!("setup: missing: {what}");
@@ -117,6 +141,18 @@ fn install_linker() -> Command {
     command
 }
 
+fn install_components(components: &[&str]) -> Result<()> {
+    let mut command = Command::new("rustup");
+    command.args(["component", "add"]).args(components);
+    println!("setup: running {}", describe(&command));
+    process::run(&mut command).with_context(|| {
+        format!(
+            "install {} for this Rust toolchain",
+            components.join(" and ")
+        )
+    })
+}
+
 fn print_elsewhere(missing: &Missing) {
     println!("On this system, run or install:");
     if missing.compiler {
@@ -134,5 +170,11 @@ fn print_elsewhere(missing: &Missing) {
     }
     if !missing.programs.is_empty() {
         println!("  the programs {}", missing.programs.join(", "));
+    }
+    if !missing.rustup && !missing.components.is_empty() {
+        println!(
+            "  {} for this Rust toolchain",
+            missing.components.join(", ")
+        );
     }
 }

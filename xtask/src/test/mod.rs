@@ -27,14 +27,17 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    setup::require()?;
+    let everything = arguments.tiers.is_empty();
+    if everything || arguments.tiers.iter().any(|tier| tier.needs_agent()) {
+        setup::complete()?;
+    }
     let mut report = Report::default();
-    if arguments.tiers.is_empty() {
+    if everything {
         for check in Check::ALL {
             report.add(check.name(), || check.run().map(Outcome::checked));
         }
     }
-    let tiers = if arguments.tiers.is_empty() {
+    let tiers = if everything {
         Tier::ALL.to_vec()
     } else {
         arguments.tiers.clone()
