@@ -1,0 +1,131 @@
+//! The routing table, and sending packets out.
+
+use core::ffi::c_void;
+use core::mem::zeroed;
+use core::ptr;
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibLookup, xdp_action,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop,
+};
+use redirector_common::packet::{NextHop, Packet, PacketBuf, Route};
+use redirector_common::{Family, Tuple};
+
+use crate::context::{Frame, Skb, address_words};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const ETHERNET_LEN: u16 = 14;
+/// A tag that the driver took out, and two in the frame.
+const MAX_POPS: u32 = 3;
+
+/// Asks the routing table for the way to `to`'s destination, as for a packet of this host's own
+/// that starts at `lookup_ifindex`.
+#[inline(always)]
+pub(crate) fn route(
+    ctx: *mut c_void,
+    packet: &Packet,
+    to: &Tuple,
+    len: u16,
+    lookup_ifindex: u32,
+) -> Route {
+    // SAFETY: integers and byte arrays.
+    let mut query: FibLookup = unsafe { zeroed() };
+    query.l4_protocol = to.protocol().number();
+    query.sport = to.source_port.raw();
+    query.dport = to.destination_port.raw();
+    query.__bindgen_anon_1.tot_len = len;
+    query.ifindex = lookup_ifindex;
+    match packet.family() {
+        Family::V4 => {
+            query.family = AF_INET;
+            query.__bindgen_anon_2.tos = packet.traffic_class;
+            query.__bindgen_anon_3.ipv4_src = address_words(&to.source)[0];
+            query.__bindgen_anon_4.ipv4_dst = address_words(&to.destination)[0];
+        }
+        Family::V6 => {
+            query.family = AF_INET6;
+            query.__bindgen_anon_3.ipv6_src = address_words(&to.source);
+            query.__bindgen_anon_4.ipv6_dst = address_words(&to.destination);
+        }
+    }
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is valid, the query as large as said.
+    let code = unsafe { bpf_fib_lookup(ctx, &raw mut query, size, 0) };
+    if code < 0 {
+        return Route::Unreachable;
+    }
+    match code as u32 {
+        BPF_FIB_LKUP_RET_SUCCESS => Route::Via(NextHop {
+            ifindex: query.ifindex,
+            link: Some([query.dmac, query.smac]),
+        }),
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop {
+            ifindex: query.ifindex,
+            link: None,
+        }),
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
+            // SAFETY: this code fills in the MTU.
+            Route::TooBig {
+                mtu: unsafe { query.__bindgen_anon_1.mtu_result },
+            }
+        }
+        _ => Route::Unreachable,
+    }
+}
+
+/// Sends a frame from XDP.
+#[inline(always)]
+pub(crate) fn send_frame(frame: &Frame, next_hop: NextHop) -> u32 {
+    if write_link(frame, next_hop).is_none() {
+        return xdp_action::XDP_DROP;
+    }
+    if next_hop.ifindex == frame.ifindex() {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: takes integers.
+    unsafe { bpf_redirect(next_hop.ifindex, 0) as u32 }
+}
+
+/// Sends a packet from TC; the kernel resolves the neighbour where we do not know it.
+#[inline(always)]
+pub(crate) fn send_skb(skb: &Skb, next_hop: NextHop) -> Option<i32> {
+    if next_hop.link.is_none() {
+        // SAFETY: no parameters: the kernel asks the routing table itself.
+        return Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, ptr::null_mut(), 0, 0) as i32 });
+    }
+    write_link(skb, next_hop)?;
+    // SAFETY: takes integers.
+    Some(unsafe { bpf_redirect(next_hop.ifindex, 0) as i32 })
+}
+
+#[inline(always)]
+fn write_link<P: PacketBuf>(packet: &P, next_hop: NextHop) -> Option<()> {
+    let link = next_hop.link?;
+    let addresses: *mut [[u8; 6]; 2] = packet.at::<[u8; 12]>(0)?.cast();
+    // SAFETY: `at` checked the bounds.
+    unsafe { addresses.write_unaligned(link) };
+    Some(())
+}
+
+/// Takes the VLAN tags off a packet that leaves by another interface than it came by, and says
+/// where its headers are then.
+#[inline(always)]
+pub(crate) fn untag(skb: &mut Skb, mut packet: Packet) -> Option<Packet> {
+    if packet.vlan_tags == 0 && !skb.has_vlan_tag() {
+        return Some(packet);
+    }
+    for _ in 0..MAX_POPS {
+        // SAFETY: the context is valid. Without a tag left the helper does nothing.
+        if unsafe { bpf_skb_vlan_pop(skb.raw()) } != 0 {
+            return None;
+        }
+    }
+    packet.transport -= packet.network - ETHERNET_LEN;
+    packet.network = ETHERNET_LEN;
+    packet.vlan_tags = 0;
+    Some(packet)
+}
