@@ -2,6 +2,7 @@
 
 mod build;
 mod cargo;
+mod demo;
 mod lint;
 mod process;
 mod setup;
@@ -25,6 +26,9 @@ enum Command {
     Build(build::Arguments),
     Lint(lint::Arguments),
     Test(test::Arguments),
+    Demo(demo::Arguments),
+    #[command(hide = true)]
+    DemoServer(demo::ServerArguments),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +37,8 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Lint(arguments) => lint::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::DemoServer(arguments) => demo::run_server(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
