@@ -49,10 +49,7 @@ pub(crate) fn command(
         .env("RUSTC", toolchain.compiler.rustc())
         // Without this a compiler that is not a nightly refuses aya-ebpf's unstable feature.
         .env("RUSTC_BOOTSTRAP", "1")
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            encode(&flags(&toolchain.linker, extra_flags)),
-        );
+        .env("CARGO_ENCODED_RUSTFLAGS", encode(&flags(&toolchain.linker, extra_flags)));
     command
 }
 
@@ -71,14 +68,10 @@ fn subcommand_of(compiler: &Compiler, subcommand: &str) -> Command {
 /// Runs Cargo; standard output goes where standard error goes, because a build script's standard
 /// output is read by the outer Cargo.
 pub(crate) fn run(command: &mut Command, doing: &'static str) -> Result<(), Error> {
-    let start = |command: &Command, source| Error::Start {
-        program: command.get_program().into(),
-        source,
-    };
-    let status = command
-        .stdout(std::io::stderr())
-        .status()
-        .map_err(|source| start(command, source))?;
+    let start =
+        |command: &Command, source| Error::Start { program: command.get_program().into(), source };
+    let status =
+        command.stdout(std::io::stderr()).status().map_err(|source| start(command, source))?;
     if status.success() {
         return Ok(());
     }
@@ -87,11 +80,7 @@ pub(crate) fn run(command: &mut Command, doing: &'static str) -> Result<(), Erro
         .find(|(name, _)| *name == "RUSTC")
         .and_then(|(_, value)| value)
         .unwrap_or_default();
-    Err(Error::Failed {
-        doing,
-        rustc: rustc.into(),
-        status,
-    })
+    Err(Error::Failed { doing, rustc: rustc.into(), status })
 }
 
 /// rustc's flags. rustc itself passes the CPU on to the linker.

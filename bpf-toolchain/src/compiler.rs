@@ -44,10 +44,7 @@ impl Compiler {
 
     /// `rustc` as a compiler for BPF, if its sysroot has the target.
     fn prebuilt(rustc: PathBuf) -> Option<Self> {
-        if !has_core(&print(
-            &rustc,
-            &["--print", "target-libdir", "--target", TARGET],
-        )?) {
+        if !has_core(&print(&rustc, &["--print", "target-libdir", "--target", TARGET])?) {
             return None;
         }
         // Where rustup's stand-in answers, the compiler itself is in the sysroot.
@@ -60,10 +57,7 @@ impl Compiler {
 
     /// rustup's nightly, if it has the source of `core`.
     fn nightly() -> Option<Self> {
-        let rustc = print(
-            Path::new("rustup"),
-            &["which", "--toolchain", "nightly", "rustc"],
-        )?;
+        let rustc = print(Path::new("rustup"), &["which", "--toolchain", "nightly", "rustc"])?;
         let sysroot = print(&rustc, &["--print", "sysroot"])?;
         if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
             return None;
@@ -101,16 +95,11 @@ impl Compiler {
 /// Compilers to ask, the likeliest first. `RUSTC` is the one that runs a build script's build.
 fn candidates() -> Vec<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value: &OsString| !value.is_empty());
-    [
-        variable(OVERRIDE),
-        Some("/usr/bin/rustc".into()),
-        variable("RUSTC"),
-        Some("rustc".into()),
-    ]
-    .into_iter()
-    .flatten()
-    .map(PathBuf::from)
-    .collect()
+    [variable(OVERRIDE), Some("/usr/bin/rustc".into()), variable("RUSTC"), Some("rustc".into())]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::from)
+        .collect()
 }
 
 /// Whether `directory` holds a compiled `core`. rustc names the directory of every target it

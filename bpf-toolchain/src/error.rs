@@ -48,11 +48,7 @@ impl fmt::Display for Error {
             Self::Start { program, source } => {
                 write!(f, "cannot start {}: {source}", program.display())
             }
-            Self::Failed {
-                doing,
-                rustc,
-                status,
-            } => write!(
+            Self::Failed { doing, rustc, status } => write!(
                 f,
                 "{doing} with {} failed ({status}): the messages above say why",
                 rustc.display()

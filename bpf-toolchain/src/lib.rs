@@ -34,12 +34,7 @@ const PROFILE: &str = "bpf";
 
 /// Names of the files and directories of the workspace that the object depends on. A build script
 /// asks Cargo to run it again when one of them changes.
-pub const INPUTS: [&str; 4] = [
-    "Cargo.lock",
-    "Cargo.toml",
-    "redirector-common",
-    "redirector-ebpf",
-];
+pub const INPUTS: [&str; 4] = ["Cargo.lock", "Cargo.toml", "redirector-common", "redirector-ebpf"];
 
 /// Everything that building the object takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +52,7 @@ impl Toolchain {
     ///
     /// [`Error::NoCompiler`] or [`Error::NoLinker`].
     pub fn find() -> Result<Self, Error> {
-        Ok(Self {
-            compiler: Compiler::find()?,
-            linker: find_linker()?,
-        })
+        Ok(Self { compiler: Compiler::find()?, linker: find_linker()? })
     }
 }
 
@@ -85,11 +77,7 @@ pub fn build_object(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Erro
     cargo::run(&mut command, "building the eBPF object")?;
 
     let object = target_dir.join(TARGET).join(PROFILE).join(PACKAGE);
-    if object.is_file() {
-        Ok(object)
-    } else {
-        Err(Error::NoObject { path: object })
-    }
+    if object.is_file() { Ok(object) } else { Err(Error::NoObject { path: object }) }
 }
 
 /// How thoroughly [`lint_object`] looked.
@@ -113,13 +101,8 @@ pub fn lint_object(workspace: &Path, target_dir: &Path) -> Result<Lints, Error> 
     } else {
         ("check", Lints::Compiler)
     };
-    let mut command = cargo::command(
-        &toolchain,
-        workspace,
-        target_dir,
-        subcommand,
-        &["-Dwarnings"],
-    );
+    let mut command =
+        cargo::command(&toolchain, workspace, target_dir, subcommand, &["-Dwarnings"]);
     cargo::run(&mut command, "checking the eBPF crate")?;
     Ok(lints)
 }

@@ -163,13 +163,7 @@ impl PacketBuf for Skb {
         let replace = |difference: Delta, flags: u64| {
             // SAFETY: the context is valid; the helper checks the offset.
             let done = unsafe {
-                bpf_l4_csum_replace(
-                    self.skb,
-                    offset as u32,
-                    0,
-                    difference.to_u32().into(),
-                    flags,
-                )
+                bpf_l4_csum_replace(self.skb, offset as u32, 0, difference.to_u32().into(), flags)
             };
             (done == 0).then_some(())
         };

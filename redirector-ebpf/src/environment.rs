@@ -69,13 +69,7 @@ impl Environment for Kernel {
     fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Result<(), InsertError> {
         FLOWS
             .insert(key, flow, u64::from(BPF_NOEXIST))
-            .map_err(|error| {
-                if error == -EEXIST {
-                    InsertError::Exists
-                } else {
-                    InsertError::Full
-                }
-            })
+            .map_err(|error| if error == -EEXIST { InsertError::Exists } else { InsertError::Full })
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
 #![no_std]
 #![no_main]
+#![expect(unreachable_pub, reason = "the attribute macros of aya want public functions")]
 
 mod context;
 mod counters;

@@ -11,7 +11,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop,
 };
-use redirector_common::packet::{NextHop, Packet, PacketBuf, Route};
+use redirector_common::packet::{LinkAddresses, NextHop, Packet, PacketBuf, Route};
 use redirector_common::{Family, Tuple};
 
 use crate::context::{Frame, Skb, address_words};
@@ -59,22 +59,24 @@ pub(crate) fn route(
         return Route::Unreachable;
     }
     match code as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: Some([query.dmac, query.smac]),
-        }),
-        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: None,
-        }),
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            let link = LinkAddresses::from_halves(halves(&query.dmac), halves(&query.smac));
+            Route::Via(NextHop { ifindex: query.ifindex, link: Some(link) })
+        }
+        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop { ifindex: query.ifindex, link: None }),
         BPF_FIB_LKUP_RET_FRAG_NEEDED => {
             // SAFETY: this code fills in the MTU.
-            Route::TooBig {
-                mtu: unsafe { query.__bindgen_anon_1.mtu_result },
-            }
+            Route::TooBig { mtu: unsafe { query.__bindgen_anon_1.mtu_result } }
         }
         _ => Route::Unreachable,
     }
+}
+
+/// An Ethernet address, loaded two bytes at a time: it stands at an even address.
+#[inline(always)]
+fn halves(address: &[u8; 6]) -> [u16; 3] {
+    // SAFETY: as many bytes; the read is unaligned.
+    unsafe { address.as_ptr().cast::<[u16; 3]>().read_unaligned() }
 }
 
 /// Sends a frame from XDP.
@@ -105,9 +107,9 @@ pub(crate) fn send_skb(skb: &Skb, next_hop: NextHop) -> Option<i32> {
 #[inline(always)]
 fn write_link<P: PacketBuf>(packet: &P, next_hop: NextHop) -> Option<()> {
     let link = next_hop.link?;
-    let addresses: *mut [[u8; 6]; 2] = packet.at::<[u8; 12]>(0)?.cast();
+    let addresses: *mut [u32; 3] = packet.at(0)?;
     // SAFETY: `at` checked the bounds.
-    unsafe { addresses.write_unaligned(link) };
+    unsafe { addresses.write_unaligned(*link.words()) };
     Some(())
 }
 

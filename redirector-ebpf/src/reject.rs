@@ -6,7 +6,7 @@ use aya_ebpf::helpers::generated::{
 };
 use redirector_common::Family;
 use redirector_common::packet::icmp::{self, V4_HEADER_LEN, V6_HEADER_LEN};
-use redirector_common::packet::{IcmpError, Packet, PacketBuf};
+use redirector_common::packet::{IcmpError, LinkAddresses, Packet, PacketBuf};
 
 use crate::context::Skb;
 use crate::maps::SCRATCH;
@@ -29,10 +29,8 @@ fn turn(skb: &mut Skb, packet: &Packet, error: IcmpError) -> Option<i32> {
     // SAFETY: this CPU's element, which no other packet touches while this one is handled.
     let header = unsafe { &mut (*header).icmp };
     let quoted = icmp::write(header, skb, packet, error)?;
-    let link: [[u8; 6]; 2] = {
-        let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = skb.read(0)?;
-        [[g, h, i, j, k, l], [a, b, c, d, e, f]]
-    };
+    let [to, from]: [[u16; 3]; 2] = skb.read(0)?;
+    let link = LinkAddresses::from_halves(from, to);
     let grow = match packet.family() {
         Family::V4 => V4_HEADER_LEN,
         Family::V6 => V6_HEADER_LEN,
@@ -47,18 +45,12 @@ fn turn(skb: &mut Skb, packet: &Packet, error: IcmpError) -> Option<i32> {
             return None;
         }
     }
-    let headers: *mut [[u8; 6]; 2] = skb.at::<[u8; 12]>(0)?.cast();
+    let addresses: *mut [u32; 3] = skb.at(0)?;
     // SAFETY: `at` checked the bounds.
-    unsafe { headers.write_unaligned(link) };
+    unsafe { addresses.write_unaligned(*link.words()) };
     // SAFETY: as above; the header is as long as said in either family.
     let done = unsafe {
-        bpf_skb_store_bytes(
-            skb.raw(),
-            ETHERNET_LEN,
-            header.as_ptr().cast(),
-            grow as u32,
-            0,
-        )
+        bpf_skb_store_bytes(skb.raw(), ETHERNET_LEN, header.as_ptr().cast(), grow as u32, 0)
     };
     if done != 0 {
         return None;

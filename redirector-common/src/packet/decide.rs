@@ -143,19 +143,13 @@ pub(super) fn established<E: Environment>(
             return Action::Pass(Reason::NotOurs);
         }
         track(environment, packet, entry);
-        return Action::Deliver(
-            Reason::LocalEstablished,
-            Translation::of(entry.translated()),
-        );
+        return Action::Deliver(Reason::LocalEstablished, Translation::of(entry.translated()));
     }
     match way(environment, packet, hook, len, entry.translated()) {
         Ok(next_hop) => {
             track(environment, packet, entry);
-            let reason = if entry.is_reply() {
-                Reason::RemoteReply
-            } else {
-                Reason::RemoteEstablished
-            };
+            let reason =
+                if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
             Action::Forward(reason, Translation::of(entry.translated()), next_hop)
         }
         Err(action) => action,
@@ -192,10 +186,9 @@ pub(super) fn way<E: Environment>(
             }
             Ok(next_hop)
         }
-        Route::TooBig { mtu } => Err(or_hand_over(Action::Reject(
-            Reason::TooBig,
-            IcmpError::TooBig { mtu },
-        ))),
+        Route::TooBig { mtu } => {
+            Err(or_hand_over(Action::Reject(Reason::TooBig, IcmpError::TooBig { mtu })))
+        }
         Route::Unreachable => Err(Action::Drop(Reason::NoRoute)),
     }
 }

@@ -71,8 +71,41 @@ pub enum InsertError {
 pub struct NextHop {
     /// Outgoing interface.
     pub ifindex: u32,
-    /// Ethernet addresses, destination then source; `None`: the kernel must find them.
-    pub link: Option<[[u8; 6]; 2]>,
+    /// Ethernet addresses; `None`: the kernel must find them.
+    pub link: Option<LinkAddresses>,
+}
+
+/// The start of an Ethernet header: destination, then source address. Three words as on the wire,
+/// so that the compiler moves words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddresses {
+    words: [u32; 3],
+}
+
+impl LinkAddresses {
+    /// From both addresses, as on the wire, destination first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_halves(destination: [u16; 3], source: [u16; 3]) -> Self {
+        #[inline(always)]
+        const fn join(a: u16, b: u16) -> u32 {
+            if cfg!(target_endian = "little") {
+                a as u32 | (b as u32) << 16
+            } else {
+                (a as u32) << 16 | b as u32
+            }
+        }
+        let [a, b, c] = destination;
+        let [d, e, f] = source;
+        Self { words: [join(a, b), join(c, d), join(e, f)] }
+    }
+
+    /// The words, as they are to stand in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> &[u32; 3] {
+        &self.words
+    }
 }
 
 /// What the routing table says.

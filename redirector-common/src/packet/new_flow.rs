@@ -7,8 +7,7 @@ use super::track::is_over;
 use super::{Action, Environment, FlowEntry, Hook, IcmpError, NextHop, Packet, Scratch};
 use crate::packet::decide::Translation;
 use crate::{
-    Address, Backend, Direction, Flow, Frontend, FrontendKey, Port, Protocol, Reason, Service,
-    Tuple,
+    Address, Backend, Direction, Frontend, FrontendKey, Port, Protocol, Reason, Service, Tuple,
 };
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
@@ -50,16 +49,7 @@ pub(super) fn open<E: Environment>(
     let scratch = unsafe { scratch.as_mut() };
     let ids = (frontend.service, id);
     if backend.is_local() {
-        open_local(
-            environment,
-            packet,
-            hook,
-            len,
-            scratch,
-            ids,
-            &frontend,
-            &backend,
-        )
+        open_local(environment, packet, hook, len, scratch, ids, &frontend, &backend)
     } else {
         open_remote(environment, packet, hook, len, scratch, ids, &backend)
     }
@@ -75,10 +65,7 @@ fn no_backend(service: &Service, hook: Hook) -> Action {
 }
 
 /// To a program in this host's own stack: the client's address and, where possible, port stay.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call site, inlined; a struct would be copied"
-)]
+#[expect(clippy::too_many_arguments, reason = "one call site, inlined; a struct would be copied")]
 #[inline(always)]
 fn open_local<E: Environment>(
     environment: &E,
@@ -93,30 +80,16 @@ fn open_local<E: Environment>(
     if matches!(hook, Hook::Xdp) {
         return Action::HandOver;
     }
-    let destination = if backend.address.is_unspecified() {
-        frontend.local_address
-    } else {
-        backend.address
-    };
+    let destination =
+        if backend.address.is_unspecified() { frontend.local_address } else { backend.address };
     let source = (packet.tuple.source, packet.tuple.source_port);
-    fill(
-        environment,
-        packet,
-        scratch,
-        ids,
-        true,
-        source,
-        (destination, backend.port),
-    );
+    fill(environment, packet, scratch, ids, true, source, (destination, backend.port));
     let inserted = match insert_reply(environment, scratch) {
         Err(Reason::SnatExhausted) => insert_reply_with_port(environment, scratch),
         done => done,
     };
     match inserted.and_then(|()| insert_forward(environment, packet, scratch)) {
-        Ok(None) => Action::Deliver(
-            Reason::LocalNew,
-            Translation::of(&scratch.forward.translated),
-        ),
+        Ok(None) => Action::Deliver(Reason::LocalNew, Translation::of(&scratch.forward.translated)),
         Ok(Some(entry)) => established(environment, packet, hook, len, entry),
         Err(reason) => Action::Drop(reason),
     }
@@ -135,24 +108,14 @@ fn open_remote<E: Environment>(
     backend: &Backend,
 ) -> Action {
     let client = (packet.tuple.source, packet.tuple.source_port);
-    fill(
-        environment,
-        packet,
-        scratch,
-        ids,
-        false,
-        client,
-        (backend.address, backend.port),
-    );
+    fill(environment, packet, scratch, ids, false, client, (backend.address, backend.port));
     let next_hop: NextHop = match way(environment, packet, hook, len, &scratch.forward.translated) {
         Ok(next_hop) => next_hop,
         Err(action) => return action,
     };
     let address = environment
         .interface(next_hop.ifindex)
-        .map_or(Address::UNSPECIFIED, |interface| {
-            interface.source(packet.family())
-        });
+        .map_or(Address::UNSPECIFIED, |interface| interface.source(packet.family()));
     if address.is_unspecified() {
         return Action::Drop(Reason::NoSourceAddress);
     }
@@ -186,15 +149,11 @@ fn fill<E: Environment>(
     let client = (packet.tuple.source, packet.tuple.source_port);
     let frontend = (packet.tuple.destination, packet.tuple.destination_port);
     scratch.forward.translated = Tuple::new(protocol, source, destination);
-    scratch
-        .forward
-        .start(Direction::Forward, service, backend, local, now);
+    scratch.forward.start(Direction::Forward, service, backend, local, now);
     scratch.forward.packets = 1;
     scratch.forward.bytes = u64::from(packet.ip_len);
     scratch.reply.translated = Tuple::new(protocol, frontend, client);
-    scratch
-        .reply
-        .start(Direction::Reply, service, backend, local, now);
+    scratch.reply.start(Direction::Reply, service, backend, local, now);
     scratch.reply_key = Tuple::new(protocol, destination, source);
 }
 
@@ -234,11 +193,7 @@ fn insert_reply_with_port<E: Environment>(
     let random = environment.random();
     // A small block is walked one by one, so that every port is tried; a large one in strides
     // that differ from flow to flow, so that flows do not queue up behind each other.
-    let stride = if count <= PORT_ATTEMPTS {
-        1
-    } else {
-        (random >> 16) | 1
-    };
+    let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = (random & 0xffff) % count;
     for _ in 0..PORT_ATTEMPTS {
         let port = Port::new(node.snat_first.wrapping_add(offset as u16));

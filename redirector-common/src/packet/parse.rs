@@ -128,11 +128,7 @@ pub fn parse<P: PacketBuf>(packet: &P) -> Result<Packet, Reason> {
         return Err(Reason::Malformed);
     }
     Ok(Packet {
-        tuple: Tuple::new(
-            protocol,
-            (ip.source, source_port),
-            (ip.destination, destination_port),
-        ),
+        tuple: Tuple::new(protocol, (ip.source, source_port), (ip.destination, destination_port)),
         network: network as u16,
         transport: ip.transport as u16,
         ip_len: ip.ip_len as u16,
@@ -190,8 +186,8 @@ fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         return Err(Reason::Fragment);
     }
     Ok(Network {
-        source: Address::from_v4(header.src_addr),
-        destination: Address::from_v4(header.dst_addr),
+        source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]),
+        destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]),
         protocol: header.proto,
         transport: offset + header_len,
         ip_len,
@@ -252,8 +248,8 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
     if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT) {
         return Err(Reason::ExtensionHeaders);
     }
-    let source = Address::from_v6(header.src_addr);
-    let destination = Address::from_v6(header.dst_addr);
+    let source = Address::from_words(read_words(&header.src_addr));
+    let destination = Address::from_words(read_words(&header.dst_addr));
     if matches!(source.family(), Family::V4) || matches!(destination.family(), Family::V4) {
         // RFC 4942 §2.2: IPv4-mapped addresses do not belong on the wire, and would be taken
         // for IPv4 from here on.
@@ -270,6 +266,15 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         ttl: header.hop_limit,
         first_fragment,
     })
+}
+
+/// The `W` words of an address field, each loaded at once: put together from single bytes, they
+/// would fill the program's stack with pieces.
+#[inline(always)]
+fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u32; W] {
+    const { assert!(B == W * 4) };
+    // SAFETY: as many bytes as the words have; the read is unaligned.
+    unsafe { bytes.as_ptr().cast::<[u32; W]>().read_unaligned() }
 }
 
 /// Source port, destination port, header length in bytes, control bits.

@@ -22,16 +22,8 @@ pub fn hash(tuple: &Tuple) -> u32 {
         u32::from(tuple.source_port.number()) << 16 | u32::from(tuple.destination_port.number());
     let mut hash = mix(0, u32::from_be(source[0]), u32::from_be(source[1]));
     hash = mix(hash, u32::from_be(source[2]), u32::from_be(source[3]));
-    hash = mix(
-        hash,
-        u32::from_be(destination[0]),
-        u32::from_be(destination[1]),
-    );
-    hash = mix(
-        hash,
-        u32::from_be(destination[2]),
-        u32::from_be(destination[3]),
-    );
+    hash = mix(hash, u32::from_be(destination[0]), u32::from_be(destination[1]));
+    hash = mix(hash, u32::from_be(destination[2]), u32::from_be(destination[3]));
     hash = mix(hash, ports, u32::from(tuple.protocol().number()));
     (hash >> 16) as u32
 }
@@ -70,9 +62,6 @@ mod tests {
             }
         }
         // 500 expected in each; six standard deviations are about 134.
-        assert!(
-            buckets.iter().all(|&n| (366..=634).contains(&n)),
-            "{buckets:?}"
-        );
+        assert!(buckets.iter().all(|&n| (366..=634).contains(&n)), "{buckets:?}");
     }
 }

@@ -7,11 +7,7 @@ use crate::{Direction, FlowState, Protocol};
 #[inline(always)]
 pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) {
     entry.count(environment.now(), packet.ip_len);
-    let direction = if entry.is_reply() {
-        Direction::Reply
-    } else {
-        Direction::Forward
-    };
+    let direction = if entry.is_reply() { Direction::Reply } else { Direction::Forward };
     let state = entry.state();
     if !may_change(state, direction, packet) {
         return;
@@ -38,9 +34,7 @@ fn may_change(state: FlowState, direction: Direction, packet: &Packet) -> bool {
             matches!(state, FlowState::Unreplied) && matches!(direction, Direction::Reply)
         }
         Protocol::Tcp => {
-            packet
-                .flags
-                .any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+            packet.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
                 || matches!(state, FlowState::SynReceived)
         }
     }
