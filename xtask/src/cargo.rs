@@ -11,10 +11,8 @@ pub(crate) fn workspace() -> &'static Path {
 
 /// Where Cargo puts what it builds.
 pub(crate) fn target_dir() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || workspace().join("target"),
-        |directory| workspace().join(directory),
-    )
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |directory| workspace().join(directory))
 }
 
 /// `cargo <subcommand>` in the workspace, with the Cargo that runs us: another one may be first

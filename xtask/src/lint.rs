@@ -60,13 +60,8 @@ pub(crate) enum Check {
 }
 
 impl Check {
-    pub(crate) const ALL: [Self; 5] = [
-        Self::Format,
-        Self::Clippy,
-        Self::Bpf,
-        Self::Documentation,
-        Self::Dependencies,
-    ];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Format, Self::Clippy, Self::Bpf, Self::Documentation, Self::Dependencies];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -112,9 +107,9 @@ fn bpf() -> Result<Finding> {
     let target = bpf_toolchain::target_dir(&target_dir());
     match bpf_toolchain::lint_object(workspace(), &target)? {
         Lints::Clippy => Ok(Finding::Clean),
-        Lints::Compiler => Ok(Finding::CleanBut(
-            "compiler warnings only: this BPF compiler comes without clippy",
-        )),
+        Lints::Compiler => {
+            Ok(Finding::CleanBut("compiler warnings only: this BPF compiler comes without clippy"))
+        }
     }
 }
 

@@ -56,20 +56,13 @@ impl Host {
         for line in text.lines() {
             println!("    {line}");
         }
-        Ok(Shown {
-            succeeded: output.status.success(),
-            text,
-        })
+        Ok(Shown { succeeded: output.status.success(), text })
     }
 
     /// Starts something that goes on. It ends with the demo at the latest.
     pub(super) fn start(self, command: &mut Command) -> Result<Child> {
         command.spawn().with_context(|| {
-            format!(
-                "cannot start {} on {}",
-                process::describe(command),
-                self.name
-            )
+            format!("cannot start {} on {}", process::describe(command), self.name)
         })
     }
 }
@@ -85,19 +78,13 @@ impl Shown {
         if self.succeeded && self.text.contains(expected) {
             return Ok(());
         }
-        bail!(
-            "expected {expected:?} in the answer, found {:?}",
-            self.text.trim()
-        );
+        bail!("expected {expected:?} in the answer, found {:?}", self.text.trim());
     }
 
     /// Fails unless the command failed.
     pub(super) fn must_fail(self) -> Result<()> {
         if self.succeeded {
-            bail!(
-                "expected no answer at this point, found {:?}",
-                self.text.trim()
-            );
+            bail!("expected no answer at this point, found {:?}", self.text.trim());
         }
         Ok(())
     }

@@ -37,12 +37,7 @@ pub(super) fn run_isolated(arguments: &[&str]) -> Result<ExitCode> {
 
 fn wait(first: &mut Child) -> Result<ExitCode> {
     let mut signals = SigSet::empty();
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGHUP,
-        Signal::SIGINT,
-        Signal::SIGTERM,
-    ] {
+    for signal in [Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
         signals.add(signal);
     }
     // After the start, so that nothing we start has them blocked. One that came before has ended

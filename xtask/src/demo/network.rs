@@ -27,9 +27,7 @@ const SWITCH: &str = "switch";
 /// Makes the switch and the hosts, each with an eth0 on the switch.
 pub(super) fn build() -> Result<()> {
     ip(&format!("netns add {SWITCH}"))?;
-    ip(&format!(
-        "-n {SWITCH} link add br0 type bridge mcast_snooping 0"
-    ))?;
+    ip(&format!("-n {SWITCH} link add br0 type bridge mcast_snooping 0"))?;
     ip(&format!("-n {SWITCH} link set br0 up"))?;
     HOSTS.into_iter().try_for_each(connect)
 }
@@ -38,9 +36,7 @@ fn connect(host: Host) -> Result<()> {
     let Host { name, v4, v6 } = host;
     ip(&format!("netns add {name}"))?;
     ip(&format!("-n {name} link set lo up"))?;
-    ip(&format!(
-        "-n {SWITCH} link add {name} type veth peer name eth0 netns {name}"
-    ))?;
+    ip(&format!("-n {SWITCH} link add {name} type veth peer name eth0 netns {name}"))?;
     ip(&format!("-n {SWITCH} link set {name} master br0 up"))?;
     // A checksum that is left to the "hardware" of a veth is never filled in.
     host.run(&["ethtool", "-K", "eth0", "tx", "off"])?;

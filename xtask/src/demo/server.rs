@@ -25,16 +25,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     std::thread::scope(|scope| {
-        let http = arguments
-            .http
-            .map(|port| scope.spawn(move || serve_http(&arguments.name, port)));
-        let udp = arguments
-            .udp
-            .map(|port| scope.spawn(move || serve_udp(&arguments.name, port)));
+        let http =
+            arguments.http.map(|port| scope.spawn(move || serve_http(&arguments.name, port)));
+        let udp = arguments.udp.map(|port| scope.spawn(move || serve_udp(&arguments.name, port)));
         for thread in [http, udp].into_iter().flatten() {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("the server panicked")))?;
+            thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the server panicked")))?;
         }
         Ok(())
     })
@@ -91,10 +86,7 @@ fn serve_udp(name: &str, port: u16) -> Result<()> {
 }
 
 fn greet(name: &str, port: u16, client: SocketAddr) -> String {
-    format!(
-        "I am {name}, on port {port}. You are {}.\n",
-        client.ip().to_canonical()
-    )
+    format!("I am {name}, on port {port}. You are {}.\n", client.ip().to_canonical())
 }
 
 #[cfg(test)]
@@ -104,9 +96,6 @@ mod tests {
     #[test]
     fn an_ipv4_client_is_shown_as_one() {
         let client = "[::ffff:192.0.2.9]:1".parse().unwrap();
-        assert_eq!(
-            greet("web", 80, client),
-            "I am web, on port 80. You are 192.0.2.9.\n"
-        );
+        assert_eq!(greet("web", 80, client), "I am web, on port 80. You are 192.0.2.9.\n");
     }
 }

@@ -68,10 +68,8 @@ fn start_servers() -> Result<[Child; 2]> {
         let words = [&[&*program, "demo-server", host.name], arguments].concat();
         host.start(&mut host.command(&words))
     };
-    let servers = [
-        start(NODE1, &["--http", "8080", "--udp", "5353"])?,
-        start(NODE2, &["--http", "8080"])?,
-    ];
+    let servers =
+        [start(NODE1, &["--http", "8080", "--udp", "5353"])?, start(NODE2, &["--http", "8080"])?];
     for host in [NODE1, NODE2] {
         wait_until(&format!("the server on {} to answer", host.name), || {
             Ok(host.run(&["curl", "-sf", "http://127.0.0.1:8080/"]).is_ok())
@@ -111,9 +109,7 @@ services:
     let begin = Instant::now();
     let log = File::create(LOG).with_context(|| format!("cannot write {LOG}"))?;
     let mut command = NODE1.command(&["redirector", "run", "--config", CONFIG]);
-    command
-        .stdout(log.try_clone().context("cannot share the agent's log")?)
-        .stderr(log);
+    command.stdout(log.try_clone().context("cannot share the agent's log")?).stderr(log);
     let mut agent = NODE1.start(&mut command)?;
     let ready = wait_until("the agent to be ready", || {
         if let Some(status) = agent.try_wait().context("cannot ask for the agent")? {
@@ -125,10 +121,7 @@ services:
         show_log();
     }
     ready?;
-    Ok(Running {
-        agent,
-        start: begin.elapsed(),
-    })
+    Ok(Running { agent, start: begin.elapsed() })
 }
 
 fn published_ports() -> Result<()> {
@@ -145,10 +138,9 @@ fn published_ports() -> Result<()> {
         .must_contain("I am node2, on port 8080. You are 2001:db8::1.")?;
 
     chapter("After: UDP");
-    for (option, address, seen) in [
-        ("-4u", "192.0.2.1", "192.0.2.9"),
-        ("-6u", "2001:db8::1", "2001:db8::9"),
-    ] {
+    for (option, address, seen) in
+        [("-4u", "192.0.2.1", "192.0.2.9"), ("-6u", "2001:db8::1", "2001:db8::9")]
+    {
         let line = format!("echo hello | nc {option} -w 1 {address} 53");
         CLIENT
             .show(&line)?
@@ -161,9 +153,7 @@ fn published_ports() -> Result<()> {
 fn look() -> Result<()> {
     chapter("What an operator sees on node1");
     for command in ["status", "service list", "flow list", "counters"] {
-        NODE1
-            .show(&format!("redirector {command}"))?
-            .must_succeed()?;
+        NODE1.show(&format!("redirector {command}"))?.must_succeed()?;
     }
     Ok(())
 }

@@ -16,13 +16,7 @@ const COMPILER: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"
 const CLIPPY: &str = "rust-web-clippy";
 
 /// What building bpf-linker takes.
-const LINKER: [&str; 5] = [
-    "g++",
-    "libpolly-22-dev",
-    "libzstd-dev",
-    "llvm-22-dev",
-    "zlib1g-dev",
-];
+const LINKER: [&str; 5] = ["g++", "libpolly-22-dev", "libzstd-dev", "llvm-22-dev", "zlib1g-dev"];
 
 /// Whether this is Debian or one of its descendants.
 pub(super) fn is_here() -> bool {
@@ -54,11 +48,8 @@ pub(super) fn install(missing: &Missing) -> Result<()> {
         if let Err(error) = process::run(&mut update) {
             println!("setup: {error:#}; going on with the package lists that there are");
         }
-        let unknown: Vec<&str> = packages
-            .iter()
-            .copied()
-            .filter(|package| !has_candidate(package))
-            .collect();
+        let unknown: Vec<&str> =
+            packages.iter().copied().filter(|package| !has_candidate(package)).collect();
         if !unknown.is_empty() {
             print_elsewhere(missing);
             bail!(
@@ -90,10 +81,7 @@ pub(super) fn print_commands(missing: &Missing) {
         println!("  {}", describe(&install_packages(&packages)));
     }
     if missing.linker {
-        println!(
-            "  LLVM_PREFIX={LLVM_PREFIX} {}",
-            describe(&install_linker())
-        );
+        println!("  LLVM_PREFIX={LLVM_PREFIX} {}", describe(&install_linker()));
     }
 }
 
@@ -162,9 +150,7 @@ mod tests {
         assert!(is_debian("NAME=x\nID=debian\n"));
         assert!(is_debian("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"));
         assert!(!is_debian("ID=fedora\nNAME=debian\n"));
-        assert!(!is_debian(
-            "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n"
-        ));
+        assert!(!is_debian("ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\n"));
         assert!(!is_debian(""));
     }
 

@@ -83,10 +83,7 @@ impl Missing {
             }),
             compiler: compiler.is_err(),
             linker: !linker_runs(),
-            programs: PROGRAMS
-                .into_iter()
-                .filter(|program| which(program).is_none())
-                .collect(),
+            programs: PROGRAMS.into_iter().filter(|program| which(program).is_none()).collect(),
             components: COMPONENTS
                 .into_iter()
                 .filter(|(_, subcommand)| {
@@ -145,12 +142,8 @@ fn install_components(components: &[&str]) -> Result<()> {
     let mut command = Command::new("rustup");
     command.args(["component", "add"]).args(components);
     println!("setup: running {}", describe(&command));
-    process::run(&mut command).with_context(|| {
-        format!(
-            "install {} for this Rust toolchain",
-            components.join(" and ")
-        )
-    })
+    process::run(&mut command)
+        .with_context(|| format!("install {} for this Rust toolchain", components.join(" and ")))
 }
 
 fn print_elsewhere(missing: &Missing) {
@@ -172,9 +165,6 @@ fn print_elsewhere(missing: &Missing) {
         println!("  the programs {}", missing.programs.join(", "));
     }
     if !missing.rustup && !missing.components.is_empty() {
-        println!(
-            "  {} for this Rust toolchain",
-            missing.components.join(", ")
-        );
+        println!("  {} for this Rust toolchain", missing.components.join(", "));
     }
 }

@@ -37,28 +37,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             report.add(check.name(), || check.run().map(Outcome::checked));
         }
     }
-    let tiers = if everything {
-        Tier::ALL.to_vec()
-    } else {
-        arguments.tiers.clone()
-    };
+    let tiers = if everything { Tier::ALL.to_vec() } else { arguments.tiers.clone() };
     let mut built = false;
     for tier in tiers {
         if tier.needs_agent() && !built {
-            report.add("build", || {
-                build::release().map(|_| Outcome::checked(Finding::Clean))
-            });
+            report.add("build", || build::release().map(|_| Outcome::checked(Finding::Clean)));
             built = true;
         }
         report.add(tier.name(), || tier.run(&arguments.passed_on));
     }
     report.print();
     // No message: the sum is the last line.
-    Ok(if report.failed() {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 impl Report {

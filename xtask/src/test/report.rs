@@ -20,29 +20,17 @@ impl Outcome {
             Finding::CleanBut(note) => (1, note),
             Finding::NotRun(note) => (0, note),
         };
-        Self {
-            passed,
-            failed: 0,
-            note: note.into(),
-        }
+        Self { passed, failed: 0, note: note.into() }
     }
 
     /// Something that could not be done, or a check that found something.
     pub(super) fn failed(note: String) -> Self {
-        Self {
-            passed: 0,
-            failed: 1,
-            note,
-        }
+        Self { passed: 0, failed: 1, note }
     }
 
     /// Tests that ran.
     pub(super) fn tests(passed: u32, failed: u32) -> Self {
-        Self {
-            passed,
-            failed,
-            note: String::new(),
-        }
+        Self { passed, failed, note: String::new() }
     }
 }
 
@@ -68,10 +56,7 @@ impl Report {
     }
 
     fn render(&self) -> String {
-        let mut text = format!(
-            "{:<12} {:>7} {:>7} {:>8}\n",
-            "TIER", "PASSED", "FAILED", "SECONDS"
-        );
+        let mut text = format!("{:<12} {:>7} {:>7} {:>8}\n", "TIER", "PASSED", "FAILED", "SECONDS");
         for (name, outcome, took) in &self.rows {
             let row = format!(
                 "{name:<12} {:>7} {:>7} {:>8.1}  {}",
@@ -101,17 +86,9 @@ mod tests {
     #[test]
     fn the_last_line_is_the_sum() {
         let mut report = Report::default();
-        report.push(
-            "format",
-            Outcome::checked(Finding::Clean),
-            Duration::from_secs(1),
-        );
+        report.push("format", Outcome::checked(Finding::Clean), Duration::from_secs(1));
         report.push("host", Outcome::tests(12, 1), Duration::from_millis(2500));
-        report.push(
-            "netns",
-            Outcome::failed("needs root".into()),
-            Duration::ZERO,
-        );
+        report.push("netns", Outcome::failed("needs root".into()), Duration::ZERO);
         assert_eq!(
             report.render(),
             "TIER          PASSED  FAILED  SECONDS\n\

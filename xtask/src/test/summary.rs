@@ -12,9 +12,8 @@ impl Summary {
     /// Adds what `line` says, if it is a summary:
     /// `test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; …`.
     pub(super) fn add(&mut self, line: &str) {
-        let Some((_, counts)) = line
-            .strip_prefix("test result: ")
-            .and_then(|rest| rest.split_once(". "))
+        let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {
             return;
         };
@@ -51,13 +50,6 @@ mod tests {
         ] {
             summary.add(line);
         }
-        assert_eq!(
-            summary,
-            Summary {
-                passed: 7,
-                failed: 1,
-                ignored: 3
-            }
-        );
+        assert_eq!(summary, Summary { passed: 7, failed: 1, ignored: 3 });
     }
 }

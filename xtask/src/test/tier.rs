@@ -111,11 +111,7 @@ mod tests {
     use super::*;
 
     fn summary(passed: u32, failed: u32, ignored: u32) -> Summary {
-        Summary {
-            passed,
-            failed,
-            ignored,
-        }
+        Summary { passed, failed, ignored }
     }
 
     #[test]
