@@ -16,7 +16,7 @@ pub mod select;
 pub mod track;
 
 pub use checksum::Delta;
-pub use decide::{Action, Hook, IcmpError, decide, decide_reply};
+pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply};
 pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
 pub use parse::{Packet, TcpFlags, parse};
 pub use rewrite::rewrite;
