@@ -1,2 +1,7 @@
-//! x
-fn main(){}
+//! Netns tier: real clients and servers through the agent's data path, between network
+//! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
+
+mod connections;
+mod modes;
+mod services;
+mod site;
