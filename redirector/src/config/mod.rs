@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub use error::{ConfigError, Place, Position, Problem};
 
-use crate::model::Service;
+use crate::model::{Service, Source};
 use document::{Document, Placed, SnatPorts};
 use error::Problems;
 use fields::Reader;
@@ -39,8 +39,9 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
-    /// Publish entries, one service for each port, and then services, each in the order of the
-    /// file.
+    /// Services, and then publish entries, one service for each port; each in the order of the
+    /// file. A frontend goes to the first that claims it, so a service that names an address has
+    /// it before a publish entry for every node address.
     pub services: Vec<Service>,
 }
 
@@ -179,15 +180,17 @@ pub fn from_arguments<S: AsRef<str>>(
 fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigError> {
     conflicts::check_frontends(&document.services, &mut problems);
     conflicts::check_snat_ports(&document.services, &document.snat_ports, &mut problems);
+    let mut services: Vec<Service> = document
+        .services
+        .into_iter()
+        .map(|placed| placed.service)
+        .collect();
+    services.sort_by_key(|service| service.key.source == Source::Publish);
     problems.finish(Config {
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
-        services: document
-            .services
-            .into_iter()
-            .map(|placed| placed.service)
-            .collect(),
+        services,
     })
 }
 

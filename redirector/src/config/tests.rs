@@ -1,4 +1,5 @@
 mod accepted;
+mod conflicts;
 mod refused;
 mod schema;
 
