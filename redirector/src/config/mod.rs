@@ -15,6 +15,8 @@ pub mod publish;
 mod service;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -28,6 +30,9 @@ use fields::Reader;
 
 /// Ports for translation where the file names none.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
+
+/// Longest file.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,10 +108,14 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = Arc::from(name.as_str());
         ConfigError::single(Place { name, position }, message)
     };
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = read_limited(path).map_err(|error| {
         let message = format!("cannot be read: {error}; name a file that can be read");
         single(None, message)
     })?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let message = format!("is longer than {MAX_BYTES} bytes; name a configuration file");
+        return Err(single(None, message));
+    }
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(&name, text),
         Err(error) => {
@@ -115,6 +124,15 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
             Err(single(Some(end_of(&good)), message))
         }
     }
+}
+
+/// At most one byte more than [`MAX_BYTES`]: not every file has an end.
+fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The position after `text`.

@@ -31,9 +31,40 @@ fn what_is_no_yaml() {
         ),
         (
             "publish: []\n---\npublish: []\n",
-            &["3:1: not valid YAML: a second document starts here; keep one in a file"],
+            &["3:1: a second document starts here; keep one in a file"],
         ),
     ]);
+}
+
+/// Neither the stack nor memory gives out.
+#[test]
+fn too_much_yaml() {
+    let too_much = "holds too much; allowed: 150000 values, 12 levels of nesting";
+    let mappings: String = (0..100)
+        .map(|depth| format!("{}a:\n", " ".repeat(depth)))
+        .collect();
+    let lists = format!("{}1", "- ".repeat(100));
+    let flow = "[".repeat(100);
+    let bomb: String = (1..9)
+        .map(|level| {
+            format!(
+                "a{level}: &a{level} [{}]\n",
+                format!("*a{},", level - 1).repeat(9)
+            )
+        })
+        .collect();
+    let rows = [
+        (mappings, "13:13", too_much),
+        (lists, "1:25", too_much),
+        (flow, "1:13", "not valid YAML: recursion limit exceeded"),
+        (format!("a0: &a0 1\n{bomb}"), "7:14", too_much),
+    ];
+    for (text, position, message) in rows {
+        assert_eq!(
+            problems(&text),
+            [format!("redirector.yaml:{position}: {message}")]
+        );
+    }
 }
 
 #[test]
@@ -402,6 +433,10 @@ fn files_that_cannot_be_read() {
             "{name}: cannot be read: No such file or directory (os error 2); name a file that can \
              be read"
         )
+    );
+    assert_eq!(
+        load(Path::new("/dev/zero")).unwrap_err().to_string(),
+        "/dev/zero: is longer than 16777216 bytes; name a configuration file"
     );
     std::fs::write(&path, b"publish:\n  - \xc3\xa9\xff\n").unwrap();
     assert_eq!(
