@@ -53,11 +53,7 @@ impl Tuple {
     #[inline(always)]
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
-        if self.protocol == Protocol::Tcp.number() as u32 {
-            Protocol::Tcp
-        } else {
-            Protocol::Udp
-        }
+        if self.protocol == Protocol::Tcp.number() as u32 { Protocol::Tcp } else { Protocol::Udp }
     }
 
     /// The same connection seen in the other direction.
@@ -221,7 +217,33 @@ impl Flow {
         local: bool,
         now: u64,
     ) -> Self {
-        let state = match translated.protocol() {
+        let mut flow = Self {
+            translated,
+            service: 0,
+            backend: 0,
+            created: 0,
+            last_seen: 0,
+            packets: 0,
+            bytes: 0,
+            state: 0,
+            flags: 0,
+            reserved: [0; 6],
+        };
+        flow.start(direction, service, backend, local, now);
+        flow
+    }
+
+    /// Makes this a half that has seen no packet, in place; `translated` is set already.
+    #[inline(always)]
+    pub const fn start(
+        &mut self,
+        direction: Direction,
+        service: ServiceId,
+        backend: BackendId,
+        local: bool,
+        now: u64,
+    ) {
+        let state = match self.translated.protocol() {
             Protocol::Tcp => FlowState::SynSent,
             Protocol::Udp => FlowState::Unreplied,
         };
@@ -232,29 +254,22 @@ impl Flow {
         if local {
             flags |= Self::DELIVER;
         }
-        Self {
-            translated,
-            service,
-            backend,
-            created: now,
-            last_seen: now,
-            packets: 0,
-            bytes: 0,
-            state: state as u8,
-            flags,
-            reserved: [0; 6],
-        }
+        self.service = service;
+        self.backend = backend;
+        self.created = now;
+        self.last_seen = now;
+        self.packets = 0;
+        self.bytes = 0;
+        self.state = state as u8;
+        self.flags = flags;
+        self.reserved = [0; 6];
     }
 
     /// Which half this is.
     #[inline(always)]
     #[must_use]
     pub const fn direction(&self) -> Direction {
-        if self.flags & Self::REPLY != 0 {
-            Direction::Reply
-        } else {
-            Direction::Forward
-        }
+        if self.flags & Self::REPLY != 0 { Direction::Reply } else { Direction::Forward }
     }
 
     /// Whether the backend is in this host's own stack.

@@ -1,2 +1,135 @@
+//! redirector's programs: XDP, TC ingress, TC egress.
+//!
+//! Each entry point is the whole table from a [`Step`] to the kernel's verdict. What a packet
+//! is and what becomes of it is decided by the functions of `redirector_common::packet`.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF, for one optimisation barrier; see `context`.
+#![feature(asm_experimental_arch)]
+#![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
+
+mod context;
+mod counters;
+mod environment;
+mod maps;
+mod redirect;
+mod reject;
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use redirector_common::Reason;
+use redirector_common::packet::{Hook, PacketBuf, Step, decide, decide_reply, parse, rewrite};
+
+use crate::context::{Frame, Skb};
+use crate::environment::Kernel;
+
+/// Forwards what leaves this host again; everything else goes on to TC ingress, unchanged.
+#[xdp(frags)]
+pub fn redirector_xdp(ctx: XdpContext) -> u32 {
+    let mut frame = Frame::new(&ctx);
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.ctx.cast()) else {
+        return xdp_action::XDP_PASS;
+    };
+    let Ok(()) = parse(&frame, packet) else {
+        return xdp_action::XDP_PASS;
+    };
+    let size = frame.size();
+    let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
+    let (reason, verdict) = match decision.step {
+        Step::Forward => match rewrite(&mut frame, packet, &outcome.translated, true) {
+            Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
+            None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
+        },
+        Step::Drop => (decision.reason, xdp_action::XDP_DROP),
+        // TC ingress sees it next, decides again with more means, and counts.
+        Step::Pass | Step::HandOver | Step::Reject | Step::Deliver | Step::ForwardUnresolved => {
+            return xdp_action::XDP_PASS;
+        }
+    };
+    counters::count(frame.ifindex(), reason, size);
+    verdict
+}
+
+/// Complete by itself: forwards, delivers to this host's stack, answers with errors.
+#[classifier]
+pub fn redirector_in(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
+    skb.pull_headers();
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.skb.skb.cast()) else {
+        return TC_ACT_OK;
+    };
+    let (size, ifindex) = (skb.size(), skb.ifindex());
+    if let Err(reason) = parse(&skb, packet) {
+        counters::count(ifindex, reason, size);
+        return TC_ACT_OK;
+    }
+    let len = skb.segment_len(packet);
+    let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
+    let done = match decision.step {
+        // Nobody is left to hand over to: `decide` does it for XDP alone.
+        Step::Pass | Step::HandOver => Some(TC_ACT_OK),
+        Step::Drop => Some(TC_ACT_SHOT),
+        Step::Reject => Some(reject::answer(&mut skb, packet, environment.icmp_header(), outcome)),
+        Step::Deliver => rewrite(&mut skb, packet, &outcome.translated, false).map(|()| TC_ACT_OK),
+        Step::Forward => redirect::untag(&mut skb, packet)
+            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
+            .and_then(|()| redirect::send_skb(&skb, &outcome.next_hop)),
+        Step::ForwardUnresolved => redirect::untag(&mut skb, packet)
+            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
+            .and_then(|()| redirect::send_skb_unresolved(&outcome.next_hop)),
+    };
+    match done {
+        Some(verdict) => {
+            counters::count(ifindex, decision.reason, size);
+            verdict
+        }
+        None => {
+            counters::count(ifindex, Reason::RewriteFailed, size);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Gives replies of local backends the frontend's address and port back.
+#[classifier]
+pub fn redirector_out(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(&ctx);
+    if skb.came_from_outside() {
+        // Forwarded or redirected, perhaps by us: no local program's reply.
+        return TC_ACT_OK;
+    }
+    skb.pull_headers();
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.skb.skb.cast()) else {
+        return TC_ACT_OK;
+    };
+    let Ok(()) = parse(&skb, packet) else {
+        return TC_ACT_OK;
+    };
+    let (size, ifindex) = (skb.size(), skb.ifindex());
+    let decision = decide_reply(&environment, packet, outcome);
+    if !matches!(decision.step, Step::Deliver) {
+        return TC_ACT_OK;
+    }
+    match rewrite(&mut skb, packet, &outcome.translated, false) {
+        Some(()) => {
+            counters::count(ifindex, decision.reason, size);
+            TC_ACT_OK
+        }
+        None => {
+            counters::count(ifindex, Reason::RewriteFailed, size);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// The kernel gives GPL-only helpers to objects that declare a compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Never reached: an endless loop, so that the verifier refuses a program that could panic.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

@@ -48,8 +48,7 @@ impl Pins {
     /// A map's pin.
     #[must_use]
     pub fn map(&self, name: MapName) -> PathBuf {
-        self.maps()
-            .join(format!("{}.v{}", name.name(), name.layout()))
+        self.maps().join(format!("{}.v{}", name.name(), name.layout()))
     }
 
     /// A link's pin.

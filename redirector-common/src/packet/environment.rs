@@ -1,0 +1,240 @@
+//! What the packet code asks of its surroundings: maps, routing table, clock.
+
+use core::ptr::NonNull;
+
+use super::Packet;
+use crate::{
+    Backend, BackendId, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig, Port,
+    PortFlags, Protocol, Service, ServiceId, Tuple,
+};
+
+/// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
+pub trait Environment {
+    /// `CLOCK_MONOTONIC` in nanoseconds; coarse is good enough.
+    fn now(&self) -> u64;
+
+    /// A random number.
+    fn random(&self) -> u32;
+
+    /// Settings of the node.
+    fn node(&self) -> NodeConfig;
+
+    /// What a port is used for.
+    fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags;
+
+    /// The half that matches packets with this tuple.
+    fn flow(&self, key: &Tuple) -> Option<FlowEntry>;
+
+    /// Adds a half; never replaces one.
+    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Inserted;
+
+    /// Removes a half, if it is there.
+    fn remove_flow(&self, key: &Tuple);
+
+    /// The other half of an entry's flow.
+    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry>;
+
+    /// Removes the other half of an entry's flow, if it is there.
+    fn remove_partner(&self, entry: FlowEntry);
+
+    /// The frontend of this address, port and protocol.
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
+
+    /// A service.
+    fn service(&self, id: ServiceId) -> Option<Service>;
+
+    /// An entry of the Maglev tables.
+    fn table_entry(&self, index: u32) -> Option<BackendId>;
+
+    /// A backend.
+    fn backend(&self, id: BackendId) -> Option<Backend>;
+
+    /// An interface.
+    fn interface(&self, ifindex: u32) -> Option<Interface>;
+
+    /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
+    fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
+
+    /// Memory for making a new flow, of this packet alone.
+    fn scratch(&self) -> Option<NonNull<Scratch>>;
+}
+
+/// What came of adding a half.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Inserted {
+    /// It stands in the table.
+    Done,
+    /// Its key is taken.
+    Exists,
+    /// The table is full.
+    Full,
+}
+
+/// Where to send a packet next.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Outgoing interface.
+    pub ifindex: u32,
+    /// Largest IP packet that fits, in bytes; set with [`Route::TooBig`].
+    pub mtu: u32,
+    /// Ethernet addresses; set with [`Route::Via`].
+    pub link: LinkAddresses,
+}
+
+impl NextHop {
+    /// Nowhere yet.
+    pub const NONE: Self = Self { ifindex: 0, mtu: 0, link: LinkAddresses { words: [0; 3] } };
+}
+
+/// The start of an Ethernet header: destination, then source address. Three words as on the wire,
+/// so that the compiler moves words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddresses {
+    words: [u32; 3],
+}
+
+impl LinkAddresses {
+    /// From both addresses, as on the wire, destination first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_halves(destination: [u16; 3], source: [u16; 3]) -> Self {
+        #[inline(always)]
+        const fn join(a: u16, b: u16) -> u32 {
+            if cfg!(target_endian = "little") {
+                a as u32 | (b as u32) << 16
+            } else {
+                (a as u32) << 16 | b as u32
+            }
+        }
+        let [a, b, c] = destination;
+        let [d, e, f] = source;
+        Self { words: [join(a, b), join(c, d), join(e, f)] }
+    }
+
+    /// The words, as they are to stand in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> &[u32; 3] {
+        &self.words
+    }
+}
+
+/// What the routing table says.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// This way; the neighbour is known.
+    Via,
+    /// This way, but the kernel must find the neighbour's address.
+    Unresolved,
+    /// This way, but the packet is too large.
+    TooBig,
+    /// No way, or a forbidden one, or to this host itself.
+    Unreachable,
+}
+
+/// Where a new flow is put together: too large for the 512 bytes of a program's stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scratch {
+    /// Forward half.
+    pub forward: Flow,
+    /// Reply half.
+    pub reply: Flow,
+    /// The reply half's key.
+    pub reply_key: Tuple,
+}
+
+/// A half of a flow where it stands in its map, shared with other CPUs.
+///
+/// Fields are read and written one by one, unsynchronised: counters may lose a packet when two
+/// CPUs handle one flow at once, which is worth more than an atomic operation for every packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry(NonNull<Flow>);
+
+impl FlowEntry {
+    /// # Safety
+    ///
+    /// `entry` stays valid for as long as this packet is handled.
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(entry: NonNull<Flow>) -> Self {
+        Self(entry)
+    }
+
+    #[inline(always)]
+    const fn view(&self) -> &Flow {
+        // SAFETY: valid, by the promise made to `new`; see the type about sharing.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// What packets leave with.
+    #[inline(always)]
+    #[must_use]
+    pub const fn translated(&self) -> &Tuple {
+        &self.view().translated
+    }
+
+    /// Whether this is the reply half.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_reply(&self) -> bool {
+        matches!(self.view().direction(), crate::Direction::Reply)
+    }
+
+    /// Whether the backend is in this host's own stack.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.view().is_local()
+    }
+
+    /// Where the flow stands.
+    #[inline(always)]
+    #[must_use]
+    pub const fn state(&self) -> FlowState {
+        self.view().state()
+    }
+
+    /// Whether the sender of this half's packets has sent FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn fin_seen(&self) -> bool {
+        self.view().fin_seen()
+    }
+
+    /// Whether this half alone is past its timeout.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_expired(&self, now: u64) -> bool {
+        self.view().is_expired(now)
+    }
+
+    /// Counts a packet of `bytes` bytes.
+    #[inline(always)]
+    pub const fn count(self, now: u64, bytes: u16) {
+        // SAFETY: as for `view`; plain stores of aligned words.
+        let flow = unsafe { &mut *self.0.as_ptr() };
+        flow.last_seen = now;
+        flow.packets += 1;
+        flow.bytes += bytes as u64;
+    }
+
+    /// Moves this half to `state`.
+    #[inline(always)]
+    pub const fn set_state(self, state: FlowState) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.set_state(state);
+    }
+
+    /// Notes a FIN from the sender of this half's packets.
+    #[inline(always)]
+    pub const fn set_fin_seen(self) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.set_fin_seen();
+    }
+}

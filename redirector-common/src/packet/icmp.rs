@@ -1,0 +1,132 @@
+//! ICMP and ICMPv6 errors about a packet that was not delivered (RFC 792, RFC 4443).
+
+use super::checksum::fold;
+use super::{IcmpError, Packet, PacketBuf};
+use crate::{Address, Family};
+
+/// Octets of the transport header that are quoted; RFC 792 asks for eight, which hold the ports.
+const QUOTED_TRANSPORT: u16 = 8;
+/// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 24 octets of
+/// extension headers, and the transport octets.
+const MAX_QUOTED_WORDS: usize = 18;
+
+/// IPv4 and ICMP header.
+pub const V4_HEADER_LEN: usize = 20 + 8;
+/// IPv6 and ICMPv6 header.
+pub const V6_HEADER_LEN: usize = 40 + 8;
+
+/// Writes the headers of the message that tells `packet`'s sender of `error`, in the name of the
+/// address that it sent to, with `mtu` where it was too big: IP and ICMP, for IPv4 only the first [`V4_HEADER_LEN`] bytes of
+/// `header`. They go between the Ethernet header and the octets of the offending packet that are
+/// quoted, from its IP header on, whose number is returned.
+///
+/// `None`: the headers are too long to be quoted, or the packet ends before.
+#[inline(always)]
+#[must_use]
+pub fn write<P: PacketBuf>(
+    header: &mut [u8; V6_HEADER_LEN],
+    bytes: &P,
+    packet: &Packet,
+    error: IcmpError,
+    mtu: u16,
+) -> Option<u16> {
+    let network = usize::from(packet.network);
+    let quoted = packet.transport - packet.network + QUOTED_TRANSPORT;
+    let words = usize::from(quoted / 4);
+    if words > MAX_QUOTED_WORDS {
+        return None;
+    }
+    let mut sum = 0u64;
+    for word in 0..MAX_QUOTED_WORDS {
+        if word >= words {
+            break;
+        }
+        sum += u64::from(bytes.read::<u32>(network + word * 4)?);
+    }
+    *header = [0; V6_HEADER_LEN];
+    match packet.family() {
+        Family::V4 => write_v4(header, packet, error, mtu, quoted, sum),
+        Family::V6 => write_v6(header, packet, error, mtu, quoted, sum),
+    }
+    Some(quoted)
+}
+
+#[inline(always)]
+fn write_v4(
+    header: &mut [u8; V6_HEADER_LEN],
+    packet: &Packet,
+    error: IcmpError,
+    mtu: u16,
+    quoted: u16,
+    sum: u64,
+) {
+    let [len_high, len_low] = (quoted + V4_HEADER_LEN as u16).to_be_bytes();
+    // Version and header length; precedence "internetwork control" (RFC 1812 §4.3.2.5).
+    header[0] = 0x45;
+    header[1] = 0xc0;
+    header[2] = len_high;
+    header[3] = len_low;
+    header[8] = 64;
+    header[9] = 1;
+    header[12..16].copy_from_slice(&packet.tuple.destination.v4_bytes());
+    header[16..20].copy_from_slice(&packet.tuple.source.v4_bytes());
+    let check = !fold(sum_of(&header[..20]));
+    header[10..12].copy_from_slice(&check.to_ne_bytes());
+    let (kind, code, value) = match error {
+        IcmpError::PortUnreachable => (3, 3, 0),
+        IcmpError::TooBig => (3, 4, mtu),
+        IcmpError::TimeExceeded => (11, 0, 0),
+    };
+    header[20] = kind;
+    header[21] = code;
+    header[26..28].copy_from_slice(&value.to_be_bytes());
+    let check = !fold(sum + sum_of(&header[20..28]));
+    header[22..24].copy_from_slice(&check.to_ne_bytes());
+}
+
+#[inline(always)]
+fn write_v6(
+    header: &mut [u8; V6_HEADER_LEN],
+    packet: &Packet,
+    error: IcmpError,
+    mtu: u16,
+    quoted: u16,
+    sum: u64,
+) {
+    let payload = quoted + 8;
+    let [len_high, len_low] = payload.to_be_bytes();
+    header[0] = 0x60;
+    header[4] = len_high;
+    header[5] = len_low;
+    header[6] = 58;
+    header[7] = 64;
+    write_address(header, 8, &packet.tuple.destination);
+    write_address(header, 24, &packet.tuple.source);
+    let (kind, code, value) = match error {
+        IcmpError::PortUnreachable => (1, 4, 0),
+        IcmpError::TooBig => (2, 0, mtu),
+        IcmpError::TimeExceeded => (3, 0, 0),
+    };
+    header[40] = kind;
+    header[41] = code;
+    header[46..48].copy_from_slice(&value.to_be_bytes());
+    // RFC 4443 §2.3: the pseudo-header is addresses, payload length, next header.
+    let pseudo = u64::from(payload.to_be()) + u64::from(58u16.to_be());
+    let check = !fold(sum + pseudo + sum_of(&header[8..48]));
+    header[42..44].copy_from_slice(&check.to_ne_bytes());
+}
+
+#[inline(always)]
+fn write_address(header: &mut [u8; V6_HEADER_LEN], at: usize, address: &Address) {
+    header[at..at + 16].copy_from_slice(&address.v6_bytes());
+}
+
+/// The one's-complement sum of an even number of bytes, not folded.
+#[inline(always)]
+fn sum_of(bytes: &[u8]) -> u64 {
+    let mut sum = 0;
+    for pair in bytes.chunks_exact(2) {
+        sum += u64::from(u16::from_ne_bytes([pair[0], pair[1]]));
+    }
+    sum
+}

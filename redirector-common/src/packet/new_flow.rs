@@ -1,0 +1,197 @@
+//! Opening a flow: from frontend to backend, and both halves into the table.
+
+use super::decide::{Decision, Outcome, Step, established, forward};
+use super::environment::Inserted;
+use super::select::select;
+use super::{Environment, Hook, IcmpError, Packet, Scratch};
+use crate::{Address, Direction, FrontendKey, Port, Protocol, Reason, Service, Tuple};
+
+/// Ports of the translation block that are tried for one new flow. From a random start, so that a
+/// client's retransmission tries others.
+const PORT_ATTEMPTS: u32 = 32;
+
+/// Decides about a packet to a possible frontend that belongs to no flow.
+#[inline(always)]
+pub(super) fn open<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    hook: Hook,
+    len: u16,
+    outcome: &mut Outcome,
+) -> Decision {
+    let tuple = &packet.tuple;
+    let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
+    let Some(frontend) = environment.frontend(&key) else {
+        return Decision::pass(Reason::NotOurs);
+    };
+    if matches!(tuple.protocol(), Protocol::Tcp) && !packet.flags.opens() {
+        return Decision::pass(Reason::NoFlow);
+    }
+    let Some(service) = environment.service(frontend.service) else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    if service.table_size == 0 {
+        return no_backend(&service, hook, outcome);
+    }
+    let Some(id) = select(environment, &service, tuple) else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    let Some(backend) = environment.backend(id) else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    if !backend.is_some() {
+        return Decision::drop(Reason::Inconsistent);
+    }
+    let Some(mut scratch) = environment.scratch() else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    // SAFETY: the environment gives scratch memory to one packet at a time.
+    let scratch = unsafe { scratch.as_mut() };
+
+    let client = (tuple.source, tuple.source_port);
+    let local = backend.is_local();
+    let address = match (local, backend.address.is_unspecified()) {
+        (true, true) => frontend.local_address,
+        (true, false) | (false, _) => backend.address,
+    };
+    outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
+    let mut decision = if local {
+        Decision::deliver(Reason::LocalNew).unless_xdp(hook)
+    } else {
+        forward(environment, packet, hook, len, Reason::RemoteNew, outcome)
+    };
+    if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
+        return decision;
+    }
+    if !local {
+        let source = environment
+            .interface(outcome.next_hop.ifindex)
+            .map_or(Address::UNSPECIFIED, |interface| interface.source(packet.family()));
+        if source.is_unspecified() {
+            return Decision::drop(Reason::NoSourceAddress);
+        }
+        outcome.translated.source = source;
+    }
+    fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
+    match record(environment, packet, scratch, local) {
+        Recorded::New => outcome.translated.source_port = scratch.forward.translated.source_port,
+        Recorded::Elsewhere => match environment.flow(&packet.tuple) {
+            Some(entry) => {
+                decision = established(environment, packet, hook, len, entry, outcome);
+            }
+            None => return Decision::drop(Reason::FlowTableFull),
+        },
+        Recorded::Full => return Decision::drop(Reason::FlowTableFull),
+        Recorded::NoPort => return Decision::drop(Reason::SnatExhausted),
+    }
+    decision
+}
+
+#[inline(always)]
+fn no_backend(service: &Service, hook: Hook, outcome: &mut Outcome) -> Decision {
+    if service.is_silent() {
+        return Decision::drop(Reason::NoLocalBackend);
+    }
+    Decision::reject(hook, Reason::NoBackend, IcmpError::PortUnreachable, outcome)
+}
+
+/// Puts both halves together.
+#[inline(always)]
+fn fill<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    scratch: &mut Scratch,
+    (service, backend): (u32, u32),
+    local: bool,
+    translated: &Tuple,
+) {
+    let now = environment.now();
+    scratch.forward.translated = *translated;
+    scratch.forward.start(Direction::Forward, service, backend, local, now);
+    scratch.forward.packets = 1;
+    scratch.forward.bytes = u64::from(packet.ip_len);
+    scratch.reply.translated = packet.tuple.reversed();
+    scratch.reply.start(Direction::Reply, service, backend, local, now);
+    scratch.reply_key = translated.reversed();
+}
+
+/// What came of recording a flow.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Recorded {
+    /// Both halves stand in the table.
+    New,
+    /// Another CPU was faster; its entry is the flow.
+    Elsewhere,
+    /// The table is full.
+    Full,
+    /// No port is left with which the backend could tell this flow from others.
+    NoPort,
+}
+
+/// Adds both halves, the reply half first: its key is free exactly if no other flow would look
+/// the same to the backend. Local backends see the client's own port where that is so, and
+/// everyone else a port of the translation block.
+#[inline(always)]
+fn record<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    scratch: &mut Scratch,
+    keep_port: bool,
+) -> Recorded {
+    let node = environment.node();
+    let count = u32::from(node.snat_count);
+    let random = environment.random();
+    // A small block is walked one by one, so that every port is tried; a large one in strides
+    // that differ from flow to flow, so that flows do not queue up behind each other.
+    let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
+    let mut offset = random & 0xffff;
+    let mut own_port = keep_port;
+    for _ in 0..=PORT_ATTEMPTS {
+        if !own_port {
+            if count == 0 {
+                return Recorded::NoPort;
+            }
+            offset = (offset + stride) % count;
+            let port = Port::new(node.snat_first.wrapping_add(offset as u16));
+            scratch.forward.translated.source_port = port;
+            scratch.reply_key.destination_port = port;
+        }
+        match environment.insert_flow(&scratch.reply_key, &scratch.reply) {
+            Inserted::Done => return record_forward(environment, packet, scratch),
+            Inserted::Full => return Recorded::Full,
+            Inserted::Exists => {}
+        }
+        if own_port {
+            match environment.flow(&scratch.reply_key) {
+                // Another CPU is opening this very flow, or only half of it is left: share it.
+                Some(entry) if *entry.translated() == scratch.reply.translated => {
+                    return record_forward(environment, packet, scratch);
+                }
+                Some(_) | None => own_port = false,
+            }
+        }
+    }
+    Recorded::NoPort
+}
+
+/// Adds the forward half, or takes the reply half back.
+#[inline(always)]
+fn record_forward<E: Environment>(environment: &E, packet: &Packet, scratch: &Scratch) -> Recorded {
+    match environment.insert_flow(&packet.tuple, &scratch.forward) {
+        Inserted::Done => Recorded::New,
+        Inserted::Full => {
+            environment.remove_flow(&scratch.reply_key);
+            Recorded::Full
+        }
+        Inserted::Exists => {
+            let shared = environment
+                .flow(&packet.tuple)
+                .is_some_and(|entry| *entry.translated() == scratch.forward.translated);
+            if !shared {
+                environment.remove_flow(&scratch.reply_key);
+            }
+            Recorded::Elsewhere
+        }
+    }
+}

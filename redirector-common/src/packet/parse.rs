@@ -1,0 +1,340 @@
+//! Headers: Ethernet, VLAN tags, IPv4, IPv6 with extension headers, TCP, UDP.
+//!
+//! The only place where `network-types`' headers are interpreted; its known pitfalls (header
+//! lengths in bytes, subtraction below zero) are dealt with here once.
+
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use super::PacketBuf;
+use crate::{Address, Family, Port, Protocol, Reason, Tuple};
+
+const ETHER_TYPE_IPV4: u16 = 0x0800;
+const ETHER_TYPE_IPV6: u16 = 0x86dd;
+const ETHER_TYPE_VLAN: u16 = 0x8100;
+const ETHER_TYPE_QINQ: u16 = 0x88a8;
+
+/// VLAN tags that are walked: a service tag and a customer tag.
+const MAX_VLAN_TAGS: usize = 2;
+/// IPv6 extension headers that are walked.
+const MAX_EXTENSION_HEADERS: usize = 4;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// More fragments follow, and the offset, of IPv4's flags and fragment offset field.
+const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
+const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// TCP's control bits.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// Acknowledgement field significant.
+    pub const ACK: u8 = 0x10;
+
+    /// Whether any of `bits` is set.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether this opens a connection: SYN without ACK, RST or FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
+    }
+}
+
+/// Where a TCP or UDP packet's headers are, and what the data path needs of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Addresses, ports, protocol.
+    pub tuple: Tuple,
+    /// Offset of the IP header from the start of the frame, in bytes.
+    pub network: u16,
+    /// Offset of the TCP or UDP header from the start of the frame, in bytes.
+    pub transport: u16,
+    /// Length of the IP packet in bytes.
+    pub ip_len: u16,
+    /// Length of the TCP or UDP header in bytes.
+    pub transport_header_len: u16,
+    /// IPv4's type of service or IPv6's traffic class.
+    pub traffic_class: u8,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// TCP's control bits; zero for UDP.
+    pub flags: TcpFlags,
+    /// 1 for the first of several fragments (later ones carry no ports and are not parsed).
+    pub first_fragment: u8,
+    /// VLAN tags in the frame.
+    pub vlan_tags: u8,
+}
+
+impl Packet {
+    /// No packet yet: for [`parse`] to fill in.
+    pub const EMPTY: Self = Self {
+        tuple: Tuple::new(
+            Protocol::Udp,
+            (Address::UNSPECIFIED, Port::ZERO),
+            (Address::UNSPECIFIED, Port::ZERO),
+        ),
+        network: 0,
+        transport: 0,
+        ip_len: 0,
+        transport_header_len: 0,
+        traffic_class: 0,
+        ttl: 0,
+        flags: TcpFlags(0),
+        first_fragment: 0,
+        vlan_tags: 0,
+    };
+
+    /// Finds the headers of `bytes`; see [`parse`].
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`].
+    pub fn of<P: PacketBuf>(bytes: &P) -> Result<Self, Reason> {
+        let mut packet = Self::EMPTY;
+        parse(bytes, &mut packet)?;
+        Ok(packet)
+    }
+
+    /// The packet's address family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn family(&self) -> Family {
+        self.tuple.source.family()
+    }
+}
+
+/// The network layer's part.
+struct Network {
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    transport: usize,
+    ip_len: usize,
+    traffic_class: u8,
+    ttl: u8,
+    first_fragment: bool,
+}
+
+/// Finds the headers of a TCP or UDP packet and notes them in `packet`, which is given from
+/// outside because a program's stack is small.
+///
+/// # Errors
+///
+/// The Reason for which the packet is none of ours; its verdict is always "pass". What `packet`
+/// holds is then unspecified.
+#[inline(always)]
+pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason> {
+    let (ether_type, network, vlan_tags) = parse_link(bytes)?;
+    let ip = match ether_type {
+        ETHER_TYPE_IPV4 => parse_ipv4(bytes, network)?,
+        ETHER_TYPE_IPV6 => parse_ipv6(bytes, network)?,
+        _ => return Err(Reason::NotIp),
+    };
+    let Some(protocol) = Protocol::from_number(ip.protocol) else {
+        return Err(Reason::NotTcpUdp);
+    };
+    let (source_port, destination_port, header_len, flags) = match protocol {
+        Protocol::Tcp => parse_tcp(bytes, ip.transport)?,
+        Protocol::Udp => parse_udp(bytes, ip.transport)?,
+    };
+    let header_end = ip.transport + header_len - network;
+    if header_end > ip.ip_len {
+        return Err(Reason::Malformed);
+    }
+    packet.tuple =
+        Tuple::new(protocol, (ip.source, source_port), (ip.destination, destination_port));
+    packet.network = network as u16;
+    packet.transport = ip.transport as u16;
+    packet.ip_len = ip.ip_len as u16;
+    packet.transport_header_len = header_len as u16;
+    packet.traffic_class = ip.traffic_class;
+    packet.ttl = ip.ttl;
+    packet.flags = flags;
+    packet.first_fragment = u8::from(ip.first_fragment);
+    packet.vlan_tags = vlan_tags;
+    Ok(())
+}
+
+/// The type of what follows Ethernet and its VLAN tags, its offset, and the number of tags.
+#[inline(always)]
+fn parse_link<P: PacketBuf>(packet: &P) -> Result<(u16, usize, u8), Reason> {
+    let ether_type: u16 = packet.read(EthHdr::LEN - 2).ok_or(Reason::Malformed)?;
+    let mut ether_type = u16::from_be(ether_type);
+    let mut offset = EthHdr::LEN;
+    let mut tags = 0;
+    for _ in 0..MAX_VLAN_TAGS {
+        if ether_type != ETHER_TYPE_VLAN && ether_type != ETHER_TYPE_QINQ {
+            break;
+        }
+        // IEEE 802.1Q: two bytes of priority and identifier, then the type of what follows.
+        let inner: u16 = packet.read(offset + 2).ok_or(Reason::Malformed)?;
+        ether_type = u16::from_be(inner);
+        offset += 4;
+        tags += 1;
+    }
+    Ok((ether_type, offset, tags))
+}
+
+#[inline(always)]
+fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason> {
+    let header: *mut Ipv4Hdr = packet.at(offset).ok_or(Reason::Malformed)?;
+    // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
+    let header = unsafe { &*header };
+    let header_len = usize::from(header.vihl & 0x0f) * 4;
+    let ip_len = usize::from(u16::from_be_bytes(header.tot_len));
+    let available = packet.size() - offset;
+    let ip_len = match packet.segment_payload() {
+        // A super-packet larger than 64 KiB (BIG TCP) has no length in its header.
+        Some(_) if ip_len == 0 => available.min(usize::from(u16::MAX)),
+        _ => ip_len,
+    };
+    if header.vihl >> 4 != 4
+        || header_len < Ipv4Hdr::LEN
+        || ip_len < header_len
+        || ip_len > available
+    {
+        return Err(Reason::Malformed);
+    }
+    let fragment = u16::from_be_bytes(header.frags);
+    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
+        return Err(Reason::Fragment);
+    }
+    Ok(Network {
+        source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]),
+        destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]),
+        protocol: header.proto,
+        transport: offset + header_len,
+        ip_len,
+        traffic_class: header.tos,
+        ttl: header.ttl,
+        first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
+    })
+}
+
+#[inline(always)]
+fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason> {
+    let header: *mut Ipv6Hdr = packet.at(offset).ok_or(Reason::Malformed)?;
+    // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
+    let header = unsafe { &*header };
+    let payload_len = usize::from(u16::from_be_bytes(header.payload_len));
+    let available = packet.size() - offset;
+    let ip_len = match packet.segment_payload() {
+        // As for IPv4: RFC 2675's jumbograms, as the kernel uses them inside a host.
+        Some(_) if payload_len == 0 => available.min(usize::from(u16::MAX)),
+        _ => payload_len + Ipv6Hdr::LEN,
+    };
+    if header.vcf[0] >> 4 != 6 || ip_len > available {
+        return Err(Reason::Malformed);
+    }
+    let mut next = header.next_hdr;
+    let mut transport = offset + Ipv6Hdr::LEN;
+    let mut first_fragment = false;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
+                // RFC 8200 §4.2: next header; length in units of eight bytes, not counting the
+                // first eight. §4.4: routing type, segments left.
+                let [following, len, _, segments_left]: [u8; 4] =
+                    packet.read(transport).ok_or(Reason::Malformed)?;
+                if next == ROUTING && segments_left != 0 {
+                    // The destination address is not the last one: not a frontend's packet yet.
+                    return Err(Reason::ExtensionHeaders);
+                }
+                next = following;
+                transport += (usize::from(len) + 1) * 8;
+            }
+            FRAGMENT => {
+                // RFC 8200 §4.5: next header, reserved, offset and the M flag in the last bit.
+                let [following, _, high, low]: [u8; 4] =
+                    packet.read(transport).ok_or(Reason::Malformed)?;
+                let field = u16::from_be_bytes([high, low]);
+                if field & 0xfff8 != 0 {
+                    return Err(Reason::Fragment);
+                }
+                // RFC 6946: an atomic fragment is whole.
+                first_fragment = field & 1 != 0;
+                next = following;
+                transport += 8;
+            }
+            _ => break,
+        }
+    }
+    if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT) {
+        return Err(Reason::ExtensionHeaders);
+    }
+    let source = Address::from_words(read_words(&header.src_addr));
+    let destination = Address::from_words(read_words(&header.dst_addr));
+    if matches!(source.family(), Family::V4) || matches!(destination.family(), Family::V4) {
+        // RFC 4942 §2.2: IPv4-mapped addresses do not belong on the wire, and would be taken
+        // for IPv4 from here on.
+        return Err(Reason::Malformed);
+    }
+    let [a, b, ..] = header.vcf;
+    Ok(Network {
+        source,
+        destination,
+        protocol: next,
+        transport,
+        ip_len,
+        traffic_class: (a << 4) | (b >> 4),
+        ttl: header.hop_limit,
+        first_fragment,
+    })
+}
+
+/// The `W` words of an address field, each loaded at once: put together from single bytes, they
+/// would fill the program's stack with pieces.
+#[inline(always)]
+fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u32; W] {
+    const { assert!(B == W * 4) };
+    // SAFETY: as many bytes as the words have; the read is unaligned.
+    unsafe { bytes.as_ptr().cast::<[u32; W]>().read_unaligned() }
+}
+
+/// Source port, destination port, header length in bytes, control bits.
+type Transport = (Port, Port, usize, TcpFlags);
+
+#[inline(always)]
+fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
+    // RFC 9293 §3.1: ports, sequence, acknowledgement, data offset in words, control bits.
+    let header: *mut [u8; 20] = packet.at(offset).ok_or(Reason::Malformed)?;
+    // SAFETY: `at` checked the bounds; bytes are never misaligned.
+    let header = unsafe { &*header };
+    let header_len = usize::from(header[12] >> 4) * 4;
+    if header_len < 20 {
+        return Err(Reason::Malformed);
+    }
+    let source = Port::from_bytes([header[0], header[1]]);
+    let destination = Port::from_bytes([header[2], header[3]]);
+    Ok((source, destination, header_len, TcpFlags(header[13])))
+}
+
+#[inline(always)]
+fn parse_udp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
+    // RFC 768: ports, length, checksum.
+    let header: *mut [u8; 8] = packet.at(offset).ok_or(Reason::Malformed)?;
+    // SAFETY: `at` checked the bounds; bytes are never misaligned.
+    let header = unsafe { &*header };
+    let source = Port::from_bytes([header[0], header[1]]);
+    let destination = Port::from_bytes([header[2], header[3]]);
+    Ok((source, destination, 8, TcpFlags(0)))
+}

@@ -1,0 +1,22 @@
+//! Packets and bytes by interface and Reason.
+
+use redirector_common::Reason;
+use redirector_common::node::MAX_SLOTS;
+
+use crate::maps::{COUNTERS, INTERFACES};
+
+/// Counts one packet of `size` bytes at the interface's slot.
+#[inline(always)]
+pub(crate) fn count(ifindex: u32, reason: Reason, size: usize) {
+    let slot = INTERFACES.get(ifindex).map_or(0, |interface| u32::from(interface.slot));
+    let slot = if slot < MAX_SLOTS { slot } else { 0 };
+    let Some(block) = COUNTERS.get_ptr_mut(slot) else {
+        return;
+    };
+    // SAFETY: this CPU's element, which no other packet touches while this one is handled.
+    let block = unsafe { &mut *block };
+    if let Some(counter) = block.reasons.get_mut(reason as usize) {
+        counter.packets += 1;
+        counter.bytes += size as u64;
+    }
+}

@@ -1,0 +1,52 @@
+//! The maps. Sizes here are placeholders where the loader chooses them.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use redirector_common::node::{
+    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
+};
+use redirector_common::service::MaglevLine;
+use redirector_common::{
+    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
+    SlotValue, Tuple,
+};
+
+use crate::environment::Workspace;
+
+#[map]
+pub(crate) static PORTS: Array<PortBlock> = Array::with_max_entries(PORT_BLOCKS, 0);
+#[map]
+pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend> =
+    HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(65536, 0);
+#[map]
+pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
+#[map]
+pub(crate) static FLOWS: HashMap<Tuple, Flow> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
+#[map]
+pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+/// Memory for handling one packet; not pinned, holds nothing between packets.
+#[map]
+pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+
+// What follows is never read by a program; it is declared here so that one object makes all maps.
+#[map]
+pub(crate) static SLOTS: HashMap<SlotKey, SlotValue> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static SERVICE_INFO: HashMap<u32, ServiceInfo> =
+    HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static STATUS: Array<Text> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static SYSCTLS: HashMap<SysctlKey, SysctlValue> =
+    HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);

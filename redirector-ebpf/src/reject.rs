@@ -1,0 +1,66 @@
+//! Telling a packet's sender why it was not delivered.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC};
+use aya_ebpf::helpers::generated::{
+    bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_store_bytes,
+};
+use redirector_common::Family;
+use redirector_common::packet::icmp::{self, V4_HEADER_LEN, V6_HEADER_LEN};
+use redirector_common::packet::{LinkAddresses, Outcome, Packet, PacketBuf};
+
+use crate::context::Skb;
+
+const ETHERNET_LEN: u32 = 14;
+
+/// Turns the packet into an ICMP error and sends it back by the interface that it came in by. A
+/// packet that cannot be turned is dropped without an answer.
+#[inline(always)]
+pub(crate) fn answer(
+    skb: &mut Skb,
+    packet: &Packet,
+    header: &mut [u8; V6_HEADER_LEN],
+    outcome: &Outcome,
+) -> i32 {
+    turn(skb, packet, header, outcome).unwrap_or(TC_ACT_SHOT)
+}
+
+#[inline(always)]
+fn turn(
+    skb: &mut Skb,
+    packet: &Packet,
+    header: &mut [u8; V6_HEADER_LEN],
+    outcome: &Outcome,
+) -> Option<i32> {
+    if packet.vlan_tags != 0 {
+        return None;
+    }
+    let quoted = icmp::write(header, skb, packet, outcome.error, outcome.next_hop.mtu as u16)?;
+    let [to, from]: [[u16; 3]; 2] = skb.read(0)?;
+    let link = LinkAddresses::from_halves(from, to);
+    let grow = match packet.family() {
+        Family::V4 => V4_HEADER_LEN,
+        Family::V6 => V6_HEADER_LEN,
+    };
+    // SAFETY: the context is valid; helpers check offsets and lengths.
+    unsafe {
+        let done = bpf_skb_change_tail(skb.raw(), ETHERNET_LEN + u32::from(quoted), 0);
+        if done != 0 {
+            return None;
+        }
+        if bpf_skb_adjust_room(skb.raw(), grow as i32, BPF_ADJ_ROOM_MAC, 0) != 0 {
+            return None;
+        }
+    }
+    let addresses: *mut [u32; 3] = skb.at(0)?;
+    // SAFETY: `at` checked the bounds.
+    unsafe { addresses.write_unaligned(*link.words()) };
+    // SAFETY: as above; the header is as long as said in either family.
+    let done = unsafe {
+        bpf_skb_store_bytes(skb.raw(), ETHERNET_LEN, header.as_ptr().cast(), grow as u32, 0)
+    };
+    if done != 0 {
+        return None;
+    }
+    // SAFETY: takes integers.
+    Some(unsafe { bpf_redirect(skb.ifindex(), 0) as i32 })
+}
