@@ -29,9 +29,7 @@ fn check(address: IpAddr, role: Role) -> Result<(), String> {
     if let IpAddr::V6(v6) = address
         && let Some(v4) = v6.to_ipv4_mapped()
     {
-        return Err(format!(
-            "{address} is an IPv4 address in IPv6 form; write {v4}"
-        ));
+        return Err(format!("{address} is an IPv4 address in IPv6 form; write {v4}"));
     }
     let Some(kind) = Kind::of(address) else {
         return Ok(());

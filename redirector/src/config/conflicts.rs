@@ -24,24 +24,16 @@ pub(super) fn check_frontends(services: &[Placed], problems: &mut Problems) {
     let mut reported = BTreeSet::new();
     for placed in services {
         for (frontend, place) in placed.service.frontends.iter().zip(&placed.frontends) {
-            let claim = Claim {
-                address: frontend.address,
-                source: placed.service.key.source,
-                place,
-            };
-            let earlier = claims
-                .entry((frontend.protocol, frontend.port))
-                .or_default();
+            let claim =
+                Claim { address: frontend.address, source: placed.service.key.source, place };
+            let earlier = claims.entry((frontend.protocol, frontend.port)).or_default();
             if let Some(other) = earlier.iter().find(|other| other.overlaps(&claim))
                 && reported.insert((place, other.place))
             {
                 let taker = if other.address == frontend.address {
                     "the entry".to_owned()
                 } else {
-                    show(&FrontendSpec {
-                        address: other.address,
-                        ..*frontend
-                    })
+                    show(&FrontendSpec { address: other.address, ..*frontend })
                 };
                 let message = format!(
                     "{} is taken by {taker} at {}; remove one of them",
@@ -75,11 +67,7 @@ impl Claim<'_> {
 }
 
 fn show(frontend: &FrontendSpec) -> String {
-    let FrontendSpec {
-        address,
-        port,
-        protocol,
-    } = frontend;
+    let FrontendSpec { address, port, protocol } = frontend;
     match address {
         None => format!("port {port}/{protocol} of every node address"),
         Some(IpAddr::V4(v4)) => format!("{v4}:{port}/{protocol}"),

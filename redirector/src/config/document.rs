@@ -39,10 +39,7 @@ pub(super) struct Placed {
 
 impl Default for SnatPorts {
     fn default() -> Self {
-        Self {
-            range: DEFAULT_SNAT_PORTS,
-            place: None,
-        }
+        Self { range: DEFAULT_SNAT_PORTS, place: None }
     }
 }
 
@@ -69,10 +66,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     if let Some(node) = fields.get("snatPorts")
         && let Some(range) = read_snat_ports(node, reader)
     {
-        document.snat_ports = SnatPorts {
-            range,
-            place: Some(reader.place(node.position)),
-        };
+        document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
     }
     read_publish(&fields, reader, &mut document.services);
     service::read(&fields, reader, &mut document.services);

@@ -54,9 +54,7 @@ pub struct ConfigError {
 
 impl ConfigError {
     pub(super) fn single(place: Place, message: String) -> Self {
-        Self {
-            problems: vec![Problem { place, message }],
-        }
+        Self { problems: vec![Problem { place, message }] }
     }
 
     /// The problems; at least one.
@@ -88,10 +86,7 @@ pub(super) struct Problems {
 
 impl Problems {
     pub(super) fn report(&mut self, place: Place, message: impl Into<String>) {
-        self.found.push(Problem {
-            place,
-            message: message.into(),
-        });
+        self.found.push(Problem { place, message: message.into() });
     }
 
     /// `value`, if nothing was found.
@@ -101,8 +96,6 @@ impl Problems {
         }
         // Stable, so that problems of one place keep the order in which they were found.
         self.found.sort_by_key(|problem| problem.place.position);
-        Err(ConfigError {
-            problems: self.found,
-        })
+        Err(ConfigError { problems: self.found })
     }
 }

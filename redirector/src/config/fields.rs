@@ -32,8 +32,7 @@ impl<'n> Fields<'n> {
     /// Like [`get`](Self::get), where a key without a value counts as left out. For lists, whose
     /// items may all be commented out.
     pub(super) fn get_filled(&self, key: &str) -> Option<&'n Node> {
-        self.get(key)
-            .filter(|node| !matches!(node.value, Value::Empty))
+        self.get(key).filter(|node| !matches!(node.value, Value::Empty))
     }
 
     pub(super) fn required(
@@ -44,10 +43,7 @@ impl<'n> Fields<'n> {
     ) -> Option<&'n Node> {
         let node = self.get(key);
         if node.is_none() {
-            reader.report(
-                self.position,
-                &format!("{path}: key {key:?} is missing; add it"),
-            );
+            reader.report(self.position, &format!("{path}: key {key:?} is missing; add it"));
         }
         node
     }
@@ -55,10 +51,7 @@ impl<'n> Fields<'n> {
 
 impl Reader<'_> {
     pub(super) fn place(&self, position: Position) -> Place {
-        Place {
-            name: self.name.clone(),
-            position: Some(position),
-        }
+        Place { name: self.name.clone(), position: Some(position) }
     }
 
     pub(super) fn report(&mut self, position: Position, message: &str) {
@@ -68,16 +61,9 @@ impl Reader<'_> {
 
     /// Reports a value of the wrong kind.
     pub(super) fn mismatch(&mut self, node: &Node, path: &str, allowed: &str) {
-        let prefix = if path.is_empty() {
-            String::new()
-        } else {
-            format!("{path}: ")
-        };
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}: ") };
         let found = &node.value;
-        self.report(
-            node.position,
-            &format!("{prefix}found {found}; allowed: {allowed}"),
-        );
+        self.report(node.position, &format!("{prefix}found {found}; allowed: {allowed}"));
     }
 
     /// The entries of a mapping. Unknown and repeated keys are reported and left out.
@@ -92,28 +78,19 @@ impl Reader<'_> {
             self.mismatch(node, path, &allowed);
             return None;
         };
-        let prefix = if path.is_empty() {
-            String::new()
-        } else {
-            format!("{path}: ")
-        };
+        let prefix = if path.is_empty() { String::new() } else { format!("{path}: ") };
         let mut entries = BTreeMap::new();
         let mut first_places: BTreeMap<&str, Position> = BTreeMap::new();
         for (key, value) in map {
             let Value::Text(name) = &key.value else {
-                let message = format!(
-                    "{prefix}key {} is not text; allowed: {}",
-                    key.value,
-                    known.join(", ")
-                );
+                let message =
+                    format!("{prefix}key {} is not text; allowed: {}", key.value, known.join(", "));
                 self.report(key.position, &message);
                 continue;
             };
             if !known.contains(&name.as_str()) {
-                let message = format!(
-                    "{prefix}unknown key {name:?}; {}",
-                    keys::advise(name, known)
-                );
+                let message =
+                    format!("{prefix}unknown key {name:?}; {}", keys::advise(name, known));
                 self.report(key.position, &message);
                 continue;
             }
@@ -127,10 +104,7 @@ impl Reader<'_> {
             first_places.insert(name, key.position);
             entries.insert(name.as_str(), value);
         }
-        Some(Fields {
-            position: node.position,
-            entries,
-        })
+        Some(Fields { position: node.position, entries })
     }
 
     pub(super) fn list<'n>(
@@ -170,10 +144,7 @@ impl Reader<'_> {
         let text = self.text(node, path, &words.join(", "))?;
         let meant = allowed.iter().find(|(word, _)| *word == text);
         if meant.is_none() {
-            let message = format!(
-                "{path}: {text:?} is not known; {}",
-                keys::advise(text, &words)
-            );
+            let message = format!("{path}: {text:?} is not known; {}", keys::advise(text, &words));
             self.report(node.position, &message);
         }
         meant.map(|(_, value)| *value)

@@ -129,9 +129,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// At most one byte more than [`MAX_BYTES`]: not every file has an end.
 fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?
-        .take(MAX_BYTES + 1)
-        .read_to_end(&mut bytes)?;
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -155,11 +153,7 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
         let name = name.clone();
         ConfigError::single(Place { name, position }, message)
     })?;
-    let mut reader = Reader {
-        name,
-        text,
-        problems: Problems::default(),
-    };
+    let mut reader = Reader { name, text, problems: Problems::default() };
     let document = document::read(&root, &mut reader);
     check(document, reader.problems)
 }
@@ -176,10 +170,7 @@ pub fn from_arguments<S: AsRef<str>>(
     let mut services = Vec::new();
     for spec in specs {
         let spec = spec.as_ref();
-        let place = Place {
-            name: Arc::from(spec),
-            position: None,
-        };
+        let place = Place { name: Arc::from(spec), position: None };
         match publish::parse_spec(spec) {
             Ok(parsed) => services.extend(parsed.into_iter().map(|s| Placed::at(s, "", &place))),
             Err(error) => problems.report(place, error.message),
@@ -198,11 +189,8 @@ pub fn from_arguments<S: AsRef<str>>(
 fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigError> {
     conflicts::check_frontends(&document.services, &mut problems);
     conflicts::check_snat_ports(&document.services, &document.snat_ports, &mut problems);
-    let mut services: Vec<Service> = document
-        .services
-        .into_iter()
-        .map(|placed| placed.service)
-        .collect();
+    let mut services: Vec<Service> =
+        document.services.into_iter().map(|placed| placed.service).collect();
     services.sort_by_key(|service| service.key.source == Source::Publish);
     problems.finish(Config {
         interfaces: document.interfaces,

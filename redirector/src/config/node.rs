@@ -80,10 +80,7 @@ fn describe(error: &serde_saphyr::Error) -> (Option<Position>, String) {
 }
 
 fn position(location: serde_saphyr::Location) -> Position {
-    Position {
-        line: location.line(),
-        column: location.column(),
-    }
+    Position { line: location.line(), column: location.column() }
 }
 
 impl Node {
@@ -136,11 +133,7 @@ impl<'de> Deserialize<'de> for Node {
         let span = bytes(span.byte_offset())
             .zip(bytes(span.byte_len()))
             .map(|(start, len)| start..start + len);
-        Ok(Self {
-            position: position(spanned.referenced),
-            span,
-            value: spanned.value,
-        })
+        Ok(Self { position: position(spanned.referenced), span, value: spanned.value })
     }
 }
 

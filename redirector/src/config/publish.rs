@@ -30,10 +30,7 @@ pub struct SpecError {
 ///
 /// The first thing that is wrong with the entry.
 pub fn parse_spec(spec: &str) -> Result<Vec<Service>, SpecError> {
-    let whole = Part {
-        text: spec,
-        offset: 0,
-    };
+    let whole = Part { text: spec, offset: 0 };
     let (main, protocol) = match whole.split_last('/') {
         Some((main, protocol)) => (main, parse_protocol(protocol)?),
         None => (whole, Protocol::Tcp),
@@ -73,11 +70,7 @@ fn service(address: Option<IpAddr>, port: u16, local_port: u16, protocol: Protoc
             namespace: None,
             name: format!("{prefix}{port}:{local_port}/{suffix}"),
         },
-        frontends: vec![FrontendSpec {
-            address,
-            port,
-            protocol,
-        }],
+        frontends: vec![FrontendSpec { address, port, protocol }],
         backends: vec![BackendSpec {
             address: BackendAddress::Local,
             port: local_port,
@@ -101,10 +94,7 @@ fn split_fields(main: Part<'_>) -> Result<(Option<Part<'_>>, Part<'_>, Part<'_>)
             .filter(|(between, _)| between.text.is_empty())
             .and_then(|(_, ports)| ports.split_first(':'));
         let Some((ports, local_ports)) = fields else {
-            return Err(rest.error(format!(
-                "{:?} follows the address; write {GRAMMAR}",
-                rest.text
-            )));
+            return Err(rest.error(format!("{:?} follows the address; write {GRAMMAR}", rest.text)));
         };
         if address.text.contains('.') && !address.text.contains(':') {
             return Err(address.error(format!(
@@ -115,10 +105,7 @@ fn split_fields(main: Part<'_>) -> Result<(Option<Part<'_>>, Part<'_>, Part<'_>)
         return Ok((Some(address), ports, local_ports));
     }
     let Some((front, local_ports)) = main.split_last(':') else {
-        return Err(main.error(format!(
-            "{:?} names no local port; write {GRAMMAR}",
-            main.text
-        )));
+        return Err(main.error(format!("{:?} names no local port; write {GRAMMAR}", main.text)));
     };
     match front.split_last(':') {
         None => Ok((None, front, local_ports)),
@@ -139,18 +126,13 @@ fn parse_address(part: Part<'_>) -> Result<IpAddr, SpecError> {
 
 fn parse_protocol(part: Part<'_>) -> Result<Protocol, SpecError> {
     protocol(part.text).ok_or_else(|| {
-        part.error(format!(
-            "protocol {:?} is not known; allowed: tcp, udp",
-            part.text
-        ))
+        part.error(format!("protocol {:?} is not known; allowed: tcp, udp", part.text))
     })
 }
 
 /// A protocol by its name, in upper or lower case.
 pub(super) fn protocol(name: &str) -> Option<Protocol> {
-    Protocol::ALL
-        .into_iter()
-        .find(|protocol| protocol.name().eq_ignore_ascii_case(name))
+    Protocol::ALL.into_iter().find(|protocol| protocol.name().eq_ignore_ascii_case(name))
 }
 
 fn parse_range(part: Part<'_>) -> Result<RangeInclusive<u16>, SpecError> {
@@ -173,11 +155,7 @@ fn parse_port(part: Part<'_>) -> Result<u16, SpecError> {
     match part.text.parse() {
         Ok(port) if digits && port != 0 => Ok(port),
         Ok(_) | Err(_) => {
-            let found = if digits {
-                part.text.to_owned()
-            } else {
-                format!("{:?}", part.text)
-            };
+            let found = if digits { part.text.to_owned() } else { format!("{:?}", part.text) };
             Err(part.error(format!("port {found} is not a port; ports are 1 to 65535")))
         }
     }
@@ -207,25 +185,16 @@ impl<'s> Part<'s> {
     }
 
     fn split(self, at: usize, separator: char) -> Option<(Self, Self)> {
-        let before = Self {
-            text: self.text.get(..at)?,
-            offset: self.offset,
-        };
+        let before = Self { text: self.text.get(..at)?, offset: self.offset };
         Some((before, self.skip(at + separator.len_utf8())))
     }
 
     fn skip(self, bytes: usize) -> Self {
-        Self {
-            text: self.text.get(bytes..).unwrap_or(""),
-            offset: self.offset + bytes,
-        }
+        Self { text: self.text.get(bytes..).unwrap_or(""), offset: self.offset + bytes }
     }
 
     fn error(self, message: String) -> SpecError {
-        SpecError {
-            offset: self.offset,
-            message,
-        }
+        SpecError { offset: self.offset, message }
     }
 }
 

@@ -53,20 +53,13 @@ fn read_service(
     let policy = fields
         .get("trafficPolicy")
         .and_then(|node| {
-            let words = [
-                ("Cluster", TrafficPolicy::Cluster),
-                ("Local", TrafficPolicy::Local),
-            ];
+            let words = [("Cluster", TrafficPolicy::Cluster), ("Local", TrafficPolicy::Local)];
             reader.word(node, "services.trafficPolicy", &words)
         })
         .unwrap_or_default();
     Placed {
         service: Service {
-            key: ServiceKey {
-                source: Source::Static,
-                namespace: None,
-                name,
-            },
+            key: ServiceKey { source: Source::Static, namespace: None, name },
             frontends,
             backends,
             policy,
@@ -241,9 +234,8 @@ fn read_backend_address(
     }
     let address = read_address(node, path, Role::Backend, reader)?;
     let family = Family::of(address);
-    let reachable = frontends
-        .iter()
-        .any(|frontend| frontend.address.is_none_or(|a| Family::of(a) == family));
+    let reachable =
+        frontends.iter().any(|frontend| frontend.address.is_none_or(|a| Family::of(a) == family));
     if !reachable && !frontends.is_empty() {
         let (found, others) = match family {
             Family::V4 => ("IPv4", "IPv6"),
@@ -282,12 +274,7 @@ fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
     if let Some(node) = fields.get_filled("sourceRanges")
         && read_source_ranges(node, reader).is_some()
     {
-        refuse(
-            node,
-            "services.sourceRanges",
-            "a limit to source ranges",
-            reader,
-        );
+        refuse(node, "services.sourceRanges", "a limit to source ranges", reader);
     }
     if let Some(node) = fields.get("forwarding") {
         let path = "services.forwarding";

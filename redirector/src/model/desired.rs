@@ -42,9 +42,7 @@ impl NodeAddresses {
         if self.is_own(frontend) {
             return frontend;
         }
-        self.published(Family::of(frontend))
-            .next()
-            .unwrap_or(frontend)
+        self.published(Family::of(frontend)).next().unwrap_or(frontend)
     }
 }
 
@@ -100,11 +98,8 @@ impl DesiredService {
     /// [`backends`](Self::backends). Empty without such a backend.
     #[must_use]
     pub fn table(&self) -> Vec<u16> {
-        let shares: Vec<(u64, u16)> = self
-            .backends
-            .iter()
-            .map(|backend| (backend.identity, backend.share()))
-            .collect();
+        let shares: Vec<(u64, u16)> =
+            self.backends.iter().map(|backend| (backend.identity, backend.share())).collect();
         maglev::build(&shares, self.table_size())
     }
 
@@ -199,22 +194,17 @@ fn expand_frontends(
 
 /// The service with its backends, and no frontend yet.
 fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
-    let mut backends: Vec<DesiredBackend> = Vec::new();
-    for spec in &service.backends {
-        if let Some(backend) = resolve_backend(spec, family, node)
-            && !backends
-                .iter()
-                .any(|other| other.backend == backend.backend)
-        {
-            backends.push(backend);
-        }
-    }
+    let mut seen = BTreeSet::new();
+    let mut backends: Vec<DesiredBackend> = service
+        .backends
+        .iter()
+        .filter(|spec| seen.insert((spec.address, spec.port)))
+        .filter_map(|spec| resolve_backend(spec, family, node))
+        .collect();
     choose_takers(&mut backends, service.policy);
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
-        && backends
-            .iter()
-            .any(|backend| !backend.backend.is_local() && backend.weight > 0);
+        && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
     DesiredService {
         frontends: BTreeMap::new(),
         conflicts: BTreeSet::new(),

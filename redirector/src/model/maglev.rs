@@ -41,10 +41,7 @@ pub fn table_size(weights: &[u16]) -> u32 {
         .saturating_mul(u64::from(ENTRIES_PER_BACKEND))
         .max(smallest_share.saturating_mul(u64::from(ENTRIES_OF_SMALLEST)));
     let [.., largest] = SIZES;
-    SIZES
-        .into_iter()
-        .find(|size| u64::from(*size) >= wanted)
-        .unwrap_or(largest)
+    SIZES.into_iter().find(|size| u64::from(*size) >= wanted).unwrap_or(largest)
 }
 
 /// Fills a table of `size` entries with indices into `backends`, which are pairs of
@@ -129,9 +126,7 @@ impl Walk {
                 self.skip = 1;
             }
             self.position = (position + self.skip) % size;
-            let entry = usize::try_from(position)
-                .ok()
-                .and_then(|position| table.get_mut(position));
+            let entry = usize::try_from(position).ok().and_then(|position| table.get_mut(position));
             if let Some(entry @ None) = entry {
                 *entry = Some(self.index);
                 return;

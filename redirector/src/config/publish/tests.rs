@@ -8,21 +8,11 @@ fn parsed(spec: &str) -> Vec<(Option<String>, u16, u16, Protocol, String)> {
         .unwrap()
         .into_iter()
         .map(|service| {
-            let [frontend] = service.frontends[..] else {
-                panic!("{service:?}")
-            };
-            let [backend] = service.backends[..] else {
-                panic!("{service:?}")
-            };
+            let [frontend] = service.frontends[..] else { panic!("{service:?}") };
+            let [backend] = service.backends[..] else { panic!("{service:?}") };
             assert_eq!(backend.address, BackendAddress::Local);
             let address = frontend.address.map(|address| address.to_string());
-            (
-                address,
-                frontend.port,
-                backend.port,
-                frontend.protocol,
-                service.key.name,
-            )
+            (address, frontend.port, backend.port, frontend.protocol, service.key.name)
         })
         .collect()
 }
@@ -38,14 +28,7 @@ fn single_ports() {
         ("53:5353/Udp", None, 53, 5353, udp, "53:5353/udp"),
         ("1:65535", None, 1, 65535, tcp, "1:65535/tcp"),
         ("80-80:8080-8080", None, 80, 8080, tcp, "80:8080/tcp"),
-        (
-            "192.0.2.10:53:5353/udp",
-            Some("192.0.2.10"),
-            53,
-            5353,
-            udp,
-            "192.0.2.10:53:5353/udp",
-        ),
+        ("192.0.2.10:53:5353/udp", Some("192.0.2.10"), 53, 5353, udp, "192.0.2.10:53:5353/udp"),
         (
             "[2001:db8::1]:443:8443",
             Some("2001:db8::1"),
@@ -65,13 +48,7 @@ fn single_ports() {
         ),
     ];
     for (spec, address, port, local_port, protocol, name) in rows {
-        let wanted = (
-            address.map(str::to_owned),
-            port,
-            local_port,
-            protocol,
-            name.to_owned(),
-        );
+        let wanted = (address.map(str::to_owned), port, local_port, protocol, name.to_owned());
         assert_eq!(parsed(spec), [wanted], "{spec}");
     }
 }
@@ -84,11 +61,7 @@ fn ranges_are_paired_in_order() {
         .collect();
     assert_eq!(
         names,
-        [
-            "192.0.2.1:9000:19000/udp",
-            "192.0.2.1:9001:19001/udp",
-            "192.0.2.1:9002:19002/udp"
-        ]
+        ["192.0.2.1:9000:19000/udp", "192.0.2.1:9001:19001/udp", "192.0.2.1:9002:19002/udp"]
     );
     assert_eq!(parsed("1-65535:1-65535").len(), 65535);
 }
@@ -195,11 +168,7 @@ fn wrong_entries() {
         ),
     ];
     for (spec, offset, message) in rows {
-        assert_eq!(
-            parse_spec(spec),
-            Err(SpecError { offset, message }),
-            "{spec}"
-        );
+        assert_eq!(parse_spec(spec), Err(SpecError { offset, message }), "{spec}");
     }
 }
 

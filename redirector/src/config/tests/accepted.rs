@@ -7,14 +7,9 @@ use redirector_common::Protocol;
 
 #[test]
 fn an_empty_file_publishes_nothing() {
-    for text in [
-        "",
-        "{}",
-        "# nothing\n",
-        "---\n",
-        "publish:\nservices:\ninterfaces:\n",
-        "publish: []",
-    ] {
+    for text in
+        ["", "{}", "# nothing\n", "---\n", "publish:\nservices:\ninterfaces:\n", "publish: []"]
+    {
         assert_eq!(config(text), Config::default(), "{text:?}");
     }
 }
@@ -44,11 +39,7 @@ fn xdp_modes() {
 #[test]
 fn publish_entries_become_services_in_order() {
     let found = config("publish: ['80:8080', '[2001:db8::1]:443:8443', 9000-9002:19000-19002/udp]");
-    let names: Vec<_> = found
-        .services
-        .iter()
-        .map(|service| service.key.name.as_str())
-        .collect();
+    let names: Vec<_> = found.services.iter().map(|service| service.key.name.as_str()).collect();
     assert_eq!(
         names,
         [
@@ -59,12 +50,7 @@ fn publish_entries_become_services_in_order() {
             "9002:19002/udp",
         ]
     );
-    assert!(
-        found
-            .services
-            .iter()
-            .all(|service| service.key.source == Source::Publish)
-    );
+    assert!(found.services.iter().all(|service| service.key.source == Source::Publish));
 }
 
 #[test]
@@ -83,32 +69,20 @@ fn a_service() {
     forwarding: snat
 ",
     );
-    let backend = |address, port, weight| BackendSpec {
-        address,
-        port,
-        weight,
-        state: BackendState::Active,
-    };
+    let backend =
+        |address, port, weight| BackendSpec { address, port, weight, state: BackendState::Active };
     let at = |address: &str| BackendAddress::At(address.parse().unwrap());
     assert_eq!(
         found.services,
         [Service {
-            key: ServiceKey {
-                source: Source::Static,
-                namespace: None,
-                name: "web".to_owned()
-            },
+            key: ServiceKey { source: Source::Static, namespace: None, name: "web".to_owned() },
             frontends: vec![
                 FrontendSpec {
                     address: Some("192.0.2.10".parse().unwrap()),
                     port: 80,
                     protocol: Protocol::Tcp,
                 },
-                FrontendSpec {
-                    address: None,
-                    port: 53,
-                    protocol: Protocol::Udp
-                },
+                FrontendSpec { address: None, port: 53, protocol: Protocol::Udp },
             ],
             backends: vec![
                 backend(BackendAddress::Local, 8080, 1),
@@ -125,9 +99,8 @@ fn a_service() {
 #[test]
 fn a_service_may_have_no_backends() {
     for backends in ["", ", backends: []", ", backends: "] {
-        let found = config(&format!(
-            "services: [{{name: a, frontends: [{{port: 80}}]{backends}}}]"
-        ));
+        let found =
+            config(&format!("services: [{{name: a, frontends: [{{port: 80}}]{backends}}}]"));
         assert_eq!(found.services[0].backends, []);
     }
 }
@@ -190,10 +163,6 @@ fn a_service_has_its_exact_address_before_publish_entries() {
 services: [{name: web, frontends: [{address: 192.0.2.10, port: 80}]}]
 ",
     );
-    let names: Vec<_> = found
-        .services
-        .iter()
-        .map(|service| service.key.name.as_str())
-        .collect();
+    let names: Vec<_> = found.services.iter().map(|service| service.key.name.as_str()).collect();
     assert_eq!(names, ["web", "80:8080/tcp"]);
 }

@@ -76,10 +76,8 @@ fn frontends_that_two_entries_claim() {
         // One line for two ranges, however much they share.
         (
             "publish:\n  - 9000-9010:19000-19010\n  - 9005-9020:29005-29020\n",
-            &[
-                "3:5: publish: port 9005/TCP of every node address is taken by the entry at \
-               redirector.yaml:2:5; remove one of them",
-            ],
+            &["3:5: publish: port 9005/TCP of every node address is taken by the entry at \
+               redirector.yaml:2:5; remove one of them"],
         ),
         (
             "publish: ['80:8080']
@@ -118,9 +116,7 @@ fn translation_blocks() {
     for (found, message) in rows {
         assert_eq!(
             problems(&format!("snatPorts: {found}")),
-            [format!(
-                "redirector.yaml:1:12: snatPorts: {message}{allowed}"
-            )]
+            [format!("redirector.yaml:1:12: snatPorts: {message}{allowed}")]
         );
     }
     check(&[
@@ -130,10 +126,8 @@ fn translation_blocks() {
         ),
         (
             "snatPorts: 0-2000",
-            &[
-                "1:12: snatPorts: \"0-2000\" includes ports below 1024, which belong to well-known \
-               services; allowed: 1024 to 65535",
-            ],
+            &["1:12: snatPorts: \"0-2000\" includes ports below 1024, which belong to well-known \
+               services; allowed: 1024 to 65535"],
         ),
     ]);
 }

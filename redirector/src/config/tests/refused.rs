@@ -6,10 +6,8 @@ pub(super) type Row = (&'static str, &'static [&'static str]);
 
 pub(super) fn check(rows: &[Row]) {
     for (text, wanted) in rows {
-        let wanted: Vec<String> = wanted
-            .iter()
-            .map(|line| format!("redirector.yaml:{line}"))
-            .collect();
+        let wanted: Vec<String> =
+            wanted.iter().map(|line| format!("redirector.yaml:{line}")).collect();
         assert_eq!(problems(text), wanted, "{text}");
     }
 }
@@ -17,14 +15,8 @@ pub(super) fn check(rows: &[Row]) {
 #[test]
 fn what_is_no_yaml() {
     check(&[
-        (
-            "a: b: c\n",
-            &["1:5: not valid YAML: mapping values are not allowed in this context"],
-        ),
-        (
-            "publish: [\n",
-            &["1:10: not valid YAML: unclosed bracket '['"],
-        ),
+        ("a: b: c\n", &["1:5: not valid YAML: mapping values are not allowed in this context"]),
+        ("publish: [\n", &["1:10: not valid YAML: unclosed bracket '['"]),
         (
             "publish:\n\t- 80:80",
             &["2:2: not valid YAML: tabs disallowed within this context (block indentation)"],
@@ -40,18 +32,11 @@ fn what_is_no_yaml() {
 #[test]
 fn too_much_yaml() {
     let too_much = "holds too much; allowed: 150000 values, 12 levels of nesting";
-    let mappings: String = (0..100)
-        .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-        .collect();
+    let mappings: String = (0..100).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
     let lists = format!("{}1", "- ".repeat(100));
     let flow = "[".repeat(100);
     let bomb: String = (1..9)
-        .map(|level| {
-            format!(
-                "a{level}: &a{level} [{}]\n",
-                format!("*a{},", level - 1).repeat(9)
-            )
-        })
+        .map(|level| format!("a{level}: &a{level} [{}]\n", format!("*a{},", level - 1).repeat(9)))
         .collect();
     let rows = [
         (mappings, "13:13", too_much),
@@ -60,10 +45,7 @@ fn too_much_yaml() {
         (format!("a0: &a0 1\n{bomb}"), "7:14", too_much),
     ];
     for (text, position, message) in rows {
-        assert_eq!(
-            problems(&text),
-            [format!("redirector.yaml:{position}: {message}")]
-        );
+        assert_eq!(problems(&text), [format!("redirector.yaml:{position}: {message}")]);
     }
 }
 
@@ -72,17 +54,13 @@ fn what_is_of_the_wrong_kind() {
     check(&[
         (
             "80:8080",
-            &[
-                "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, publish, \
-               services, snatPorts, xdpMode",
-            ],
+            &["1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, publish, \
+               services, snatPorts, xdpMode"],
         ),
         (
             "publish: '80:8080'",
-            &[
-                "1:10: publish: found \"80:8080\"; allowed: a list of entries of the form \
-               PORT:LOCALPORT",
-            ],
+            &["1:10: publish: found \"80:8080\"; allowed: a list of entries of the form \
+               PORT:LOCALPORT"],
         ),
         (
             "publish:\n  - 80: 8080\n  - 80\n",
@@ -93,16 +71,11 @@ fn what_is_of_the_wrong_kind() {
                  [ADDRESS:]PORT[-PORT]:LOCALPORT[-LOCALPORT][/tcp|/udp], in quotes",
             ],
         ),
-        (
-            "services: {name: a}",
-            &["1:11: services: found a mapping; allowed: a list of services"],
-        ),
+        ("services: {name: a}", &["1:11: services: found a mapping; allowed: a list of services"]),
         (
             "services: [a]",
-            &[
-                "1:12: services: found \"a\"; allowed: a mapping with the keys backends, \
-               forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy",
-            ],
+            &["1:12: services: found \"a\"; allowed: a mapping with the keys backends, \
+               forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy"],
         ),
         (
             "services: [{name: 5, frontends: 80, backends: local}]",
@@ -202,10 +175,8 @@ fn interfaces() {
         ),
         (
             "interfaces: []",
-            &[
-                "1:13: interfaces: the list is empty; name an interface, or leave the key out for \
-               every interface with a default route",
-            ],
+            &["1:13: interfaces: the list is empty; name an interface, or leave the key out for \
+               every interface with a default route"],
         ),
         (
             "interfaces: ['', abcdefghijklmnop, 'a b', a/b, ., 5, eth0, eth0]",
@@ -232,15 +203,10 @@ fn modes_and_policies() {
     check(&[
         (
             "xdpMode: nativ",
-            &[
-                "1:10: xdpMode: \"nativ\" is not known; did you mean \"native\"? allowed: auto, \
-               native, generic, off",
-            ],
+            &["1:10: xdpMode: \"nativ\" is not known; did you mean \"native\"? allowed: auto, \
+               native, generic, off"],
         ),
-        (
-            "xdpMode: 1",
-            &["1:10: xdpMode: found 1; allowed: auto, native, generic, off"],
-        ),
+        ("xdpMode: 1", &["1:10: xdpMode: found 1; allowed: auto, native, generic, off"]),
         (
             "services: [{name: a, frontends: [{port: 80, protocol: SCTP}], trafficPolicy: local, \
              forwarding: nat}]",
@@ -448,13 +414,8 @@ fn files_that_cannot_be_read() {
 #[test]
 fn positions_are_kept_apart_from_text() {
     let error = parse("a.yaml", "publish:\n  - '0:1'\n").unwrap_err();
-    let [problem] = error.problems() else {
-        panic!("{error}")
-    };
-    assert_eq!(
-        problem.place.position,
-        Some(Position { line: 2, column: 6 })
-    );
+    let [problem] = error.problems() else { panic!("{error}") };
+    assert_eq!(problem.place.position, Some(Position { line: 2, column: 6 }));
     assert_eq!(&*problem.place.name, "a.yaml");
 }
 

@@ -6,9 +6,7 @@ use serde_json::Value;
 use super::*;
 
 fn deploy(file: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../deploy")
-        .join(file)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(file)
 }
 
 fn schema() -> Value {
@@ -55,19 +53,11 @@ fn schema_and_parser_require_the_same_keys() {
     let rows = [
         ("/$defs/service", "services: [{}]"),
         ("/$defs/frontend", "services: [{name: a, frontends: [{}]}]"),
-        (
-            "/$defs/backend",
-            "services: [{name: a, frontends: [{port: 1}], backends: [{}]}]",
-        ),
+        ("/$defs/backend", "services: [{name: a, frontends: [{port: 1}], backends: [{}]}]"),
     ];
     for (object, text) in rows {
-        let required = schema.pointer(object).unwrap()["required"]
-            .as_array()
-            .unwrap();
-        let required = required
-            .iter()
-            .map(|key| key.as_str().unwrap().to_owned())
-            .collect();
+        let required = schema.pointer(object).unwrap()["required"].as_array().unwrap();
+        let required = required.iter().map(|key| key.as_str().unwrap().to_owned()).collect();
         assert_eq!(missing(text), required, "{object}");
     }
 }
@@ -77,28 +67,18 @@ fn schema_and_parser_know_the_same_words() {
     let schema = schema();
     let allowed = |text: &str| -> Vec<String> {
         let problems = problems(text);
-        let [line] = problems.as_slice() else {
-            panic!("{problems:?}")
-        };
+        let [line] = problems.as_slice() else { panic!("{problems:?}") };
         let (_, words) = line.split_once("allowed: ").unwrap();
         words.split(", ").map(str::to_owned).collect()
     };
     let service = |entry| format!("services: [{{name: a, frontends: [{{port: 1}}], {entry}}}]");
     let rows = [
         ("/properties/xdpMode", "xdpMode: 1".to_owned()),
-        (
-            "/$defs/service/properties/trafficPolicy",
-            service("trafficPolicy: 1"),
-        ),
-        (
-            "/$defs/service/properties/forwarding",
-            service("forwarding: 1"),
-        ),
+        ("/$defs/service/properties/trafficPolicy", service("trafficPolicy: 1")),
+        ("/$defs/service/properties/forwarding", service("forwarding: 1")),
     ];
     for (property, text) in rows {
-        let words = schema.pointer(property).unwrap()["enum"]
-            .as_array()
-            .unwrap();
+        let words = schema.pointer(property).unwrap()["enum"].as_array().unwrap();
         let words: Vec<&str> = words.iter().map(|word| word.as_str().unwrap()).collect();
         assert_eq!(allowed(&text), words, "{property}");
     }
@@ -130,10 +110,7 @@ fn schema_and_parser_know_the_same_bounds() {
     let rows: [(&str, &dyn Fn(i64) -> String); 3] = [
         ("/$defs/port", &frontend),
         ("/$defs/backend/properties/weight", &weight),
-        (
-            "/$defs/service/properties/sessionAffinitySeconds",
-            &affinity,
-        ),
+        ("/$defs/service/properties/sessionAffinitySeconds", &affinity),
     ];
     for (property, text) in rows {
         let property = schema.pointer(property).unwrap();
@@ -150,24 +127,15 @@ fn schema_and_parser_know_the_same_bounds() {
 fn schema_and_parser_have_the_same_defaults() {
     let schema = schema();
     let default = Config::default();
-    assert_eq!(
-        schema["properties"]["xdpMode"]["default"],
-        default.xdp_mode.to_string()
-    );
+    assert_eq!(schema["properties"]["xdpMode"]["default"], default.xdp_mode.to_string());
     let (first, last) = (default.snat_ports.start(), default.snat_ports.end());
-    assert_eq!(
-        schema["properties"]["snatPorts"]["default"],
-        format!("{first}-{last}")
-    );
+    assert_eq!(schema["properties"]["snatPorts"]["default"], format!("{first}-{last}"));
 }
 
 #[test]
 fn the_schemas_examples_are_accepted() {
     let schema = schema();
-    for example in schema["properties"]["publish"]["items"]["examples"]
-        .as_array()
-        .unwrap()
-    {
+    for example in schema["properties"]["publish"]["items"]["examples"].as_array().unwrap() {
         publish::parse_spec(example.as_str().unwrap()).unwrap();
     }
 }

@@ -15,28 +15,15 @@ fn ip(text: &str) -> IpAddr {
 /// loopback addresses.
 fn node() -> NodeAddresses {
     NodeAddresses {
-        chosen: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11"]
+        chosen: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11"].map(ip).to_vec(),
+        host: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11", "127.0.0.1", "10.0.0.1"]
             .map(ip)
-            .to_vec(),
-        host: [
-            "192.0.2.10",
-            "fe80::1",
-            "2001:db8::10",
-            "192.0.2.11",
-            "127.0.0.1",
-            "10.0.0.1",
-        ]
-        .map(ip)
-        .into(),
+            .into(),
     }
 }
 
 fn key(name: &str) -> ServiceKey {
-    ServiceKey {
-        source: Source::Static,
-        namespace: None,
-        name: name.into(),
-    }
+    ServiceKey { source: Source::Static, namespace: None, name: name.into() }
 }
 
 fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[BackendSpec]) -> Service {
@@ -62,26 +49,15 @@ fn backend(address: &str, port: u16) -> BackendSpec {
         "local" => BackendAddress::Local,
         address => BackendAddress::At(ip(address)),
     };
-    BackendSpec {
-        address,
-        port,
-        weight: 1,
-        state: BackendState::Active,
-    }
+    BackendSpec { address, port, weight: 1, state: BackendState::Active }
 }
 
 fn terminating(address: &str, port: u16) -> BackendSpec {
-    BackendSpec {
-        state: BackendState::Terminating,
-        ..backend(address, port)
-    }
+    BackendSpec { state: BackendState::Terminating, ..backend(address, port) }
 }
 
 fn weighted(address: &str, port: u16, weight: u16) -> BackendSpec {
-    BackendSpec {
-        weight,
-        ..backend(address, port)
-    }
+    BackendSpec { weight, ..backend(address, port) }
 }
 
 /// `address:port -> local address` of every frontend.

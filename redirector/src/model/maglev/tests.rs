@@ -20,10 +20,7 @@ fn size_for(backends: &[(u64, u16)]) -> u32 {
 
 /// The table with identities in place of indices, which makes tables comparable.
 fn owners(backends: &[(u64, u16)], size: u32) -> Vec<u64> {
-    build(backends, size)
-        .into_iter()
-        .map(|index| backends[usize::from(index)].0)
-        .collect()
+    build(backends, size).into_iter().map(|index| backends[usize::from(index)].0).collect()
 }
 
 fn shares(table: &[u64]) -> BTreeMap<u64, f64> {
@@ -37,12 +34,7 @@ fn shares(table: &[u64]) -> BTreeMap<u64, f64> {
 #[test]
 fn sizes_are_prime() {
     for size in SIZES {
-        assert!(
-            (2..size)
-                .take_while(|d| d * d <= size)
-                .all(|d| size % d != 0),
-            "{size}"
-        );
+        assert!((2..size).take_while(|d| d * d <= size).all(|d| size % d != 0), "{size}");
     }
 }
 
@@ -99,22 +91,14 @@ fn a_hundred_equal_backends_differ_by_one_entry() {
 
 #[test]
 fn shares_follow_weights() {
-    for weights in [
-        vec![1, 2],
-        vec![1, 2, 3, 4],
-        vec![10, 1, 1],
-        vec![100, 50, 25],
-        vec![65535, 1],
-    ] {
+    for weights in [vec![1, 2], vec![1, 2, 3, 4], vec![10, 1, 1], vec![100, 50, 25], vec![65535, 1]]
+    {
         let backends: Vec<_> = (0..).map(at).zip(weights.iter().copied()).collect();
         let total: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
         let shares = shares(&owners(&backends, size_for(&backends)));
         for (owner, weight) in backends {
             let (found, wanted) = (shares[&owner], f64::from(weight) / total);
-            assert!(
-                (found - wanted).abs() < 0.01,
-                "{weights:?}: {found} for {wanted}"
-            );
+            assert!((found - wanted).abs() < 0.01, "{weights:?}: {found} for {wanted}");
         }
     }
 }
@@ -133,10 +117,7 @@ fn one_leaving_moves_little_more_than_its_own() {
             let own = before.iter().filter(|owner| **owner == left).count();
             let moved = moved as f64 / f64::from(size);
             let own = own as f64 / f64::from(size);
-            assert!(
-                moved <= 1.2 * own + 0.02,
-                "{count} backends: {moved} moved for {own}"
-            );
+            assert!(moved <= 1.2 * own + 0.02, "{count} backends: {moved} moved for {own}");
         }
     }
 }
@@ -161,21 +142,9 @@ fn weight_is_taken_from_the_others_alone() {
 fn identity_is_stable() {
     let rows = [
         (BackendAddress::Local, 8080, 0x9588_b538_7345_17d4),
-        (
-            BackendAddress::At("10.0.0.5".parse().unwrap()),
-            8080,
-            0x1edf_52e4_aa4b_ab19,
-        ),
-        (
-            BackendAddress::At("2001:db8::5".parse().unwrap()),
-            8080,
-            0x022d_fbc9_f84f_84e1,
-        ),
-        (
-            BackendAddress::At("2001:db8::5".parse().unwrap()),
-            8081,
-            0xe973_db94_ab42_8d6b,
-        ),
+        (BackendAddress::At("10.0.0.5".parse().unwrap()), 8080, 0x1edf_52e4_aa4b_ab19),
+        (BackendAddress::At("2001:db8::5".parse().unwrap()), 8080, 0x022d_fbc9_f84f_84e1),
+        (BackendAddress::At("2001:db8::5".parse().unwrap()), 8081, 0xe973_db94_ab42_8d6b),
     ];
     for (address, port, wanted) in rows {
         assert_eq!(identity(address, port), wanted, "{address:?} {port}");

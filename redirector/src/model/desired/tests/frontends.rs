@@ -2,10 +2,7 @@ use super::*;
 
 #[test]
 fn frontend_without_address_stands_for_every_chosen_address() {
-    let desired = build(
-        &[mk_service("web", &[(None, 80)], &[backend("local", 8080)])],
-        &node(),
-    );
+    let desired = build(&[mk_service("web", &[(None, 80)], &[backend("local", 8080)])], &node());
     let rows: Vec<_> = desired
         .services
         .iter()
@@ -21,10 +18,7 @@ fn frontend_without_address_stands_for_every_chosen_address() {
                     "192.0.2.11:80 at 192.0.2.11".to_owned(),
                 ]
             ),
-            (
-                Family::V6,
-                vec!["2001:db8::10:80 at 2001:db8::10".to_owned()]
-            ),
+            (Family::V6, vec!["2001:db8::10:80 at 2001:db8::10".to_owned()]),
         ]
     );
     assert_eq!(desired.conflicts, []);
@@ -48,10 +42,7 @@ fn local_address_is_the_frontends_own_or_the_primary() {
 
 #[test]
 fn local_address_without_a_primary_is_the_frontend() {
-    let node = NodeAddresses {
-        chosen: vec![ip("fe80::1")],
-        host: [ip("fe80::1")].into(),
-    };
+    let node = NodeAddresses { chosen: vec![ip("fe80::1")], host: [ip("fe80::1")].into() };
     let service = mk_service("web", &[(Some("2001:db8::99"), 80)], &[]);
     let desired = build(&[service], &node);
     assert_eq!(
@@ -62,26 +53,16 @@ fn local_address_without_a_primary_is_the_frontend() {
 
 #[test]
 fn a_family_without_frontends_has_no_entry() {
-    let service = mk_service(
-        "web",
-        &[(Some("192.0.2.10"), 80)],
-        &[backend("2001:db8::5", 80)],
-    );
+    let service = mk_service("web", &[(Some("192.0.2.10"), 80)], &[backend("2001:db8::5", 80)]);
     let desired = build(&[service], &node());
-    assert_eq!(
-        desired.services.keys().collect::<Vec<_>>(),
-        [&(key("web"), Family::V4)]
-    );
+    assert_eq!(desired.services.keys().collect::<Vec<_>>(), [&(key("web"), Family::V4)]);
     assert_eq!(desired.services[&(key("web"), Family::V4)].backends, []);
 }
 
 #[test]
 fn a_node_without_addresses_publishes_nothing() {
     let service = mk_service("web", &[(None, 80)], &[backend("local", 8080)]);
-    assert_eq!(
-        build(&[service], &NodeAddresses::default()),
-        Desired::default()
-    );
+    assert_eq!(build(&[service], &NodeAddresses::default()), Desired::default());
 }
 
 #[test]
@@ -99,11 +80,7 @@ fn a_claimed_frontend_stays_with_the_earlier_service() {
     // All in conflict: the service still exists, to be shown.
     assert_eq!(frontends(entry("third")), [""; 0]);
     assert_eq!(entry("third").conflicts, [frontend].into());
-    let loser = |name| Conflict {
-        frontend,
-        winner: key("first"),
-        loser: key(name),
-    };
+    let loser = |name| Conflict { frontend, winner: key("first"), loser: key(name) };
     assert_eq!(desired.conflicts, [loser("second"), loser("third")]);
 }
 

@@ -10,24 +10,16 @@ fn any_service(name: usize) -> impl Strategy<Value = Service> {
         Just(Some("2001:db8::10")),
     ];
     let backends = proptest::collection::vec(
-        (
-            prop_oneof![Just("local"), Just("10.0.0.5"), Just("2001:db8::5")],
-            1_u16..4,
-            0_u16..3,
-        ),
+        (prop_oneof![Just("local"), Just("10.0.0.5"), Just("2001:db8::5")], 1_u16..4, 0_u16..3),
         0..4,
     );
-    (
-        proptest::collection::vec((address, 80_u16..83), 1..4),
-        backends,
-    )
-        .prop_map(move |(frontends, backends)| {
-            let backends: Vec<_> = backends
-                .into_iter()
-                .map(|(a, port, weight)| weighted(a, port, weight))
-                .collect();
+    (proptest::collection::vec((address, 80_u16..83), 1..4), backends).prop_map(
+        move |(frontends, backends)| {
+            let backends: Vec<_> =
+                backends.into_iter().map(|(a, port, weight)| weighted(a, port, weight)).collect();
             mk_service(&name.to_string(), &frontends, &backends)
-        })
+        },
+    )
 }
 
 fn any_services() -> impl Strategy<Value = Vec<Service>> {
