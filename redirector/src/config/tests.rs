@@ -2,6 +2,7 @@ mod accepted;
 mod conflicts;
 mod refused;
 mod schema;
+mod services;
 
 use super::*;
 
