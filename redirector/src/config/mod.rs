@@ -1,1 +1,204 @@
 //! The configuration file.
+//!
+//! [`load`] reads a file and [`parse`] its text; [`from_arguments`] makes the same of publish
+//! entries on a command line. All of them report every problem that they find, each with its
+//! place, what was found and what is allowed.
+
+mod address;
+mod conflicts;
+mod document;
+mod error;
+mod fields;
+mod keys;
+mod node;
+pub mod publish;
+mod service;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+pub use error::{ConfigError, Place, Position, Problem};
+
+use crate::model::{Service, Source};
+use document::{Document, Placed, SnatPorts};
+use error::Problems;
+use fields::Reader;
+
+/// Ports for translation where the file names none.
+pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
+
+/// Longest file.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Names of the interfaces; `None`: every interface with a default route.
+    pub interfaces: Option<Vec<String>>,
+    /// How XDP programs are attached.
+    pub xdp_mode: XdpMode,
+    /// The block of ports for source translation: not empty, from 1024 up, and apart from every
+    /// port of a frontend or local backend.
+    pub snat_ports: RangeInclusive<u16>,
+    /// Services, and then publish entries, one service for each port; each in the order of the
+    /// file. A frontend goes to the first that claims it, so a service that names an address has
+    /// it before a publish entry for every node address.
+    pub services: Vec<Service>,
+}
+
+impl Default for Config {
+    /// What an empty file says.
+    fn default() -> Self {
+        Self {
+            interfaces: None,
+            xdp_mode: XdpMode::default(),
+            snat_ports: DEFAULT_SNAT_PORTS,
+            services: Vec::new(),
+        }
+    }
+}
+
+/// How XDP programs are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver where it can, else in the kernel's generic hook.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the kernel's generic hook.
+    Generic,
+    /// Not at all: TC does everything.
+    Off,
+}
+
+impl XdpMode {
+    const WORDS: [(&str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("native", Self::Native),
+        ("generic", Self::Generic),
+        ("off", Self::Off),
+    ];
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Native => "native",
+            Self::Generic => "generic",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// Reads a file.
+///
+/// # Errors
+///
+/// The file cannot be read, or what it says is wrong: all problems of it.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let name = path.display().to_string();
+    let single = |position, message| {
+        let name = Arc::from(name.as_str());
+        ConfigError::single(Place { name, position }, message)
+    };
+    let bytes = read_limited(path).map_err(|error| {
+        let message = format!("cannot be read: {error}; name a file that can be read");
+        single(None, message)
+    })?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let message = format!("is longer than {MAX_BYTES} bytes; name a configuration file");
+        return Err(single(None, message));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(&name, text),
+        Err(error) => {
+            let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or(&[]));
+            let message = "a byte here is not UTF-8; the file must be UTF-8 text".to_owned();
+            Err(single(Some(end_of(&good)), message))
+        }
+    }
+}
+
+/// At most one byte more than [`MAX_BYTES`]: not every file has an end.
+fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The position after `text`.
+fn end_of(text: &str) -> Position {
+    let last_line = text.rsplit('\n').next().unwrap_or("");
+    Position {
+        line: text.matches('\n').count() as u64 + 1,
+        column: last_line.chars().count() as u64 + 1,
+    }
+}
+
+/// Reads the text of a file; `name` stands in messages.
+///
+/// # Errors
+///
+/// What the text says is wrong: all problems of it.
+pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
+    let name: Arc<str> = Arc::from(name);
+    let root = node::read(text).map_err(|(position, message)| {
+        let name = name.clone();
+        ConfigError::single(Place { name, position }, message)
+    })?;
+    let mut reader = Reader { name, text, problems: Problems::default() };
+    let document = document::read(&root, &mut reader);
+    check(document, reader.problems)
+}
+
+/// What a file with these publish entries would say. In messages, an entry is its own place.
+///
+/// # Errors
+///
+/// Entries that are wrong, or that claim the same ports: all problems.
+pub fn from_arguments<S: AsRef<str>>(
+    specs: impl IntoIterator<Item = S>,
+) -> Result<Config, ConfigError> {
+    let mut problems = Problems::default();
+    let mut services = Vec::new();
+    for spec in specs {
+        let spec = spec.as_ref();
+        let place = Place { name: Arc::from(spec), position: None };
+        match publish::parse_spec(spec) {
+            Ok(parsed) => services.extend(parsed.into_iter().map(|s| Placed::at(s, "", &place))),
+            Err(error) => problems.report(place, error.message),
+        }
+    }
+    let document = Document {
+        interfaces: None,
+        xdp_mode: XdpMode::default(),
+        snat_ports: SnatPorts::default(),
+        services,
+    };
+    check(document, problems)
+}
+
+/// Checks across entries, and hands over what was read if all is well.
+fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigError> {
+    conflicts::check_frontends(&document.services, &mut problems);
+    conflicts::check_snat_ports(&document.services, &document.snat_ports, &mut problems);
+    let mut services: Vec<Service> =
+        document.services.into_iter().map(|placed| placed.service).collect();
+    services.sort_by_key(|service| service.key.source == Source::Publish);
+    problems.finish(Config {
+        interfaces: document.interfaces,
+        xdp_mode: document.xdp_mode,
+        snat_ports: document.snat_ports.range,
+        services,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,9 @@
 //! expands them over the node's addresses into [`Desired`](desired::Desired): exact frontends and
 //! their backends, one entry per service and address family, which the data plane writes to maps.
 
+pub mod desired;
+pub mod maglev;
+
 use std::net::IpAddr;
 
 use redirector_common::Protocol;

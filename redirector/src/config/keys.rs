@@ -1,0 +1,48 @@
+//! The keys of the file.
+
+/// Keys of the file itself.
+pub(super) const FILE: &[&str] = &["interfaces", "publish", "services", "snatPorts", "xdpMode"];
+
+/// Keys of a service.
+pub(super) const SERVICE: &[&str] = &[
+    "backends",
+    "forwarding",
+    "frontends",
+    "name",
+    "sessionAffinitySeconds",
+    "sourceRanges",
+    "trafficPolicy",
+];
+
+/// Keys of a frontend.
+pub(super) const FRONTEND: &[&str] = &["address", "port", "protocol"];
+
+/// Keys of a backend.
+pub(super) const BACKEND: &[&str] = &["address", "port", "weight"];
+
+/// The word of `known` that `found` was most likely meant to be.
+pub(super) fn nearest<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {
+    let found = found.to_lowercase();
+    let distance = |word: &str| {
+        let word = word.to_lowercase();
+        if found.len() >= 3 && word.starts_with(&found) {
+            return 0;
+        }
+        strsim::damerau_levenshtein(&found, &word)
+    };
+    known
+        .iter()
+        .map(|word| (distance(word), *word))
+        .filter(|(distance, word)| *distance <= (word.len() / 3).max(1))
+        .min()
+        .map(|(_, word)| word)
+}
+
+/// `did you mean …? ` where there is a near word, and what is allowed.
+pub(super) fn advise(found: &str, known: &[&str]) -> String {
+    let hint = match nearest(found, known) {
+        Some(word) => format!("did you mean {word:?}? "),
+        None => String::new(),
+    };
+    format!("{hint}allowed: {}", known.join(", "))
+}

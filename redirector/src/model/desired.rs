@@ -1,0 +1,263 @@
+//! Services expanded over this node's addresses: what the maps should hold.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use redirector_common::{Address, Backend, Family, FrontendKey, Port};
+
+use super::{
+    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
+    TrafficPolicy, maglev,
+};
+
+/// The addresses of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// Addresses of the chosen interfaces, in the order of the interfaces. Frontends without an
+    /// address stand for all of them; the first of each family is that family's primary.
+    pub chosen: Vec<IpAddr>,
+    /// Every address of this host.
+    pub host: BTreeSet<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// The addresses that a frontend without an address stands for. Link-local IPv6 ones are left
+    /// out: they mean nothing without an interface, and clients beyond the link cannot reach them.
+    pub fn published(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.chosen
+            .iter()
+            .copied()
+            .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
+    }
+
+    /// Whether packets to `address` end in this host's own stack.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.host.contains(&address) || self.chosen.contains(&address)
+    }
+
+    /// Where a local backend is delivered for clients that hit `frontend`.
+    fn local_address(&self, frontend: IpAddr) -> IpAddr {
+        if self.is_own(frontend) {
+            return frontend;
+        }
+        self.published(Family::of(frontend)).next().unwrap_or(frontend)
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => Ipv6Addr::is_unicast_link_local(&v6),
+    }
+}
+
+/// What the maps should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// One entry for each service and address family in which it has a frontend.
+    pub services: BTreeMap<(ServiceKey, Family), DesiredService>,
+    /// Frontends that more than one service claims, in the order of the services.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A frontend that two services claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// What both claim.
+    pub frontend: FrontendKey,
+    /// The service that has it: the earlier one.
+    pub winner: ServiceKey,
+    /// The service that does not get it.
+    pub loser: ServiceKey,
+}
+
+/// A service in one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredService {
+    /// Exact frontends, each with the address that a local backend is delivered at.
+    pub frontends: BTreeMap<FrontendKey, Address>,
+    /// Frontends that an earlier service has.
+    pub conflicts: BTreeSet<FrontendKey>,
+    /// Backends of this family, in the order of the service.
+    pub backends: Vec<DesiredBackend>,
+    /// Which backends this node may choose.
+    pub policy: TrafficPolicy,
+    /// How packets reach a backend elsewhere.
+    pub forwarding: Forwarding,
+    /// Session affinity by client address, in seconds.
+    pub affinity_seconds: Option<u32>,
+    /// No backend of this node takes new flows while others elsewhere would: packets are dropped
+    /// without an answer, so that a load balancer in front goes on to the next node.
+    pub silent: bool,
+}
+
+impl DesiredService {
+    /// The Maglev table over the backends that take new flows: indices into
+    /// [`backends`](Self::backends). Empty without such a backend.
+    #[must_use]
+    pub fn table(&self) -> Vec<u16> {
+        let shares: Vec<(u64, u16)> =
+            self.backends.iter().map(|backend| (backend.identity, backend.share())).collect();
+        maglev::build(&shares, self.table_size())
+    }
+
+    /// Number of entries of [`table`](Self::table).
+    #[must_use]
+    pub fn table_size(&self) -> u32 {
+        let shares: Vec<u16> = self.backends.iter().map(DesiredBackend::share).collect();
+        maglev::table_size(&shares)
+    }
+}
+
+/// A backend in one address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DesiredBackend {
+    /// What stands in the `BACKENDS` map.
+    pub backend: Backend,
+    /// Where, as the service says it.
+    pub address: BackendAddress,
+    /// Relative share of new flows; 0 takes none.
+    pub weight: u16,
+    /// Whether it is there to stay.
+    pub state: BackendState,
+    /// Whether new flows may go to it here and now.
+    pub takes_new_flows: bool,
+    /// Identity in Maglev tables, the same on every node.
+    pub identity: u64,
+}
+
+impl DesiredBackend {
+    const fn share(&self) -> u16 {
+        if self.takes_new_flows { self.weight } else { 0 }
+    }
+}
+
+/// Expands `services` over the addresses of `node`.
+///
+/// A frontend that several services claim goes to the one that stands first in `services`. Keys
+/// must be unique; of services with the same key only the first counts.
+#[must_use]
+pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
+    let mut desired = Desired::default();
+    let mut claimed = BTreeMap::new();
+    for service in services {
+        for family in [Family::V4, Family::V6] {
+            let frontends = expand_frontends(&service.frontends, family, node);
+            let key = (service.key.clone(), family);
+            if frontends.is_empty() || desired.services.contains_key(&key) {
+                continue;
+            }
+            let mut entry = build_backends(service, family, node);
+            for (frontend, local_address) in frontends {
+                match claimed.entry(frontend) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert(&service.key);
+                        entry.frontends.insert(frontend, local_address);
+                    }
+                    Entry::Occupied(winner) => {
+                        entry.conflicts.insert(frontend);
+                        desired.conflicts.push(Conflict {
+                            frontend,
+                            winner: (*winner.get()).clone(),
+                            loser: service.key.clone(),
+                        });
+                    }
+                }
+            }
+            desired.services.insert(key, entry);
+        }
+    }
+    desired
+}
+
+fn expand_frontends(
+    specs: &[FrontendSpec],
+    family: Family,
+    node: &NodeAddresses,
+) -> BTreeMap<FrontendKey, Address> {
+    let mut frontends = BTreeMap::new();
+    for spec in specs {
+        let addresses: Vec<IpAddr> = match spec.address {
+            Some(address) if Family::of(address) == family => vec![address],
+            Some(_) => Vec::new(),
+            None => node.published(family).collect(),
+        };
+        for address in addresses {
+            let key = FrontendKey::new(address.into(), Port::new(spec.port), spec.protocol);
+            frontends.insert(key, node.local_address(address).into());
+        }
+    }
+    frontends
+}
+
+/// The service with its backends, and no frontend yet.
+fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
+    let mut seen = BTreeSet::new();
+    let mut backends: Vec<DesiredBackend> = service
+        .backends
+        .iter()
+        .filter(|spec| seen.insert((spec.address, spec.port)))
+        .filter_map(|spec| resolve_backend(spec, family, node))
+        .collect();
+    choose_takers(&mut backends, service.policy);
+    let silent = service.policy == TrafficPolicy::Local
+        && !backends.iter().any(|backend| backend.takes_new_flows)
+        && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
+    DesiredService {
+        frontends: BTreeMap::new(),
+        conflicts: BTreeSet::new(),
+        backends,
+        policy: service.policy,
+        forwarding: service.forwarding,
+        affinity_seconds: service.affinity_seconds,
+        silent,
+    }
+}
+
+fn resolve_backend(
+    spec: &BackendSpec,
+    family: Family,
+    node: &NodeAddresses,
+) -> Option<DesiredBackend> {
+    let port = Port::new(spec.port);
+    let backend = match spec.address {
+        BackendAddress::Local => Backend::local(port),
+        BackendAddress::At(address) if Family::of(address) != family => return None,
+        BackendAddress::At(address) if node.is_own(address) => {
+            Backend::local_at(address.into(), port)
+        }
+        BackendAddress::At(address) => Backend::remote(address.into(), port),
+    };
+    Some(DesiredBackend {
+        backend,
+        address: spec.address,
+        weight: spec.weight,
+        state: spec.state,
+        takes_new_flows: false,
+        identity: maglev::identity(spec.address, spec.port),
+    })
+}
+
+/// Marks the backends that new flows may go to: active ones that the policy allows; where there
+/// is none, terminating ones, which are better than no answer (Kubernetes KEP-1669).
+fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
+    for state in [BackendState::Active, BackendState::Terminating] {
+        let mut found = false;
+        for backend in &mut *backends {
+            let allowed = match policy {
+                TrafficPolicy::Cluster => true,
+                TrafficPolicy::Local => backend.backend.is_local(),
+            };
+            backend.takes_new_flows = allowed && backend.state == state && backend.weight > 0;
+            found |= backend.takes_new_flows;
+        }
+        if found {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

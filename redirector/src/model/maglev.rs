@@ -1,0 +1,166 @@
+//! Maglev consistent hashing: which backend answers for which hash.
+//!
+//! "Maglev: A Fast and Reliable Software Network Load Balancer" (NSDI 2016), §3.4. Every backend
+//! walks the table in an order of its own, and in turn takes the next entry that is still free.
+//! The order depends on the backend's [`identity`] alone, never on ids, positions or a random
+//! seed: every node, and the same node after a restart, computes the same table, so a client that
+//! comes in through another node still reaches the same backend.
+
+use std::net::IpAddr;
+
+use super::BackendAddress;
+
+/// Sizes that a table may have. Primes, so that every walk visits every entry; each a little below
+/// a power of two, so that tables fill the lines of their map.
+pub const SIZES: [u32; 5] = [251, 1021, 4093, 16381, 65521];
+
+/// Entries for each backend that [`table_size`] aims at: shares differ by one entry at most, 1 %.
+const ENTRIES_PER_BACKEND: u32 = 100;
+
+/// Entries that [`table_size`] aims at for the backend of the smallest weight, so that rounding
+/// moves its share by a tenth at most.
+const ENTRIES_OF_SMALLEST: u32 = 10;
+
+/// Number of entries of a table over backends of these weights; weights of 0 do not count.
+///
+/// 0 without a backend, 1 with a single one; else the smallest of [`SIZES`] that has 100 entries
+/// for each backend and 10 for the one of the smallest weight, or the largest there is.
+#[must_use]
+pub fn table_size(weights: &[u16]) -> u32 {
+    let weights = || weights.iter().filter(|weight| **weight > 0);
+    let Some(smallest) = weights().min() else {
+        return 0;
+    };
+    let count = u64::try_from(weights().count()).unwrap_or(u64::MAX);
+    if count == 1 {
+        return 1;
+    }
+    let total: u64 = weights().map(|weight| u64::from(*weight)).sum();
+    let smallest_share = total.div_ceil(u64::from(*smallest));
+    let wanted = count
+        .saturating_mul(u64::from(ENTRIES_PER_BACKEND))
+        .max(smallest_share.saturating_mul(u64::from(ENTRIES_OF_SMALLEST)));
+    let [.., largest] = SIZES;
+    SIZES.into_iter().find(|size| u64::from(*size) >= wanted).unwrap_or(largest)
+}
+
+/// Fills a table of `size` entries with indices into `backends`, which are pairs of
+/// [`identity`] and weight.
+///
+/// Every entry is filled, unless no backend has a weight above 0: then the table is empty. The
+/// order of `backends` does not matter, except among equal identities. Backends past index 65535
+/// are left out, as an entry cannot name them.
+#[must_use]
+pub fn build(backends: &[(u64, u16)], size: u32) -> Vec<u16> {
+    let mut walks = walks(backends, size);
+    let Some(largest) = walks.iter().map(|walk| walk.weight).max() else {
+        return Vec::new();
+    };
+    let mut table = vec![None; size as usize];
+    let mut free = table.len();
+    let mut round = 0;
+    // In each round a backend of the largest weight takes one entry; others sit out rounds in
+    // proportion. All take part in the first, so each gets an entry while there are any.
+    while free > 0 {
+        round += 1;
+        for walk in &mut walks {
+            if free == 0 {
+                break;
+            }
+            if round * walk.weight < walk.due {
+                continue;
+            }
+            walk.due += largest;
+            walk.take_free(&mut table);
+            free -= 1;
+        }
+    }
+    table.into_iter().flatten().collect()
+}
+
+fn walks(backends: &[(u64, u16)], size: u32) -> Vec<Walk> {
+    let mut walks: Vec<(u64, Walk)> = backends
+        .iter()
+        .zip(0..=u16::MAX)
+        .filter(|((_, weight), _)| *weight > 0)
+        .map(|(&(identity, weight), index)| (identity, Walk::new(identity, weight, index, size)))
+        .collect();
+    walks.sort_by_key(|(identity, _)| *identity);
+    walks.into_iter().map(|(_, walk)| walk).collect()
+}
+
+/// A backend's walk over the table.
+struct Walk {
+    index: u16,
+    weight: u64,
+    /// The backend takes part in a round once round × weight has reached this.
+    due: u64,
+    position: u64,
+    skip: u64,
+    steps: u64,
+}
+
+impl Walk {
+    fn new(identity: u64, weight: u16, index: u16, size: u32) -> Self {
+        let size = u64::from(size);
+        Self {
+            index,
+            weight: u64::from(weight),
+            due: 0,
+            position: mix(identity) % size.max(1),
+            // From a second, independent hash; 1 ≤ skip < size.
+            skip: mix(!identity) % size.saturating_sub(1).max(1) + 1,
+            steps: 0,
+        }
+    }
+
+    /// Takes the next free entry of the walk. There must be one.
+    fn take_free(&mut self, table: &mut [Option<u16>]) {
+        let size = table.len() as u64;
+        while self.steps < 2 * size {
+            let position = self.position;
+            self.steps += 1;
+            if self.steps == size {
+                // Every entry has been visited once if the size is prime. If it is not, a walk in
+                // single steps still finds what is left.
+                self.skip = 1;
+            }
+            self.position = (position + self.skip) % size;
+            let entry = usize::try_from(position).ok().and_then(|position| table.get_mut(position));
+            if let Some(entry @ None) = entry {
+                *entry = Some(self.index);
+                return;
+            }
+        }
+    }
+}
+
+/// A backend's identity: the same on every node and after every restart.
+#[must_use]
+pub fn identity(address: BackendAddress, port: u16) -> u64 {
+    let bytes = match address {
+        BackendAddress::Local => [0; 16],
+        BackendAddress::At(IpAddr::V4(v4)) => v4.to_ipv6_mapped().octets(),
+        BackendAddress::At(IpAddr::V6(v6)) => v6.octets(),
+    };
+    mix(fnv1a(bytes.into_iter().chain(port.to_be_bytes())))
+}
+
+/// FNV-1a, 64 bits (draft-eastlake-fnv §2).
+fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// One output of SplitMix64 (Steele, Lea, Flood 2014): FNV alone leaves similar addresses with
+/// similar hashes.
+const fn mix(state: u64) -> u64 {
+    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests;
