@@ -1,1 +1,108 @@
 //! Finds a compiler for BPF and builds the eBPF object with it.
+//!
+//! Used by `redirector`'s build script and by `cargo xtask`. It has no dependencies, so that a
+//! build script that uses it costs next to nothing.
+//!
+//! A compiler for BPF is one of:
+//!
+//! * a rustc whose sysroot already has `core` for [`TARGET`] (Debian's `rustc-web` with
+//!   `libstd-rust-web-dev-bpf`), told by `RUSTC_BOOTSTRAP=1` to accept the unstable feature that
+//!   aya-ebpf needs;
+//! * rustup's nightly with the `rust-src` component, which builds `core` along with the object.
+
+mod cargo;
+mod compiler;
+mod error;
+mod linker;
+
+use std::path::{Path, PathBuf};
+
+pub use compiler::Compiler;
+pub use error::Error;
+pub use linker::find_linker;
+
+/// The target triple of the object.
+pub const TARGET: &str = "bpfel-unknown-none";
+
+/// The package that holds the eBPF programs.
+const PACKAGE: &str = "redirector-ebpf";
+
+/// The Cargo profile, in the workspace's manifest, that the object is built with. There is one
+/// only: the verifier refuses unoptimised programs, so debug builds of the agent embed the same
+/// object.
+const PROFILE: &str = "bpf";
+
+/// Names of the files and directories of the workspace that the object depends on. A build script
+/// asks Cargo to run it again when one of them changes.
+pub const INPUTS: [&str; 4] = ["Cargo.lock", "Cargo.toml", "redirector-common", "redirector-ebpf"];
+
+/// Everything that building the object takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Toolchain {
+    /// Compiles Rust to LLVM bitcode for BPF.
+    pub compiler: Compiler,
+    /// Path of bpf-linker, which makes the object out of the bitcode.
+    pub linker: PathBuf,
+}
+
+impl Toolchain {
+    /// Looks for a compiler and a linker on this machine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoCompiler`] or [`Error::NoLinker`].
+    pub fn find() -> Result<Self, Error> {
+        Ok(Self { compiler: Compiler::find()?, linker: find_linker()? })
+    }
+}
+
+/// Where the object is built: under the workspace's `target` directory, once for all profiles of
+/// the agent.
+#[must_use]
+pub fn target_dir(workspace_target: &Path) -> PathBuf {
+    workspace_target.join("bpf")
+}
+
+/// Builds the eBPF object of the workspace at `workspace` in `target_dir` and returns its path.
+///
+/// Cheap when nothing changed: Cargo decides. The object is shared by everything that builds in
+/// `target_dir`, so a caller that keeps it makes a copy.
+///
+/// # Errors
+///
+/// No toolchain, or the build failed; the compiler's own messages went to standard error.
+pub fn build_object(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
+    let toolchain = Toolchain::find()?;
+    let mut command = cargo::command(&toolchain, workspace, target_dir, "build", &[]);
+    cargo::run(&mut command, "building the eBPF object")?;
+
+    let object = target_dir.join(TARGET).join(PROFILE).join(PACKAGE);
+    if object.is_file() { Ok(object) } else { Err(Error::NoObject { path: object }) }
+}
+
+/// How thoroughly [`lint_object`] looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lints {
+    /// Clippy and the compiler.
+    Clippy,
+    /// The compiler alone: this BPF compiler comes without clippy.
+    Compiler,
+}
+
+/// Checks the eBPF crate for the BPF target with every warning an error.
+///
+/// # Errors
+///
+/// No toolchain, or there are warnings; they went to standard error.
+pub fn lint_object(workspace: &Path, target_dir: &Path) -> Result<Lints, Error> {
+    let toolchain = Toolchain::find()?;
+    let (subcommand, lints) = if toolchain.compiler.clippy().is_some() {
+        ("clippy", Lints::Clippy)
+    } else {
+        ("check", Lints::Compiler)
+    };
+    let mut command =
+        cargo::command(&toolchain, workspace, target_dir, subcommand, &["-Dwarnings"]);
+    cargo::run(&mut command, "checking the eBPF crate")?;
+    Ok(lints)
+}

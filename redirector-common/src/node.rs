@@ -190,7 +190,7 @@ pub type SysctlValue = FixedText<1024>;
 
 /// Zero-padded text.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FixedText<const N: usize> {
     bytes: [u8; N],
 }

@@ -5,7 +5,13 @@
 //! * [`dataplane`]: programs, maps and their synchronisation with the desired state;
 //! * [`cli`]: the commands.
 
+pub mod admin;
+pub mod agent {
+    mod shared;
+    pub use shared::{Shared, Snapshot, Syncs};
+}
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod metrics;
 pub mod model;

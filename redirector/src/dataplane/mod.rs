@@ -1,3 +1,24 @@
 //! Programs and maps in the kernel, and their synchronisation with the desired state.
 
+pub mod attach;
+pub mod attached;
+pub mod batch;
+pub mod contents;
+pub mod delta;
+pub mod encode;
+pub mod ids;
+pub mod info;
+pub mod loader;
+pub mod lock;
+pub mod maps;
+pub mod netdev;
+pub mod netlink;
+pub mod pinned;
 pub mod pins;
+pub mod prerequisites;
+mod regions;
+pub mod status;
+pub mod sync;
+mod syscall;
+pub mod sysctl;
+pub mod table;

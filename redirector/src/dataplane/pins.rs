@@ -1,13 +1,20 @@
 //! Where things stand under the bpffs directory.
 //!
 //! ```text
-//! <dir>/maps/FLOWS.v1         maps, by name and layout version
-//! <dir>/links/xdp.eth0        links: what is attached, by hook and interface
-//! <dir>/links/ingress.eth0
-//! <dir>/links/egress.eth0
+//! <dir>/maps/FLOWS_v1         maps, by name and layout version
+//! <dir>/links/xdp-eth0        links: what is attached, by hook and interface
+//! <dir>/links/ingress-eth0
+//! <dir>/links/egress-eth0
+//! <dir>/links/clsact-eth0     directory: before kernel 6.6 TC programs are no links but filters
+//! <dir>/links/clsact-eth0/made  directory: the qdisc that they hang on is ours too
 //! ```
+//!
+//! The BPF file system allows no dots in names; a dot in an interface's name becomes a colon,
+//! which no interface's name has.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use redirector_common::map_name::MapName;
 
@@ -48,14 +55,51 @@ impl Pins {
     /// A map's pin.
     #[must_use]
     pub fn map(&self, name: MapName) -> PathBuf {
-        self.maps().join(format!("{}.v{}", name.name(), name.layout()))
+        self.maps().join(Self::map_file(name))
+    }
+
+    /// Name of a map's pin.
+    #[must_use]
+    pub fn map_file(name: MapName) -> String {
+        format!("{}_v{}", name.name(), name.layout())
     }
 
     /// A link's pin.
     #[must_use]
     pub fn link(&self, hook: Hook, interface: &str) -> PathBuf {
-        self.links().join(format!("{}.{interface}", hook.name()))
+        self.links().join(link_file(hook.name(), interface))
     }
+
+    /// Stands for filters on an interface, which cannot be pinned.
+    #[must_use]
+    pub fn clsact(&self, interface: &str) -> PathBuf {
+        self.links().join(link_file("clsact", interface))
+    }
+
+    /// Interfaces that have a pin.
+    ///
+    /// # Errors
+    ///
+    /// If the directory cannot be read; there being none is no error.
+    pub fn attached(&self) -> io::Result<BTreeSet<String>> {
+        let entries = match fs::read_dir(self.links()) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(error),
+        };
+        let mut interfaces = BTreeSet::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            if let Some((_, interface)) = name.to_str().and_then(|name| name.split_once('-')) {
+                interfaces.insert(interface.replace(':', "."));
+            }
+        }
+        Ok(interfaces)
+    }
+}
+
+fn link_file(hook: &str, interface: &str) -> String {
+    format!("{hook}-{}", interface.replace('.', ":"))
 }
 
 /// Where a program is attached.
@@ -81,5 +125,35 @@ impl Hook {
             Self::Ingress => "ingress",
             Self::Egress => "egress",
         }
+    }
+
+    /// Name of the program that is attached there.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Xdp => "redirector_xdp",
+            Self::Ingress => "redirector_in",
+            Self::Egress => "redirector_out",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attached_interfaces_are_read_back_from_the_pins() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let pins = Pins::new(dir.path());
+        assert_eq!(pins.attached().expect("none"), BTreeSet::new());
+        for interface in ["eth0", "eth0.100", "a-b"] {
+            for path in [pins.link(Hook::Xdp, interface), pins.clsact(interface)] {
+                assert!(!path.file_name().is_some_and(|name| name.to_string_lossy().contains('.')));
+                fs::create_dir_all(path).expect("made");
+            }
+        }
+        let expected = ["a-b", "eth0", "eth0.100"].map(str::to_owned);
+        assert_eq!(pins.attached().expect("read"), BTreeSet::from(expected));
     }
 }

@@ -1,0 +1,322 @@
+//! The entries of each map, as records with named fields.
+
+use std::net::{IpAddr, SocketAddr};
+
+use redirector_common::map_name::MapName;
+use redirector_common::{
+    Address, Backend, Direction, Family, Flow, Interface, PortFlags, Reason, ServiceId, SlotValue,
+    Tuple,
+};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::{Value, json};
+
+use crate::cli::counters::interface_name;
+use crate::cli::render;
+use crate::dataplane::info::{Info, format_frontend};
+use crate::dataplane::pinned::{Pinned, PinnedError};
+
+/// One entry: fields in the order in which they are shown.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Record(Vec<(&'static str, Value)>);
+
+impl Serialize for Record {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+/// Fields from `name: value` pairs.
+macro_rules! record {
+    ($($name:literal: $value:expr),+ $(,)?) => {
+        Record(vec![$(($name, json!($value))),+])
+    };
+}
+
+/// The entries in use.
+pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedError> {
+    Ok(match name {
+        MapName::Ports => of(maps.ports()?, |((protocol, port), flags)| {
+            record! {"protocol": protocol.name(), "port": port, "flags": flag_names(flags)}
+        }),
+        MapName::Frontends => of(maps.frontends()?, |(key, frontend)| {
+            record! {
+                "frontend": format_frontend(&key),
+                "service": frontend.service,
+                "localAddress": address(frontend.local_address),
+            }
+        }),
+        MapName::Services => of(maps.services()?, |(id, service)| {
+            record! {
+                "service": id,
+                "tableOffset": service.table_offset,
+                "tableSize": service.table_size,
+                "silent": service.is_silent(),
+            }
+        }),
+        MapName::Maglev => of(maps.maglev()?, |(line, entries)| {
+            record! {"line": line, "backends": entries.entries}
+        }),
+        MapName::Backends => of(maps.backends()?, |(id, it)| backend(id, &it)),
+        MapName::Flows => of(maps.flows()?, |(key, it)| flow(&key, &it)),
+        MapName::Interfaces => of(maps.interfaces()?, |(index, it)| interface(index, &it)),
+        MapName::Node => {
+            let node = maps.node()?;
+            vec![record! {
+                "snatFirst": node.snat_first,
+                "snatCount": node.snat_count,
+                "lookupInterface": interface_name(node.lookup_ifindex),
+            }]
+        }
+        MapName::Counters => counters(maps)?,
+        MapName::Slots => of(maps.slots()?, |(key, slot)| {
+            record! {
+                "service": key.service,
+                "slot": key.slot,
+                "backend": slot.backend,
+                "weight": slot.weight,
+                "state": slot_state(slot),
+            }
+        }),
+        MapName::ServiceInfo => of(maps.infos()?, |(id, it)| info(id, &it)),
+        MapName::Status => status(&maps.status_text()?),
+        MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
+            record! {"path": path, "before": before}
+        }),
+    })
+}
+
+/// Records in columns.
+pub(super) fn table(records: &[Record]) -> String {
+    let Some(first) = records.first() else {
+        return String::new();
+    };
+    let headings: Vec<_> = first.0.iter().map(|(name, value)| heading(name, value)).collect();
+    let headings: Vec<_> = headings.iter().map(String::as_str).collect();
+    let rows = records.iter().map(|record| record.0.iter().map(|(_, value)| text(value)).collect());
+    render::columns(&headings, rows)
+}
+
+fn of<K, V>(
+    entries: impl IntoIterator<Item = (K, V)>,
+    record: impl FnMut((K, V)) -> Record,
+) -> Vec<Record> {
+    entries.into_iter().map(record).collect()
+}
+
+fn backend(id: u32, backend: &Backend) -> Record {
+    record! {
+        "backend": id,
+        "address": address(backend.address),
+        "port": backend.port.number(),
+        "local": backend.is_local(),
+    }
+}
+
+fn flow(key: &Tuple, flow: &Flow) -> Record {
+    let half = match flow.direction() {
+        Direction::Forward => "forward",
+        Direction::Reply => "reply",
+    };
+    let (from, to) = ends(key);
+    let (translated_from, translated_to) = ends(&flow.translated);
+    record! {
+        "protocol": key.protocol().name(),
+        "half": half,
+        "source": from,
+        "destination": to,
+        "translatedSource": translated_from,
+        "translatedDestination": translated_to,
+        "service": flow.service,
+        "backend": flow.backend,
+        "local": flow.is_local(),
+        "state": flow.state().name(),
+        "fin": flow.fin_seen(),
+        "created": flow.created,
+        "lastSeen": flow.last_seen,
+        "packets": flow.packets,
+        "bytes": flow.bytes,
+    }
+}
+
+fn info(id: ServiceId, info: &Info) -> Record {
+    let family = match info.family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    let conflicts: Vec<_> = info.conflicts.iter().map(format_frontend).collect();
+    record! {
+        "service": id,
+        "family": family,
+        "source": info.key.source,
+        "namespace": info.key.namespace,
+        "name": info.key.name,
+        "policy": info.policy,
+        "forwarding": info.forwarding,
+        "affinitySeconds": info.affinity,
+        "conflicts": conflicts,
+        "conflictsOmitted": info.omitted,
+    }
+}
+
+fn interface(index: u32, interface: &Interface) -> Record {
+    record! {
+        "index": index,
+        "name": interface_name(index),
+        "slot": interface.slot,
+        "ipv4": address(interface.ipv4),
+        "ipv6": address(interface.ipv6),
+        "xdpTransmit": interface.xdp_transmit(),
+    }
+}
+
+fn counters(maps: &Pinned) -> Result<Vec<Record>, PinnedError> {
+    let mut records = Vec::new();
+    for (slot, block) in maps.counters()? {
+        for reason in Reason::ALL {
+            let counter = block.reasons.get(*reason as usize).copied();
+            if let Some(counter) = counter.filter(|counter| counter.packets != 0) {
+                records.push(record! {
+                    "slot": slot,
+                    "reason": reason.name(),
+                    "packets": counter.packets,
+                    "bytes": counter.bytes,
+                });
+            }
+        }
+    }
+    Ok(records)
+}
+
+fn status(text: &str) -> Vec<Record> {
+    if text.is_empty() {
+        return Vec::new();
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(fields)) => of(fields, |(name, value)| {
+            record! {"field": name, "value": value}
+        }),
+        // Another version's agent may write something else: it is shown as it is.
+        Ok(_) | Err(_) => vec![record! {"field": "text", "value": text}],
+    }
+}
+
+fn slot_state(slot: SlotValue) -> &'static str {
+    if slot.state == SlotValue::TERMINATING { "terminating" } else { "active" }
+}
+
+fn flag_names(flags: PortFlags) -> Vec<&'static str> {
+    [
+        (PortFlags::FRONTEND, "frontend"),
+        (PortFlags::SNAT, "snat"),
+        (PortFlags::LOCAL_BACKEND, "local-backend"),
+        (PortFlags::REMOTE, "remote"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.intersects(*flag))
+    .map(|(_, name)| name)
+    .collect()
+}
+
+fn ends(tuple: &Tuple) -> (String, String) {
+    let socket = |address, port: redirector_common::Port| {
+        SocketAddr::new(IpAddr::from(address), port.number()).to_string()
+    };
+    (socket(tuple.source, tuple.source_port), socket(tuple.destination, tuple.destination_port))
+}
+
+/// An address; nothing where none is set.
+fn address(address: Address) -> Option<String> {
+    (!address.is_unspecified()).then(|| address.to_string())
+}
+
+/// A heading in capitals, with a hyphen before each word; numbers are aligned to the right.
+fn heading(name: &str, value: &Value) -> String {
+    let mut heading = String::new();
+    if value.is_number() {
+        heading.push('>');
+    }
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() {
+            heading.push('-');
+        }
+        heading.push(letter.to_ascii_uppercase());
+    }
+    heading
+}
+
+/// A value for a column.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
+        Value::Number(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redirector_common::{Port, Protocol};
+
+    fn end(text: &str) -> (Address, Port) {
+        let socket: SocketAddr = text.parse().expect("address and port");
+        (Address::from(socket.ip()), Port::new(socket.port()))
+    }
+
+    #[test]
+    fn records_become_columns() {
+        let records = [
+            backend(1, &Backend::local(Port::new(8080))),
+            backend(2, &Backend::remote(end("10.0.0.5:1").0, Port::new(80))),
+        ];
+        let expected = "\
+BACKEND  ADDRESS   PORT  LOCAL
+      1  -         8080  yes
+      2  10.0.0.5    80  no
+";
+        assert_eq!(table(&records), expected);
+    }
+
+    #[test]
+    fn fields_keep_their_order_in_json() {
+        let record = backend(1, &Backend::local(Port::new(8080)));
+        let json = serde_json::to_string(&record).expect("JSON");
+        assert_eq!(json, r#"{"backend":1,"address":null,"port":8080,"local":true}"#);
+    }
+
+    #[test]
+    fn a_flow_shows_both_tuples() {
+        let key = Tuple::new(Protocol::Tcp, end("[::7]:4000"), end("[::1]:80"));
+        let translated = Tuple::new(Protocol::Tcp, end("[::1]:50000"), end("[::5]:8080"));
+        let half = Flow::new(Direction::Forward, translated, 3, 4, false, 5);
+        let Record(fields) = flow(&key, &half);
+        let get = |wanted: &str| {
+            let field = fields.iter().find(|(name, _)| *name == wanted);
+            field.map(|(_, value)| text(value)).unwrap_or_default()
+        };
+        assert_eq!(get("source"), "[::7]:4000");
+        assert_eq!(get("translatedDestination"), "[::5]:8080");
+        assert_eq!(get("half"), "forward");
+        assert_eq!(get("state"), "syn-sent");
+    }
+
+    #[test]
+    fn flags_have_names() {
+        let flags = PortFlags::FRONTEND.union(PortFlags::REMOTE);
+        assert_eq!(flag_names(flags), ["frontend", "remote"]);
+    }
+
+    #[test]
+    fn status_of_another_shape_is_shown_as_it_is() {
+        assert!(status("").is_empty());
+        assert_eq!(status("hello").len(), 1);
+        assert_eq!(status(r#"{"pid": 7, "source": "file"}"#).len(), 2);
+    }
+}

@@ -1,0 +1,213 @@
+//! `redirector status`: whether all is well, at a glance.
+
+mod report;
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use redirector_common::Direction;
+use redirector_common::map_name::MapName;
+
+use super::ReadArgs;
+use super::render::{self, age, columns, fields};
+use crate::dataplane::attached::attached;
+use crate::dataplane::lock::find_holder;
+use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::status::Status;
+use report::{AgentState, Fill, Loaded, Report, report};
+
+/// Options of `redirector status`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  redirector status
+  redirector status -o json | jq .sync.inSync")]
+pub struct StatusArgs {
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+/// Maps whose fill is worth watching.
+const WATCHED: [MapName; 5] =
+    [MapName::Flows, MapName::Frontends, MapName::Backends, MapName::Services, MapName::Maglev];
+
+/// Runs the command.
+///
+/// # Errors
+///
+/// If nothing is installed, or it may not be read.
+pub fn run(args: &StatusArgs) -> Result<()> {
+    let report = report(load(&args.read.open()?)?);
+    render::print_document(args.read.output, &report, || describe(&report))
+}
+
+fn load(maps: &Pinned) -> Result<Loaded> {
+    let text = maps.status_text()?;
+    let account = if text.is_empty() {
+        None
+    } else {
+        let hint = "the agent's account in STATUS is another version's: use that version";
+        Some(Status::decode(&text).context(hint)?)
+    };
+    let mut flows: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let halves = maps.flows()?;
+    for flow in halves.values() {
+        if flow.direction() == Direction::Forward {
+            *flows.entry(flow.state().name()).or_default() += 1;
+        }
+    }
+    let links = attached(maps.pins())
+        .with_context(|| format!("cannot read {}", maps.pins().links().display()))?;
+    Ok(Loaded {
+        account,
+        holder: find_holder(maps.pins().dir()),
+        attached: links,
+        infos: maps.infos()?,
+        fill: fill(maps, halves.len())?,
+        flows,
+        node: maps.node()?,
+        now: SystemTime::now(),
+    })
+}
+
+fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
+    let fill = |name: MapName| {
+        let entries = if name == MapName::Flows { halves } else { maps.entries(name)? };
+        Ok(Fill { name: name.name(), entries, capacity: maps.facts(name)?.capacity })
+    };
+    WATCHED.into_iter().map(fill).collect()
+}
+
+/// The report for people.
+fn describe(report: &Report) -> String {
+    let mut text = fields(&[
+        ("Agent", agent(report)),
+        ("Node", report.agent.node.clone().unwrap_or_default()),
+        ("Source", source(report)),
+        ("Sync", sync(report)),
+        ("SNAT ports", snat_ports(report)),
+        ("Flows", flows(report)),
+        ("Conflicts", conflicts(report)),
+    ]);
+    text.push('\n');
+    text.push_str(&interfaces(report));
+    text.push('\n');
+    text.push_str(&columns(
+        &["MAP", ">ENTRIES", ">CAPACITY", ">FULL"],
+        report.maps.iter().map(|map| {
+            vec![
+                map.name.to_owned(),
+                map.entries.to_string(),
+                map.capacity.to_string(),
+                format!("{}%", map.percent()),
+            ]
+        }),
+    ));
+    text
+}
+
+fn agent(report: &Report) -> String {
+    let agent = &report.agent;
+    match (agent.state, agent.pid) {
+        (AgentState::Running, Some(pid)) => {
+            let up = agent.uptime_seconds.map_or(String::new(), |up| format!(", up {}", age(up)));
+            let version = agent.version.as_deref().unwrap_or("?");
+            format!("running (pid {pid}, version {version}{up})")
+        }
+        (AgentState::Running, None) => "running".to_owned(),
+        (AgentState::Stopped, _) => "stopped; the data path goes on".to_owned(),
+        (AgentState::Dead, Some(pid)) => {
+            format!("ended without a word (pid {pid}); the data path goes on")
+        }
+        (AgentState::Dead, None) => "not running; the data path goes on".to_owned(),
+    }
+}
+
+fn source(report: &Report) -> String {
+    let source = &report.source;
+    let file = source
+        .file
+        .as_ref()
+        .map_or_else(|| "command line".to_owned(), |file| file.display().to_string());
+    match &source.error {
+        Some(error) => {
+            let since = source
+                .error_since_seconds
+                .map_or(String::new(), |seconds| format!(" since {}", age(seconds)));
+            format!("{file}, WRONG{since}, the state before it is kept: {error}")
+        }
+        None => file,
+    }
+}
+
+fn sync(report: &Report) -> String {
+    let sync = &report.sync;
+    if sync.in_sync {
+        let last = sync
+            .last_seconds
+            .map_or(String::new(), |seconds| format!(" (last written {} ago)", age(seconds)));
+        return format!("in sync{last}");
+    }
+    let since =
+        sync.out_of_sync_seconds.map_or(String::new(), |seconds| format!(" for {}", age(seconds)));
+    let why = sync.error.as_ref().map_or(String::new(), |why| format!(": {why}"));
+    format!("NOT in sync{since}{why}")
+}
+
+fn snat_ports(report: &Report) -> String {
+    match report.snat_ports {
+        Some([first, last]) => format!("{first}-{last}"),
+        None => String::new(),
+    }
+}
+
+fn flows(report: &Report) -> String {
+    let total: usize = report.flows.values().sum();
+    let states: Vec<_> =
+        report.flows.iter().map(|(state, number)| format!("{number} {state}")).collect();
+    if states.is_empty() { total.to_string() } else { format!("{total} ({})", states.join(", ")) }
+}
+
+fn conflicts(report: &Report) -> String {
+    if report.conflicts.is_empty() {
+        return "none".to_owned();
+    }
+    let texts: Vec<_> = report
+        .conflicts
+        .iter()
+        .map(|conflict| format!("{} of {}", conflict.frontend, conflict.service))
+        .collect();
+    render::some_of(&texts, 3)
+}
+
+fn interfaces(report: &Report) -> String {
+    let rows = report.interfaces.iter().map(|interface| {
+        let programs: Vec<_> = interface
+            .programs
+            .iter()
+            .map(|program| format!("{}:{}", program.hook, program.id))
+            .collect();
+        let oldest = interface.programs.iter().filter_map(|it| it.age_seconds).max();
+        let note = interface.error.as_ref().or(interface.xdp_reason.as_ref());
+        vec![
+            interface.name.clone(),
+            interface.xdp.to_owned(),
+            interface.tc.to_owned(),
+            programs.join(","),
+            oldest.map(age).unwrap_or_default(),
+            note.cloned().unwrap_or_default(),
+        ]
+    });
+    columns(&["INTERFACE", "XDP", "TC", "PROGRAMS", ">AGE", "NOTE"], rows)
+}
+
+/// Seconds from a moment to `now`; 0 for one that lies ahead, as after a change of the clock.
+fn seconds_since(now: SystemTime, then: SystemTime) -> u64 {
+    now.duration_since(then).map_or(0, |passed| passed.as_secs())
+}
+
+/// Milliseconds since 1970 as a moment.
+fn moment(millis: u64) -> SystemTime {
+    UNIX_EPOCH + std::time::Duration::from_millis(millis)
+}

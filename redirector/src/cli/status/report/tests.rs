@@ -1,0 +1,137 @@
+use std::time::Duration;
+
+use super::*;
+use crate::cli::status::describe;
+use crate::dataplane::pins::Hook;
+use crate::dataplane::status::{InterfaceStatus, TcState, XdpState};
+
+const NOW: u64 = 1_000_000;
+
+fn account() -> Status {
+    Status {
+        pid: 7,
+        version: "0.1.0".to_owned(),
+        started_at: (NOW - 192) * 1000,
+        stopped: false,
+        config: Some(PathBuf::from("/etc/redirector.yaml")),
+        node_name: "node-1".to_owned(),
+        interfaces: vec![InterfaceStatus {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp: XdpState::Generic,
+            xdp_reason: Some("the driver has no XDP".to_owned()),
+            tc: TcState::Tcx,
+            slot: 1,
+            error: None,
+        }],
+        in_sync: true,
+        out_of_sync_since: None,
+        last_sync: Some((NOW - 60) * 1000),
+        last_error: None,
+        config_error: None,
+        config_error_since: None,
+        snat_ports: (49152, 57343),
+        conflicts: 0,
+    }
+}
+
+fn loaded() -> Loaded {
+    let now = moment(NOW * 1000);
+    let link = |hook, program_id| Attached {
+        hook,
+        interface: "eth0".to_owned(),
+        ifindex: Some(2),
+        program_id,
+        program: "redirector".to_owned(),
+        loaded_at: Some(now - Duration::from_secs(3600 * 30)),
+    };
+    Loaded {
+        account: Some(account()),
+        holder: Some(7),
+        attached: vec![link(Hook::Xdp, 10), link(Hook::Ingress, 11)],
+        infos: BTreeMap::new(),
+        fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
+        flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
+        node: NodeConfig { snat_first: 49152, snat_count: 8192, lookup_ifindex: 1 },
+        now,
+    }
+}
+
+#[test]
+fn all_is_well() {
+    let expected = "\
+Agent:       running (pid 7, version 0.1.0, up 3m12s)
+Node:        node-1
+Source:      /etc/redirector.yaml
+Sync:        in sync (last written 60s ago)
+SNAT ports:  49152-57343
+Flows:       3 (2 established, 1 unreplied)
+Conflicts:   none
+
+INTERFACE  XDP      TC   PROGRAMS           AGE  NOTE
+eth0       generic  tcx  xdp:10,ingress:11  30h  the driver has no XDP
+
+MAP    ENTRIES  CAPACITY  FULL
+FLOWS        6       200    3%
+";
+    assert_eq!(describe(&report(loaded())), expected);
+}
+
+#[test]
+fn a_killed_agent_is_not_taken_for_a_running_one() {
+    let mut killed = loaded();
+    killed.holder = None;
+    assert_eq!(report(killed.clone()).agent.state, AgentState::Dead);
+    if let Some(account) = &mut killed.account {
+        account.stopped = true;
+    }
+    assert_eq!(report(killed).agent.state, AgentState::Stopped);
+}
+
+#[test]
+fn another_process_with_the_directory_has_not_said_what_stands_there() {
+    let mut other = loaded();
+    other.holder = Some(8);
+    let agent = report(other).agent;
+    assert_eq!((agent.pid, agent.version), (Some(8), None));
+}
+
+#[test]
+fn a_wrong_file_is_plain_to_see() {
+    let mut wrong = loaded();
+    if let Some(account) = &mut wrong.account {
+        account.config_error = Some("line 3: unknown key".to_owned());
+        account.config_error_since = Some((NOW - 30) * 1000);
+        account.in_sync = false;
+        account.out_of_sync_since = Some((NOW - 20) * 1000);
+        account.last_error = Some("map FLOWS is full".to_owned());
+    }
+    let text = describe(&report(wrong));
+    assert!(text.contains("WRONG since 30s"), "{text}");
+    assert!(text.contains("line 3: unknown key"), "{text}");
+    assert!(text.contains("NOT in sync for 20s: map FLOWS is full"), "{text}");
+}
+
+#[test]
+fn links_without_an_account_are_shown() {
+    let mut orphan = loaded();
+    orphan.account = None;
+    orphan.attached.truncate(1);
+    orphan.attached[0].ifindex = None;
+    let report = report(orphan);
+    assert_eq!(report.interfaces.len(), 1);
+    assert_eq!(report.interfaces[0].xdp, "unknown");
+    let gone = report.interfaces[0].error.as_deref();
+    assert_eq!(gone, Some("the interface is gone"));
+    assert!(!report.sync.in_sync);
+}
+
+#[test]
+fn json_has_what_scripts_ask_for() {
+    let json = serde_json::to_value(report(loaded())).expect("JSON");
+    assert_eq!(json["agent"]["state"], "running");
+    assert_eq!(json["sync"]["inSync"], true);
+    assert_eq!(json["interfaces"][0]["programs"][0]["hook"], "xdp");
+    assert_eq!(json["snatPorts"], serde_json::json!([49152, 57343]));
+    assert_eq!(json["maps"][0]["capacity"], 200);
+}

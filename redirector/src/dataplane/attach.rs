@@ -1,0 +1,235 @@
+//! Attaching the programs to interfaces, and taking them off.
+//!
+//! What is attached outlives the agent: links are pinned, filters hang on their qdisc. An agent
+//! that starts again finds them and replaces their programs in one step.
+
+mod clsact;
+mod tcx;
+mod xdp;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use aya::programs::ProgramError;
+use aya::programs::tc::TcError;
+
+use super::loader::{LoadError, Programs};
+use super::netlink::{Host, Interface};
+use super::pins::{Hook, Pins};
+use super::prerequisites::{KernelVersion, TCX_KERNEL};
+use super::status::{TcState, XdpState};
+use super::syscall::{self, LinkInfo};
+use crate::config::XdpMode;
+
+/// Why programs could not be attached to an interface, or taken off.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no such interface.
+    #[error("interface {name} does not exist; there are: {}", .existing.join(", "))]
+    NoInterface {
+        /// The name.
+        name: String,
+        /// Those that exist.
+        existing: Vec<String>,
+    },
+    /// Its frames are not Ethernet frames.
+    #[error("interface {0} carries no Ethernet frames, which is all that redirector understands")]
+    NotEthernet(String),
+    /// Someone else's XDP program is on it.
+    #[error(
+        "interface {interface} already has an XDP program ({name}, id {id}): remove it \
+         (ip link set dev {interface} xdp off, or stop what attached it), or set xdpMode: off"
+    )]
+    Busy {
+        /// The interface.
+        interface: String,
+        /// Id of the other program.
+        id: u32,
+        /// Its name.
+        name: String,
+    },
+    /// The mode asked for cannot be had.
+    #[error("interface {interface}: no XDP in {mode} mode ({reason}): set xdpMode: auto")]
+    Mode {
+        /// The interface.
+        interface: String,
+        /// The mode.
+        mode: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A TC program could not be attached.
+    #[error("interface {interface}: cannot attach to TC {hook}: {reason}")]
+    Tc {
+        /// The interface.
+        interface: String,
+        /// The hook.
+        hook: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// A pin could not be made, opened or removed.
+    #[error("{}: {source}", .path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object is not what it should be.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// What an interface got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// How XDP runs.
+    pub xdp: XdpState,
+    /// Why not in a better way.
+    pub xdp_reason: Option<String>,
+    /// How TC programs are attached.
+    pub tc: TcState,
+}
+
+/// Attaches programs to interfaces.
+pub struct Attacher {
+    programs: Programs,
+    pins: Pins,
+    has_tcx: bool,
+    /// Interfaces whose filters run this process's programs; a filter cannot be asked.
+    filtered: BTreeSet<u32>,
+}
+
+impl Attacher {
+    /// With these programs. `kernel` decides how TC programs are attached.
+    #[must_use]
+    pub fn new(programs: Programs, pins: Pins, kernel: KernelVersion) -> Self {
+        Self { programs, pins, has_tcx: kernel >= TCX_KERNEL, filtered: BTreeSet::new() }
+    }
+
+    /// Makes sure that our programs are on the interface. What is right already is left alone;
+    /// a program of an earlier agent is replaced in one step.
+    ///
+    /// # Errors
+    ///
+    /// If XDP or TC cannot be had as asked.
+    pub fn attach(
+        &mut self,
+        interface: &Interface,
+        mode: XdpMode,
+    ) -> Result<Attached, AttachError> {
+        if !interface.is_ethernet {
+            return Err(AttachError::NotEthernet(interface.name.clone()));
+        }
+        // TC first: it is complete by itself, and XDP only accelerates it.
+        let tc = self.attach_tc(interface)?;
+        let (xdp, xdp_reason) = self.attach_xdp(interface, mode)?;
+        Ok(Attached { xdp, xdp_reason, tc })
+    }
+
+    fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {
+        if !self.has_tcx {
+            for hook in [Hook::Ingress, Hook::Egress] {
+                self.attach_filter(interface, hook)?;
+            }
+            self.filtered.insert(interface.index);
+            return Ok(TcState::Clsact);
+        }
+        for hook in [Hook::Ingress, Hook::Egress] {
+            self.attach_tcx(interface, hook)?;
+        }
+        // Left from an agent on the same, older kernel call.
+        clsact::remove(&self.pins, &interface.name)?;
+        Ok(TcState::Tcx)
+    }
+}
+
+/// The chosen interfaces by name.
+///
+/// # Errors
+///
+/// If one does not exist.
+pub fn find_interfaces<'a>(
+    host: &'a Host,
+    names: &[String],
+) -> Result<Vec<&'a Interface>, AttachError> {
+    names
+        .iter()
+        .map(|name| {
+            host.find(name).ok_or_else(|| AttachError::NoInterface {
+                name: name.clone(),
+                existing: host.interfaces.iter().map(|interface| interface.name.clone()).collect(),
+            })
+        })
+        .collect()
+}
+
+/// Takes our programs off an interface, whether it still exists or not.
+///
+/// # Errors
+///
+/// If a pin or a filter cannot be removed.
+pub fn detach(pins: &Pins, interface: &str) -> Result<(), AttachError> {
+    // A link is gone with its last reference, which is the pin.
+    for hook in Hook::ALL {
+        remove_pin(&pins.link(hook, interface))?;
+    }
+    clsact::remove(pins, interface)
+}
+
+/// The link pinned at `path`, if it is still on the interface; one that is not is removed.
+fn find_link(path: &Path, interface: &Interface) -> Result<Option<LinkInfo>, AttachError> {
+    let failed = |source| AttachError::Pin { path: path.to_owned(), source };
+    let link = match syscall::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let info = syscall::link_info(std::os::fd::AsFd::as_fd(&link)).map_err(failed)?;
+    if info.ifindex == interface.index {
+        return Ok(Some(info));
+    }
+    // The interface was removed and made again: the old link leads nowhere.
+    drop(link);
+    remove_pin(path)?;
+    Ok(None)
+}
+
+fn remove_pin(path: &Path) -> Result<(), AttachError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(AttachError::Pin { path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The operating system's words for an error of aya's.
+fn describe(error: &ProgramError) -> String {
+    let code = error_code(error);
+    match code {
+        Some(libc::EOPNOTSUPP) => "the driver does not support it".to_owned(),
+        Some(code) => io::Error::from_raw_os_error(code).to_string(),
+        None => error.to_string(),
+    }
+}
+
+fn error_code(error: &ProgramError) -> Option<i32> {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "aya's enum: the rest carries no code of the operating system"
+    )]
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::IOError(error) => error.raw_os_error(),
+        ProgramError::NetlinkError(error) => error.raw_os_error(),
+        ProgramError::XdpError(aya::programs::xdp::XdpError::NetlinkError(error)) => {
+            error.raw_os_error()
+        }
+        ProgramError::TcError(TcError::NetlinkError(error)) => error.raw_os_error(),
+        ProgramError::TcError(TcError::IoError(error)) => error.raw_os_error(),
+        _ => None,
+    }
+}

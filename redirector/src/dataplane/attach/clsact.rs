@@ -1,0 +1,158 @@
+//! TC programs as filters of a clsact qdisc, for kernels without tcx.
+//!
+//! A filter cannot be pinned: it stays with its qdisc until someone removes it. A directory among
+//! the pins stands for ours, so that they are found again.
+
+use std::path::Path;
+use std::{fs, io};
+
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{Socket, SocketAddr};
+
+use super::tcx::attach_type;
+use super::{AttachError, Attacher, describe, error_code};
+use crate::dataplane::netlink::Interface;
+use crate::dataplane::pins::{Hook, Pins};
+
+/// Early in the row, and unlikely to be anyone else's.
+const PRIORITY: u16 = 0x7264;
+const HANDLE: TcHandle = TcHandle::new(0, 0x7264);
+
+impl Attacher {
+    pub(super) fn attach_filter(
+        &mut self,
+        interface: &Interface,
+        hook: Hook,
+    ) -> Result<(), AttachError> {
+        if self.filtered.contains(&interface.index) {
+            return Ok(());
+        }
+        make_qdisc(&self.pins, interface)?;
+        let failed = |reason| AttachError::Tc {
+            interface: interface.name.clone(),
+            hook: hook.name(),
+            reason,
+        };
+        let program = self.programs.classifier(hook)?;
+        // A filter of an earlier agent is replaced in one step.
+        let replaced = our_filter(&interface.name, hook)
+            .and_then(|link| program.attach_to_link(link).map_err(|error| code_of(&error)));
+        let link = match replaced {
+            Ok(id) => program.take_link(id),
+            Err(_) => {
+                let options = TcAttachOptions::Netlink(NlOptions {
+                    priority: PRIORITY,
+                    handle: HANDLE,
+                    classid: None,
+                });
+                program
+                    .attach_with_options(&interface.name, attach_type(hook), options)
+                    .and_then(|id| program.take_link(id))
+            }
+        };
+        // Dropped, it would take the filter with it.
+        link.map(std::mem::forget).map_err(|error| failed(describe(&error)))
+    }
+}
+
+/// Removes our filters from an interface, and the qdisc if it is ours.
+pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), AttachError> {
+    let marker = pins.clsact(interface);
+    if !marker.exists() {
+        return Ok(());
+    }
+    if let Some(index) = index_of(interface) {
+        for hook in [Hook::Ingress, Hook::Egress] {
+            if let Ok(link) = our_filter(interface, hook) {
+                // Gone already is as good.
+                drop(link);
+            }
+        }
+        if marker.join("made").exists() {
+            delete_qdisc(index).map_err(|error| AttachError::Tc {
+                interface: interface.to_owned(),
+                hook: "clsact",
+                reason: error.to_string(),
+            })?;
+        }
+    }
+    for path in [marker.join("made"), marker] {
+        match fs::remove_dir(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(AttachError::Pin { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn make_qdisc(pins: &Pins, interface: &Interface) -> Result<(), AttachError> {
+    let marker = pins.clsact(&interface.name);
+    match qdisc_add_clsact(&interface.name) {
+        Ok(()) => make_dir(&marker.join("made")),
+        Err(TcError::AlreadyAttached) => make_dir(&marker),
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+            make_dir(&marker)
+        }
+        Err(error) => Err(AttachError::Tc {
+            interface: interface.name.clone(),
+            hook: "clsact",
+            reason: error.to_string(),
+        }),
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), AttachError> {
+    fs::create_dir_all(path).map_err(|source| AttachError::Pin { path: path.to_owned(), source })
+}
+
+fn our_filter(interface: &str, hook: Hook) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, attach_type(hook), PRIORITY, HANDLE, None)
+}
+
+fn code_of(error: &aya::programs::ProgramError) -> io::Error {
+    io::Error::from_raw_os_error(error_code(error).unwrap_or(libc::EIO))
+}
+
+fn index_of(interface: &str) -> Option<i32> {
+    // Not from sysfs, which may be another namespace's.
+    let index = nix::net::if_::if_nametoindex(interface).ok()?;
+    i32::try_from(index).ok()
+}
+
+/// Asks the kernel to delete the clsact qdisc; there being none is no error.
+fn delete_qdisc(index: i32) -> io::Result<()> {
+    const RTM_DELQDISC: u16 = 37;
+    const REQUEST_AND_ACK: u16 = 5;
+    const TC_H_CLSACT: u32 = 0xffff_fff1;
+    const LEN: u32 = 36;
+
+    let mut message = Vec::with_capacity(LEN as usize);
+    // struct nlmsghdr
+    message.extend(LEN.to_ne_bytes());
+    message.extend(RTM_DELQDISC.to_ne_bytes());
+    message.extend(REQUEST_AND_ACK.to_ne_bytes());
+    message.extend([0; 8]);
+    // struct tcmsg: family, index, handle, parent, info
+    message.extend([0; 4]);
+    message.extend(index.to_ne_bytes());
+    message.extend(0xffff_0000_u32.to_ne_bytes());
+    message.extend(TC_H_CLSACT.to_ne_bytes());
+    message.extend([0; 4]);
+
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(&message, 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let code = answer.get(16..20).and_then(|bytes| bytes.first_chunk::<4>());
+    match code.map(|code| i32::from_ne_bytes(*code).saturating_neg()) {
+        Some(0 | libc::ENOENT | libc::EINVAL) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(code)),
+        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+    }
+}

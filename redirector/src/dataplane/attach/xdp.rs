@@ -1,0 +1,169 @@
+//! XDP: in the driver where that works, else in the kernel's generic form, else not at all.
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, XdpMode as Flags, loaded_programs};
+
+use super::{AttachError, Attacher, describe, error_code, find_link, remove_pin};
+use crate::config::XdpMode;
+use crate::dataplane::loader::LoadError;
+use crate::dataplane::netlink::Interface;
+use crate::dataplane::pins::Hook;
+use crate::dataplane::status::XdpState;
+
+type Outcome = (XdpState, Option<String>);
+
+impl Attacher {
+    /// What XDP the interface got, and why not better.
+    pub(super) fn attach_xdp(
+        &mut self,
+        interface: &Interface,
+        mode: XdpMode,
+    ) -> Result<Outcome, AttachError> {
+        let path = self.pins.link(Hook::Xdp, &interface.name);
+        let found = find_link(&path, interface)?;
+        let Some(wanted) = modes(mode) else {
+            remove_pin(&path)?;
+            return Ok((XdpState::Off, Some("switched off".to_owned())));
+        };
+        if let Some(link) = found {
+            let state = match interface.xdp {
+                Some(program) if program.is_generic => XdpState::Generic,
+                _ => XdpState::Native,
+            };
+            if wanted.contains(&state) {
+                if link.program != self.xdp_program()? {
+                    self.replace_xdp(interface)?;
+                }
+                let reason = (state != wanted[0]).then(|| "kept from an earlier agent".to_owned());
+                return Ok((state, reason));
+            }
+            // Another mode is another attachment. TC serves meanwhile.
+            remove_pin(&path)?;
+        } else if let Some(other) = interface.xdp {
+            return Err(busy(interface, other.id));
+        }
+        self.try_modes(interface, mode, wanted)
+    }
+
+    fn try_modes(
+        &mut self,
+        interface: &Interface,
+        mode: XdpMode,
+        wanted: &[XdpState],
+    ) -> Result<Outcome, AttachError> {
+        let mut reasons = Vec::new();
+        for state in wanted {
+            match self.make_xdp(interface, *state)? {
+                Ok(()) => return Ok((*state, join(&reasons))),
+                Err(reason) => reasons.push(format!("{}: {reason}", state.name())),
+            }
+        }
+        match (mode, wanted) {
+            (XdpMode::Native | XdpMode::Generic, [state, ..]) => Err(AttachError::Mode {
+                interface: interface.name.clone(),
+                mode: state.name(),
+                reason: join(&reasons).unwrap_or_default(),
+            }),
+            _ => Ok((XdpState::Off, join(&reasons))),
+        }
+    }
+
+    /// Makes and pins a link; the inner error is why this mode cannot be had.
+    fn make_xdp(
+        &mut self,
+        interface: &Interface,
+        state: XdpState,
+    ) -> Result<Result<(), String>, AttachError> {
+        let path = self.pins.link(Hook::Xdp, &interface.name);
+        let flags = match state {
+            XdpState::Native => Flags::Driver,
+            XdpState::Generic => Flags::Skb,
+            XdpState::Off => return Ok(Ok(())),
+        };
+        let program = self.programs.xdp()?;
+        let link =
+            program.attach_to_if_index(interface.index, flags).and_then(|id| program.take_link(id));
+        let link = match link {
+            Ok(link) => link,
+            Err(error) if error_code(&error) == Some(libc::EBUSY) => {
+                // It came between our look at the interface and now.
+                return Err(busy(interface, 0));
+            }
+            Err(error) => return Ok(Err(describe(&error))),
+        };
+        // aya falls back to an attachment that ends with the process: useless to us, and undone
+        // as the link is dropped here.
+        let link = match FdLink::try_from(link) {
+            Ok(link) => link,
+            Err(LinkError::InvalidLink) => {
+                return Ok(Err("the kernel refuses a link".to_owned()));
+            }
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        match link.pin(&path) {
+            Ok(_) => Ok(Ok(())),
+            Err(error) => Err(AttachError::Pin { path, source: std::io::Error::other(error) }),
+        }
+    }
+
+    /// Puts our program in the place of an earlier agent's, in one step.
+    fn replace_xdp(&mut self, interface: &Interface) -> Result<(), AttachError> {
+        let path = self.pins.link(Hook::Xdp, &interface.name);
+        let program = self.programs.xdp()?;
+        let link = PinnedLink::from_pin(&path)
+            .and_then(|pinned| XdpLink::try_from(FdLink::from(pinned)))
+            .map_err(|error| LinkErrorText(error.to_string()));
+        let replaced = link.and_then(|link| {
+            program
+                .attach_to_link(link)
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| LinkErrorText(describe(&error)))
+        });
+        // The link lives on in its pin.
+        replaced
+            .map(drop)
+            .map_err(|error| AttachError::Pin { path, source: std::io::Error::other(error.0) })
+    }
+
+    fn xdp_program(&mut self) -> Result<u32, AttachError> {
+        program_id(Hook::Xdp, self.programs.xdp()?.info())
+    }
+}
+
+struct LinkErrorText(String);
+
+pub(super) fn program_id(
+    hook: Hook,
+    info: Result<aya::programs::ProgramInfo, ProgramError>,
+) -> Result<u32, AttachError> {
+    info.map(|info| info.id()).map_err(|error| {
+        AttachError::Load(LoadError::Program { name: hook.program(), reason: describe(&error) })
+    })
+}
+
+/// The modes to try, best first; `None`: none.
+const fn modes(mode: XdpMode) -> Option<&'static [XdpState]> {
+    match mode {
+        XdpMode::Auto => Some(&[XdpState::Native, XdpState::Generic]),
+        XdpMode::Native => Some(&[XdpState::Native]),
+        XdpMode::Generic => Some(&[XdpState::Generic]),
+        XdpMode::Off => None,
+    }
+}
+
+fn join(reasons: &[String]) -> Option<String> {
+    (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+fn busy(interface: &Interface, id: u32) -> AttachError {
+    let name = loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned));
+    AttachError::Busy {
+        interface: interface.name.clone(),
+        id,
+        name: name.filter(|name| !name.is_empty()).unwrap_or_else(|| "without a name".to_owned()),
+    }
+}

@@ -1,0 +1,110 @@
+//! Everything that the maps hold of services, as plain values: what is there, and what should be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
+use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::{
+    Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Service, ServiceId,
+    ServiceInfo, SlotKey, SlotValue,
+};
+
+/// Contents of the maps of services. Unused array elements are absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    /// `FRONTENDS`.
+    pub frontends: BTreeMap<FrontendKey, Frontend>,
+    /// `SERVICES`.
+    pub services: BTreeMap<ServiceId, Service>,
+    /// `MAGLEV`.
+    pub maglev: BTreeMap<u32, MaglevLine>,
+    /// `BACKENDS`.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// `SLOTS`.
+    pub slots: BTreeMap<SlotKey, SlotValue>,
+    /// `SERVICE_INFO`.
+    pub infos: BTreeMap<ServiceId, ServiceInfo>,
+    /// `PORTS`.
+    pub ports: Ports,
+}
+
+impl Contents {
+    /// Backends listed in each service: those whose flows may live on.
+    #[must_use]
+    pub fn listed(&self) -> BTreeSet<(ServiceId, BackendId)> {
+        self.slots.iter().map(|(key, value)| (key.service, value.backend)).collect()
+    }
+
+    /// The entries of a service's table; `None` where lines are missing.
+    #[must_use]
+    pub fn table(&self, service: &Service) -> Option<Vec<BackendId>> {
+        let end = service.table_offset.checked_add(service.table_size)?;
+        (service.table_offset..end)
+            .map(|entry| {
+                let line = self.maglev.get(&(entry / MAGLEV_LINE))?;
+                line.entries.get((entry % MAGLEV_LINE) as usize).copied()
+            })
+            .collect()
+    }
+}
+
+/// Lines of `MAGLEV` that a service's table takes: first, and how many.
+#[must_use]
+pub fn lines_of(service: &Service) -> (u32, u32) {
+    let first = service.table_offset / MAGLEV_LINE;
+    (first, service.table_size.div_ceil(MAGLEV_LINE))
+}
+
+/// Flags of ports, by block of the `PORTS` array.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Blocks with any flag set.
+    pub blocks: BTreeMap<u32, PortBlock>,
+}
+
+impl Ports {
+    /// Adds flags to a port.
+    pub fn add(&mut self, protocol: Protocol, port: Port, flags: PortFlags) {
+        let (block, position) = port_index(protocol, port);
+        let block = self.blocks.entry(block).or_default();
+        if let Some(byte) = block.flags.get_mut(position) {
+            *byte = PortFlags(*byte).union(flags).0;
+        }
+    }
+
+    /// The flags of a port.
+    #[must_use]
+    pub fn get(&self, protocol: Protocol, port: Port) -> PortFlags {
+        let (block, position) = port_index(protocol, port);
+        let flags = self.blocks.get(&block).and_then(|block| block.flags.get(position));
+        PortFlags(flags.copied().unwrap_or_default())
+    }
+
+    /// The flags of both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        self.combine(other, |a, b| a | b)
+    }
+
+    /// The flags that both have.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        self.combine(other, |a, b| a & b)
+    }
+
+    fn combine(&self, other: &Self, flags: impl Fn(u8, u8) -> u8) -> Self {
+        let mut blocks = BTreeMap::new();
+        for index in self.blocks.keys().chain(other.blocks.keys()) {
+            let a = self.blocks.get(index).copied().unwrap_or_default();
+            let b = other.blocks.get(index).copied().unwrap_or_default();
+            let mut block = PortBlock::default();
+            for position in 0..PORTS_PER_BLOCK as usize {
+                block.flags[position] = flags(a.flags[position], b.flags[position]);
+            }
+            if block != PortBlock::default() {
+                blocks.insert(*index, block);
+            }
+        }
+        Self { blocks }
+    }
+}

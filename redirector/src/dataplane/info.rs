@@ -1,0 +1,197 @@
+//! What stands in `SERVICE_INFO`: a service as people know it.
+//!
+//! The data path never reads it. The agent reads it at start, to give services the ids they
+//! had; the commands read it to name what the other maps know only by number.
+
+use std::net::{IpAddr, SocketAddr};
+
+use redirector_common::service::SERVICE_INFO_LEN;
+use redirector_common::{Address, Family, FrontendKey, Port, Protocol, ServiceInfo};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Forwarding, ServiceKey, TrafficPolicy};
+
+/// One service of one address family. Keys are short where they can be: the text has room for
+/// [`SERVICE_INFO_LEN`] bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// Identity.
+    #[serde(flatten)]
+    pub key: ServiceKey,
+    /// Which of the service's two tables this is.
+    #[serde(with = "family")]
+    pub family: Family,
+    /// Which backends this node may choose.
+    #[serde(default)]
+    pub policy: TrafficPolicy,
+    /// How packets reach a backend elsewhere.
+    #[serde(default)]
+    pub forwarding: Forwarding,
+    /// Session affinity by client address, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<u32>,
+    /// Frontends that the service wants and another service has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "frontends")]
+    pub conflicts: Vec<FrontendKey>,
+    /// Further conflicts, for which there was no room.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: usize,
+}
+
+/// The service's name alone is longer than the map has room for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "service {name}: its name, namespace and policy take {found} bytes of the {SERVICE_INFO_LEN} \
+     that there is room for: choose a shorter name"
+)]
+pub struct TooLong {
+    name: String,
+    found: usize,
+}
+
+impl Info {
+    /// The map value; conflicts are left out from the end where there is no room for all.
+    ///
+    /// # Errors
+    ///
+    /// If it does not fit even without conflicts.
+    pub fn encode(&self) -> Result<ServiceInfo, TooLong> {
+        let mut info = self.clone();
+        loop {
+            // Serialising strings and numbers to memory does not fail.
+            let json = serde_json::to_string(&info).unwrap_or_default();
+            if let Some(value) = ServiceInfo::new(&json) {
+                return Ok(value);
+            }
+            if info.conflicts.pop().is_none() {
+                return Err(TooLong { name: info.key.name, found: json.len() });
+            }
+            info.omitted += 1;
+        }
+    }
+
+    /// From the map value.
+    ///
+    /// # Errors
+    ///
+    /// If the map holds something else.
+    pub fn decode(value: &ServiceInfo) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(value.json())
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde's skip_serializing_if passes a reference"
+)]
+const fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
+#[must_use]
+pub fn format_frontend(key: &FrontendKey) -> String {
+    let address = SocketAddr::new(IpAddr::from(key.address), key.port.number());
+    let protocol = match key.protocol() {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    };
+    format!("{address}/{protocol}")
+}
+
+/// The reverse of [`format_frontend`].
+#[must_use]
+pub fn parse_frontend(text: &str) -> Option<FrontendKey> {
+    let (address, protocol) = text.rsplit_once('/')?;
+    let address: SocketAddr = address.parse().ok()?;
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return None,
+    };
+    Some(FrontendKey::new(Address::from(address.ip()), Port::new(address.port()), protocol))
+}
+
+/// Families by the words people use.
+mod family {
+    use redirector_common::Family;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(family: &Family, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(match family {
+            Family::V4 => "ipv4",
+            Family::V6 => "ipv6",
+        })
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Family, D::Error> {
+        match String::deserialize(from)?.as_str() {
+            "ipv4" => Ok(Family::V4),
+            "ipv6" => Ok(Family::V6),
+            other => Err(D::Error::unknown_variant(other, &["ipv4", "ipv6"])),
+        }
+    }
+}
+
+/// Frontends as text.
+mod frontends {
+    use redirector_common::FrontendKey;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(keys: &[FrontendKey], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(keys.iter().map(super::format_frontend))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<FrontendKey>, D::Error> {
+        Vec::<String>::deserialize(from)?
+            .iter()
+            .map(|text| {
+                super::parse_frontend(text)
+                    .ok_or_else(|| D::Error::custom(format!("not a frontend: {text}")))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Source;
+
+    fn info(name: &str, conflicts: usize) -> Info {
+        Info {
+            key: ServiceKey { source: Source::Static, namespace: None, name: name.to_owned() },
+            family: Family::V6,
+            policy: TrafficPolicy::Local,
+            forwarding: Forwarding::Snat,
+            affinity: Some(10800),
+            conflicts: (0..conflicts)
+                .filter_map(|i| parse_frontend(&format!("[2001:db8::1]:{}/udp", i + 1)))
+                .collect(),
+            omitted: 0,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let info = info("web", 3);
+        assert_eq!(info.conflicts.len(), 3);
+        let value = info.encode().expect("fits");
+        assert_eq!(Info::decode(&value).expect("decodes"), info);
+    }
+
+    #[test]
+    fn conflicts_that_do_not_fit_are_counted() {
+        let read = Info::decode(&info("web", 100).encode().expect("fits")).expect("decodes");
+        assert!(!read.conflicts.is_empty());
+        assert_eq!(read.conflicts.len() + read.omitted, 100);
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_is_refused() {
+        let error = info(&"x".repeat(600), 2).encode().expect_err("too long");
+        assert!(error.to_string().contains("choose a shorter name"), "{error}");
+    }
+}

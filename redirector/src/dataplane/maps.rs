@@ -1,0 +1,101 @@
+//! The pinned maps, opened for reading and writing.
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use redirector_common::map_name::MapName;
+use redirector_common::node::{PortBlock, SysctlKey, SysctlValue, Text};
+use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
+
+use super::encode::Capacity;
+use super::pins::Pins;
+use super::sync::Tables;
+use super::syscall;
+use super::table::{ArrayTable, HashTable, TableError, io_error};
+
+/// What an unused element of `MAGLEV` holds.
+const NO_LINE: MaglevLine = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
+
+/// Every map that the agent writes.
+pub struct Maps {
+    /// Those of services.
+    pub services: Tables,
+    /// Room in them.
+    pub capacity: Capacity,
+    /// `INTERFACES`.
+    pub interfaces: ArrayTable<Interface>,
+    /// `NODE`.
+    pub node: ArrayTable<NodeConfig>,
+    /// `STATUS`.
+    pub status: ArrayTable<Text>,
+    /// `SYSCTLS`.
+    pub sysctls: HashTable<SysctlKey, SysctlValue>,
+}
+
+impl Maps {
+    /// Opens them.
+    ///
+    /// # Errors
+    ///
+    /// If one is missing or not what its name says.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        let services = array(pins, MapName::Services, Service::default())?;
+        let backends = array(pins, MapName::Backends, Backend::NONE)?;
+        let maglev = array(pins, MapName::Maglev, NO_LINE)?;
+        Ok(Self {
+            capacity: Capacity {
+                services: services.len(),
+                backends: backends.len(),
+                lines: maglev.len(),
+            },
+            services: Tables {
+                frontends: Box::new(hash(pins, MapName::Frontends)?),
+                services: Box::new(services),
+                maglev: Box::new(maglev),
+                backends: Box::new(backends),
+                slots: Box::new(hash(pins, MapName::Slots)?),
+                infos: Box::new(hash(pins, MapName::ServiceInfo)?),
+                ports: Box::new(array(pins, MapName::Ports, PortBlock::default())?),
+                wait_for_packets: Box::new(syscall::wait_for_programs),
+            },
+            interfaces: array(pins, MapName::Interfaces, Interface::NONE)?,
+            node: array(pins, MapName::Node, NodeConfig::default())?,
+            status: array(pins, MapName::Status, Text::new(""))?,
+            sysctls: sysctls(pins)?,
+        })
+    }
+}
+
+/// The flow table.
+///
+/// # Errors
+///
+/// If it is missing or not what its name says.
+pub fn flows(pins: &Pins) -> Result<HashTable<Tuple, Flow>, TableError> {
+    hash(pins, MapName::Flows)
+}
+
+/// Settings as they were before.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn sysctls(pins: &Pins) -> Result<HashTable<SysctlKey, SysctlValue>, TableError> {
+    hash(pins, MapName::Sysctls)
+}
+
+fn hash<K: Pod, V: Pod>(pins: &Pins, name: MapName) -> Result<HashTable<K, V>, TableError> {
+    let map = open(pins, name).and_then(|data| HashMap::try_from(Map::from_map_data(data)?));
+    map.map(|map| HashTable::new(name, map))
+        .map_err(|error| TableError::new(name, "opening", io_error(error)))
+}
+
+fn array<V: Pod>(pins: &Pins, name: MapName, unused: V) -> Result<ArrayTable<V>, TableError> {
+    let map = open(pins, name).and_then(|data| Array::try_from(Map::from_map_data(data)?));
+    map.map(|map| ArrayTable::new(name, map, unused))
+        .map_err(|error| TableError::new(name, "opening", io_error(error)))
+}
+
+fn open(pins: &Pins, name: MapName) -> Result<MapData, MapError> {
+    MapData::from_pin(pins.map(name))
+}

@@ -1,0 +1,290 @@
+//! What the kernel says of this host's interfaces, addresses and routes.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope,
+};
+use rtnetlink::packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::sys::SocketAddr;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+
+/// Changes often come in bursts; this long after the first of one, the burst counts as over.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The kernel could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The socket could not be made.
+    #[error("cannot open a netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    /// A question was refused.
+    #[error("cannot read the host's {what}: {source}")]
+    Request {
+        /// What was asked for.
+        what: &'static str,
+        /// What the kernel said.
+        source: rtnetlink::Error,
+    },
+    /// The connection is gone.
+    #[error("the netlink connection ended")]
+    Ended,
+}
+
+/// Interfaces of this host and what belongs to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// In the order of their indices.
+    pub interfaces: Vec<Interface>,
+    /// Indices of interfaces with a default route of either family.
+    pub default_routes: BTreeSet<u32>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Index; never 0.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// Whether its frames are Ethernet frames.
+    pub is_ethernet: bool,
+    /// Whether it is the loopback device.
+    pub is_loopback: bool,
+    /// Whether it is one end of a veth pair.
+    pub is_veth: bool,
+    /// The XDP program on it.
+    pub xdp: Option<XdpProgram>,
+    /// Addresses, in the kernel's order.
+    pub addresses: Vec<InterfaceAddress>,
+}
+
+/// An address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether other hosts, beyond the link, can be told of it.
+    pub is_global: bool,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XdpProgram {
+    /// Id of the program.
+    pub id: u32,
+    /// Whether it runs in the kernel's generic form, not in the driver or the device.
+    pub is_generic: bool,
+}
+
+impl Host {
+    /// The interface of this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.name == name)
+    }
+
+    /// Interfaces with a default route: those through which others reach this host.
+    pub fn external(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.iter().filter(|interface| {
+            self.default_routes.contains(&interface.index) && !interface.is_loopback
+        })
+    }
+
+    /// Every address of every interface.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.interfaces
+            .iter()
+            .flat_map(|interface| &interface.addresses)
+            .map(|address| address.address)
+            .collect()
+    }
+}
+
+impl Interface {
+    /// The first global address of a family, `is_v4` or not.
+    #[must_use]
+    pub fn primary(&self, is_v4: bool) -> Option<IpAddr> {
+        self.addresses
+            .iter()
+            .find(|address| address.is_global && address.address.is_ipv4() == is_v4)
+            .map(|address| address.address)
+    }
+}
+
+/// A connection to the kernel that also hears of changes.
+pub struct Netlink {
+    handle: Handle,
+    changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+/// Opens a connection. The future carries it and has to be run for as long as it is used.
+///
+/// # Errors
+///
+/// If there can be no socket.
+pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink), NetlinkError> {
+    let (connection, handle, changes) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ])?;
+    Ok((connection, Netlink { handle, changes }))
+}
+
+impl Netlink {
+    /// Asks for everything.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub async fn read(&self) -> Result<Host, NetlinkError> {
+        let request = |what| move |source| NetlinkError::Request { what, source };
+        let links = self.handle.link().get().execute();
+        let links: Vec<LinkMessage> = links.try_collect().await.map_err(request("interfaces"))?;
+        let addresses = self.handle.address().get().execute();
+        let addresses: Vec<AddressMessage> =
+            addresses.try_collect().await.map_err(request("addresses"))?;
+        let mut default_routes = BTreeSet::new();
+        for question in [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let mut routes = Box::pin(self.handle.route().get(question).execute());
+            while let Some(route) = routes.next().await {
+                let route = match route {
+                    Ok(route) => route,
+                    // The kernel has no IPv6.
+                    Err(rtnetlink::Error::NetlinkError(error))
+                        if error.raw_code() == -libc::EOPNOTSUPP =>
+                    {
+                        break;
+                    }
+                    Err(error) => return Err(request("routes")(error)),
+                };
+                default_routes.extend(default_interfaces(&route));
+            }
+        }
+        let mut interfaces: Vec<Interface> = links.iter().map(read_link).collect();
+        interfaces.sort_by_key(|interface| interface.index);
+        for address in &addresses {
+            let owner =
+                interfaces.iter_mut().find(|interface| interface.index == address.header.index);
+            if let (Some(owner), Some(address)) = (owner, read_address(address)) {
+                owner.addresses.push(address);
+            }
+        }
+        Ok(Host { interfaces, default_routes })
+    }
+
+    /// Waits for a change of interfaces, addresses or default routes, and for the end of the
+    /// burst that it begins.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is gone.
+    pub async fn changed(&mut self) -> Result<(), NetlinkError> {
+        loop {
+            let (message, _) = self.changes.next().await.ok_or(NetlinkError::Ended)?;
+            if matters(&message) {
+                break;
+            }
+        }
+        tokio::time::sleep(BURST).await;
+        while let Ok(Some(_)) = self.changes.try_next() {}
+        Ok(())
+    }
+}
+
+fn read_link(message: &LinkMessage) -> Interface {
+    let mut interface = Interface {
+        index: message.header.index,
+        name: String::new(),
+        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
+        is_veth: false,
+        xdp: None,
+        addresses: Vec::new(),
+    };
+    for attribute in &message.attributes {
+        if let LinkAttribute::IfName(name) = attribute {
+            interface.name.clone_from(name);
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            interface.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+        } else if let LinkAttribute::Xdp(xdp) = attribute {
+            interface.xdp = read_xdp(xdp);
+        }
+    }
+    interface
+}
+
+fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {
+    let id = attributes
+        .iter()
+        .find_map(|attribute| if let LinkXdp::ProgId(id) = attribute { Some(*id) } else { None });
+    let is_generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+    let id = id.filter(|id| *id != 0)?;
+    Some(XdpProgram { id, is_generic })
+}
+
+fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
+    let mut address = None;
+    let mut local = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Address(found) = attribute {
+            address = Some(*found);
+        } else if let AddressAttribute::Local(found) = attribute {
+            // On a point-to-point interface the other attribute is the other end's.
+            local = Some(*found);
+        } else if let AddressAttribute::Flags(flags) = attribute
+            && flags.contains(AddressFlags::Dadfailed)
+        {
+            return None;
+        }
+    }
+    Some(InterfaceAddress {
+        address: local.or(address)?,
+        is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
+    })
+}
+
+/// The interfaces that a default route leaves through; none if it is no default route.
+fn default_interfaces(route: &RouteMessage) -> Vec<u32> {
+    if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
+        return Vec::new();
+    }
+    let mut interfaces = Vec::new();
+    for attribute in &route.attributes {
+        if let RouteAttribute::Oif(index) = attribute {
+            interfaces.push(*index);
+        } else if let RouteAttribute::MultiPath(hops) = attribute {
+            interfaces.extend(hops.iter().map(|hop| hop.interface_index));
+        }
+    }
+    interfaces
+}
+
+fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    // Anything else, an overrun above all, may hide a change.
+    let NetlinkPayload::InnerMessage(inner) = &message.payload else {
+        return true;
+    };
+    if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) = inner {
+        return route.header.destination_prefix_length == 0;
+    }
+    true
+}

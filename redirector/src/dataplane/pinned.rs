@@ -1,0 +1,472 @@
+//! Reading the pinned maps, whether or not an agent runs.
+//!
+//! Everything is read into ordered maps of plain values, so that what is made of them needs no
+//! kernel and comes out in the same order each time.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray};
+use redirector_common::map_name::MapName;
+use redirector_common::node::{
+    Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
+};
+use redirector_common::reason::REASON_CAPACITY;
+use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::{
+    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
+    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, Tuple,
+};
+
+use super::batch::{self, BatchError};
+use super::info::Info;
+use super::pins::Pins;
+
+/// Why the maps could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum PinnedError {
+    /// There are no pins.
+    #[error(
+        "nothing is installed under {}: start the agent with 'redirector run' \
+         (or name the directory with --bpffs)", dir.display()
+    )]
+    Missing {
+        /// The directory looked under.
+        dir: PathBuf,
+    },
+    /// The kernel refuses.
+    #[error("no permission to read {}: run as root", path.display())]
+    Denied {
+        /// What was to be opened.
+        path: PathBuf,
+    },
+    /// The pins of another version stand there.
+    #[error(
+        "{} has no {file}: another version of redirector installed what is there: \
+         use that version, or start this version's agent with 'redirector run'", dir.display()
+    )]
+    Version {
+        /// The directory looked under.
+        dir: PathBuf,
+        /// The pin that is missing.
+        file: String,
+    },
+    /// A map is not what its name says.
+    #[error(
+        "cannot read map {name}: {what}: if another program pinned it, \
+         name redirector's own directory with --bpffs"
+    )]
+    Unreadable {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        what: String,
+    },
+}
+
+/// What the kernel says of a map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// `hash`, `array`, …
+    pub kind: &'static str,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries that there is room for.
+    pub capacity: u32,
+    /// Bytes of memory, where the kernel says so.
+    pub memory: Option<u64>,
+}
+
+/// The maps under one bpffs directory.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    pins: Pins,
+}
+
+impl Pinned {
+    /// The maps under `pins`.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or they may not be read.
+    pub fn open(pins: Pins) -> Result<Self, PinnedError> {
+        let dir = pins.maps();
+        match std::fs::metadata(&dir) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(PinnedError::Denied { path: dir });
+            }
+            Err(_) => {
+                return Err(PinnedError::Missing { dir: pins.dir().to_owned() });
+            }
+        }
+        Ok(Self { pins })
+    }
+
+    /// Where the pins stand.
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Both halves of every flow.
+    ///
+    /// # Errors
+    ///
+    /// As for every reading function here: if the map is missing, refused, or another one.
+    pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>, PinnedError> {
+        self.table(MapName::Flows)
+    }
+
+    /// Frontends and their services.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn frontends(&self) -> Result<BTreeMap<FrontendKey, Frontend>, PinnedError> {
+        self.table(MapName::Frontends)
+    }
+
+    /// Backends in use.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn backends(&self) -> Result<BTreeMap<BackendId, Backend>, PinnedError> {
+        let mut backends = self.table::<_, Backend>(MapName::Backends)?;
+        backends.retain(|_, backend| backend.is_some());
+        Ok(backends)
+    }
+
+    /// Services that have a name.
+    ///
+    /// # Errors
+    ///
+    /// If the maps cannot be read.
+    pub fn services(&self) -> Result<BTreeMap<ServiceId, Service>, PinnedError> {
+        let named = self.table::<ServiceId, ServiceInfo>(MapName::ServiceInfo)?;
+        let mut services = self.table::<ServiceId, Service>(MapName::Services)?;
+        services.retain(|id, _| named.contains_key(id));
+        Ok(services)
+    }
+
+    /// What people call the services.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read or holds something else.
+    pub fn infos(&self) -> Result<BTreeMap<ServiceId, Info>, PinnedError> {
+        self.table::<ServiceId, ServiceInfo>(MapName::ServiceInfo)?
+            .into_iter()
+            .map(|(id, value)| match Info::decode(&value) {
+                Ok(info) => Ok((id, info)),
+                Err(error) => Err(unreadable(MapName::ServiceInfo, format!("entry {id}: {error}"))),
+            })
+            .collect()
+    }
+
+    /// Each service's backends.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn slots(&self) -> Result<BTreeMap<SlotKey, SlotValue>, PinnedError> {
+        self.table(MapName::Slots)
+    }
+
+    /// The lines of Maglev tables that services use.
+    ///
+    /// # Errors
+    ///
+    /// If the maps cannot be read.
+    pub fn maglev(&self) -> Result<BTreeMap<u32, MaglevLine>, PinnedError> {
+        let services = self.services()?;
+        let mut lines = self.table::<u32, MaglevLine>(MapName::Maglev)?;
+        lines.retain(|line, _| services.values().any(|service| uses_line(service, *line)));
+        Ok(lines)
+    }
+
+    /// Ports that concern us.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn ports(&self) -> Result<BTreeMap<(Protocol, u32), PortFlags>, PinnedError> {
+        let blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        let per_protocol = 65536 / PORTS_PER_BLOCK;
+        let mut ports = BTreeMap::new();
+        for (index, block) in blocks {
+            let protocol = if index < per_protocol { Protocol::Tcp } else { Protocol::Udp };
+            let first = (index % per_protocol) * PORTS_PER_BLOCK;
+            for (port, flags) in (first..).zip(block.flags) {
+                if flags != 0 {
+                    ports.insert((protocol, port), PortFlags(flags));
+                }
+            }
+        }
+        Ok(ports)
+    }
+
+    /// Interfaces that the agent knows, by index.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, PinnedError> {
+        let mut interfaces = self.table(MapName::Interfaces)?;
+        interfaces.retain(|_, interface| *interface != Interface::NONE);
+        Ok(interfaces)
+    }
+
+    /// The node's settings.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn node(&self) -> Result<NodeConfig, PinnedError> {
+        let node = self.table::<u32, NodeConfig>(MapName::Node)?;
+        Ok(node.get(&0).copied().unwrap_or_default())
+    }
+
+    /// Counters by interface slot, summed over the CPUs; slots that counted nothing are left out.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn counters(&self) -> Result<BTreeMap<u32, CounterBlock>, PinnedError> {
+        let name = MapName::Counters;
+        let refused = |error: MapError| unreadable(name, chain(&error));
+        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
+        let map = PerCpuArray::<_, CounterBlock>::try_from(map).map_err(refused)?;
+        let mut counters = BTreeMap::new();
+        for slot in 0..map.len() {
+            let sum = sum(map.get(&slot, 0).map_err(refused)?.iter());
+            if sum.reasons.iter().any(|counter| counter.packets != 0) {
+                counters.insert(slot, sum);
+            }
+        }
+        Ok(counters)
+    }
+
+    /// What the agent last said of itself, as JSON; empty before it has said anything.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn status_text(&self) -> Result<String, PinnedError> {
+        let status = self.table::<u32, Text>(MapName::Status)?;
+        let text = status.get(&0).and_then(|text| text.as_str());
+        Ok(text.unwrap_or_default().to_owned())
+    }
+
+    /// Kernel settings as they were before the agent changed them.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn sysctls(&self) -> Result<BTreeMap<String, String>, PinnedError> {
+        let sysctls = self.entries_of::<SysctlKey, SysctlValue>(MapName::Sysctls)?;
+        Ok(sysctls
+            .into_iter()
+            .map(|(key, value)| (key.as_str().to_owned(), value.as_str().to_owned()))
+            .collect())
+    }
+
+    /// Entries in use.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn entries(&self, name: MapName) -> Result<usize, PinnedError> {
+        Ok(match name {
+            MapName::Ports => self.ports()?.len(),
+            MapName::Frontends => self.frontends()?.len(),
+            MapName::Services | MapName::ServiceInfo => self.services()?.len(),
+            MapName::Maglev => self.maglev()?.len(),
+            MapName::Backends => self.backends()?.len(),
+            MapName::Flows => self.flows()?.len(),
+            MapName::Interfaces => self.interfaces()?.len(),
+            MapName::Node => usize::from(self.node()?.snat_count != 0),
+            MapName::Counters => self.counters()?.len(),
+            MapName::Slots => self.slots()?.len(),
+            MapName::Status => usize::from(!self.status_text()?.is_empty()),
+            MapName::Sysctls => self.sysctls()?.len(),
+        })
+    }
+
+    /// What the kernel says of a map.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be opened.
+    pub fn facts(&self, name: MapName) -> Result<Facts, PinnedError> {
+        let data = self.data(name)?;
+        let info = data.info().map_err(|error| unreadable(name, chain(&error)))?;
+        let kind = info.map_type().map_err(|error| unreadable(name, chain(&error)))?;
+        Ok(Facts {
+            kind: kind_name(kind),
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            capacity: info.max_entries(),
+            memory: memory(&data),
+        })
+    }
+
+    /// Removes one half of a flow; one that is gone already is no error. Says whether it was there.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn remove_flows(
+        &self,
+        keys: impl IntoIterator<Item = Tuple>,
+    ) -> Result<usize, PinnedError> {
+        let name = MapName::Flows;
+        let refused = |error: MapError| unreadable(name, chain(&error));
+        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
+        let mut map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
+        let mut removed = 0;
+        for key in keys {
+            match map.remove(&key) {
+                Ok(()) => removed += 1,
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(refused(error)),
+            }
+        }
+        Ok(removed)
+    }
+
+    fn table<K: Pod + Ord, V: Pod>(&self, name: MapName) -> Result<BTreeMap<K, V>, PinnedError> {
+        Ok(self.entries_of(name)?.into_iter().collect())
+    }
+
+    fn entries_of<K: Pod, V: Pod>(&self, name: MapName) -> Result<Vec<(K, V)>, PinnedError> {
+        let data = self.data(name)?;
+        batch::read_all(&data).map_err(|error: BatchError| unreadable(name, error.to_string()))
+    }
+
+    fn data(&self, name: MapName) -> Result<MapData, PinnedError> {
+        let path = self.pins.map(name);
+        MapData::from_pin(&path).map_err(|error| match os_error(&error) {
+            Some(libc::ENOENT) => {
+                PinnedError::Version { dir: self.pins.maps(), file: Pins::map_file(name) }
+            }
+            Some(libc::EACCES | libc::EPERM) => PinnedError::Denied { path },
+            _ => unreadable(name, chain(&error)),
+        })
+    }
+}
+
+/// Whether a service's table reaches into a line of `MAGLEV`.
+fn uses_line(service: &Service, line: u32) -> bool {
+    let first = service.table_offset / MAGLEV_LINE;
+    let lines = service.table_size.div_ceil(MAGLEV_LINE);
+    (first..first.saturating_add(lines)).contains(&line)
+}
+
+/// The counters of all CPUs together.
+fn sum<'a>(cpus: impl Iterator<Item = &'a CounterBlock>) -> CounterBlock {
+    let mut sum = CounterBlock { reasons: [Counter::default(); REASON_CAPACITY as usize] };
+    for cpu in cpus {
+        for (total, counter) in sum.reasons.iter_mut().zip(cpu.reasons) {
+            total.packets = total.packets.wrapping_add(counter.packets);
+            total.bytes = total.bytes.wrapping_add(counter.bytes);
+        }
+    }
+    sum
+}
+
+/// Memory of a map as the kernel accounts for it.
+fn memory(data: &MapData) -> Option<u64> {
+    use std::os::fd::{AsFd, AsRawFd};
+    let fd = data.fd().as_fd().as_raw_fd();
+    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let memory = facts.lines().find_map(|line| line.strip_prefix("memlock:"))?;
+    memory.trim().parse().ok()
+}
+
+fn kind_name(kind: MapType) -> &'static str {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "not our own enum, and an open one: the kinds that the data path uses, and the rest"
+    )]
+    match kind {
+        MapType::Hash => "hash",
+        MapType::Array => "array",
+        MapType::PerCpuArray => "per-CPU array",
+        MapType::PerCpuHash => "per-CPU hash",
+        MapType::LruHash => "LRU hash",
+        MapType::LpmTrie => "LPM trie",
+        MapType::RingBuf => "ring buffer",
+        _ => "other",
+    }
+}
+
+fn unreadable(name: MapName, what: String) -> PinnedError {
+    PinnedError::Unreadable { name: name.name(), what }
+}
+
+fn is_gone(error: &MapError) -> bool {
+    matches!(error, MapError::KeyNotFound) || os_error(error) == Some(libc::ENOENT)
+}
+
+/// The error number of the system call that failed, wherever in the chain it stands.
+fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error with what caused it, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_without_pins_says_what_to_do() {
+        let error = Pinned::open(Pins::new("/nowhere/redirector")).expect_err("nothing there");
+        assert_eq!(
+            error.to_string(),
+            "nothing is installed under /nowhere/redirector: start the agent with \
+             'redirector run' (or name the directory with --bpffs)"
+        );
+    }
+
+    #[test]
+    fn a_table_uses_whole_lines() {
+        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
+        let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
+        assert_eq!(used, [2, 3]);
+    }
+
+    #[test]
+    fn cpus_are_added_up() {
+        let mut block = sum(std::iter::empty());
+        block.reasons[3] = Counter { packets: 2, bytes: 120 };
+        let total = sum([block, block].iter());
+        assert_eq!(total.reasons[3].packets, 4);
+        assert_eq!(total.reasons[3].bytes, 240);
+    }
+}

@@ -1,0 +1,313 @@
+//! Any state to any other, over tables that check after each single write that every way from a
+//! frontend to a backend is whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use redirector_common::{Family, Port, PortFlags, Protocol};
+
+use super::*;
+use crate::dataplane::encode::{Capacity, EncodeError, encode};
+use crate::dataplane::ids::Cursors;
+use crate::dataplane::info::Info;
+use crate::model::desired::{self, Desired, NodeAddresses};
+use crate::model::{
+    BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService, ServiceKey,
+    Source,
+};
+
+const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
+
+/// The maps as packets see them.
+#[derive(Default)]
+struct World {
+    contents: Contents,
+    /// What packets may still be looking at although nothing leads there any more.
+    watched: Option<Contents>,
+}
+
+impl World {
+    fn check(&self) {
+        check_ways(&self.contents);
+        if let Some(watched) = &self.watched {
+            for (line, value) in &watched.maglev {
+                assert_eq!(self.contents.maglev.get(line), Some(value), "line {line} in use");
+            }
+            for (id, value) in &watched.backends {
+                assert_eq!(self.contents.backends.get(id), Some(value), "backend {id} in use");
+            }
+            for id in watched.services.keys() {
+                assert!(self.contents.services.contains_key(id), "service {id} in use");
+            }
+        }
+    }
+}
+
+fn check_ways(contents: &Contents) {
+    for (frontend, value) in &contents.frontends {
+        let service = contents.services.get(&value.service);
+        let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
+        let table = contents.table(service).expect("the table is whole");
+        for backend in &table {
+            assert!(contents.backends.contains_key(backend), "{frontend:?} leads to no backend");
+        }
+        let flags = contents.ports.get(frontend.protocol(), frontend.port);
+        assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
+        assert!(contents.infos.contains_key(&value.service), "{frontend:?} has no name");
+    }
+}
+
+/// Between two states TC alone may serve a frontend; in a state XDP takes part where it can.
+fn check_remote(contents: &Contents) {
+    for (frontend, value) in &contents.frontends {
+        let service = &contents.services[&value.service];
+        let table = contents.table(service).expect("the table is whole");
+        let remote = table.iter().any(|id| !contents.backends[id].is_local());
+        let flags = contents.ports.get(frontend.protocol(), frontend.port);
+        assert!(!remote || flags.intersects(PortFlags::REMOTE), "{frontend:?} passes XDP");
+    }
+}
+
+struct Watched<K, V> {
+    world: Arc<Mutex<World>>,
+    select: fn(&mut Contents) -> &mut BTreeMap<K, V>,
+}
+
+impl<K: Ord + Copy, V: Copy> Table<K, V> for Watched<K, V> {
+    fn entries(&self) -> Result<BTreeMap<K, V>, TableError> {
+        let mut world = self.world.lock().expect("not poisoned");
+        Ok((self.select)(&mut world.contents).clone())
+    }
+
+    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        let mut world = self.world.lock().expect("not poisoned");
+        (self.select)(&mut world.contents).insert(*key, *value);
+        world.check();
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        let mut world = self.world.lock().expect("not poisoned");
+        (self.select)(&mut world.contents).remove(key);
+        world.check();
+        Ok(())
+    }
+}
+
+fn tables(world: &Arc<Mutex<World>>) -> Tables {
+    fn table<K: Ord + Copy + Send + 'static, V: Copy + Send + 'static>(
+        world: &Arc<Mutex<World>>,
+        select: fn(&mut Contents) -> &mut BTreeMap<K, V>,
+    ) -> DynTable<K, V> {
+        let world = Arc::clone(world);
+        Box::new(Watched { world, select })
+    }
+    let waiting = Arc::clone(world);
+    Tables {
+        frontends: table(world, |contents| &mut contents.frontends),
+        services: table(world, |contents| &mut contents.services),
+        maglev: table(world, |contents| &mut contents.maglev),
+        backends: table(world, |contents| &mut contents.backends),
+        slots: table(world, |contents| &mut contents.slots),
+        infos: table(world, |contents| &mut contents.infos),
+        ports: table(world, |contents| &mut contents.ports.blocks),
+        wait_for_packets: Box::new(move || waiting.lock().expect("not poisoned").watched = None),
+    }
+}
+
+/// One agent's life: the maps, and what it remembers between syncs.
+struct Node {
+    world: Arc<Mutex<World>>,
+    tables: Tables,
+    actual: Contents,
+    cursors: Cursors,
+}
+
+impl Node {
+    fn new() -> Self {
+        let world = Arc::new(Mutex::new(World::default()));
+        let tables = tables(&world);
+        Self { world, tables, actual: Contents::default(), cursors: Cursors::default() }
+    }
+
+    /// A new agent over the same maps.
+    fn restart(&mut self) {
+        self.actual = self.tables.read().expect("read");
+        self.cursors = Cursors::default();
+    }
+
+    fn apply(&mut self, services: &[ModelService]) -> Writes {
+        let desired = desired::build(services, &addresses());
+        let encoded = self.encode(&desired).expect("fits");
+        self.world.lock().expect("not poisoned").watched = Some(self.actual.clone());
+        let writes = self.tables.sync(&mut self.actual, &encoded).expect("synced");
+        self.world.lock().expect("not poisoned").watched = None;
+        let in_use = Ports::default();
+        self.tables.release_ports(&mut self.actual, &encoded.ports, &in_use).expect("released");
+        assert_eq!(self.world.lock().expect("not poisoned").contents, self.actual);
+        assert_eq!(self.actual, encoded);
+        check_remote(&self.actual);
+        writes
+    }
+
+    fn encode(&mut self, desired: &Desired) -> Result<Contents, EncodeError> {
+        encode(desired, &self.actual, 50000..=50015, CAPACITY, &mut self.cursors)
+    }
+}
+
+fn addresses() -> NodeAddresses {
+    let chosen = vec![
+        IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    ];
+    NodeAddresses { host: chosen.iter().copied().collect(), chosen }
+}
+
+/// Contents without numbers and places, which depend on what was there before.
+fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
+    let backend = |id: &BackendId| format!("{:?}", contents.backends[id]);
+    let mut all = BTreeMap::new();
+    for (id, info) in &contents.infos {
+        let info = Info::decode(info).expect("legible");
+        let service = &contents.services[id];
+        let table: Vec<String> =
+            contents.table(service).expect("whole").iter().map(backend).collect();
+        let slots: Vec<String> = contents
+            .slots
+            .iter()
+            .filter(|(key, _)| key.service == *id)
+            .map(|(key, slot)| {
+                format!("{} {} {} {}", key.slot, backend(&slot.backend), slot.weight, slot.state)
+            })
+            .collect();
+        let frontends: Vec<String> = contents
+            .frontends
+            .iter()
+            .filter(|(_, frontend)| frontend.service == *id)
+            .map(|(key, frontend)| format!("{key:?} {}", frontend.local_address))
+            .collect();
+        let text = format!("{} {table:?} {slots:?} {frontends:?}", service.flags);
+        all.insert((info.key, info.family == Family::V6), text);
+    }
+    all
+}
+
+fn service(
+    name: u8,
+    frontends: &BTreeSet<(u16, bool)>,
+    backends: &[(u8, u16, u16)],
+) -> ModelService {
+    ModelService {
+        key: ServiceKey {
+            source: Source::Static,
+            namespace: None,
+            name: format!("service-{name}"),
+        },
+        frontends: frontends
+            .iter()
+            .map(|(port, tcp)| FrontendSpec {
+                address: None,
+                port: *port,
+                protocol: if *tcp { Protocol::Tcp } else { Protocol::Udp },
+            })
+            .collect(),
+        backends: backends
+            .iter()
+            .map(|(host, port, weight)| BackendSpec {
+                address: match host {
+                    0 => BackendAddress::Local,
+                    1 => BackendAddress::At(Ipv4Addr::new(192, 0, 2, 1).into()),
+                    host => BackendAddress::At(Ipv4Addr::new(10, 0, 0, *host).into()),
+                },
+                port: *port,
+                weight: *weight,
+                state: BackendState::Active,
+            })
+            .collect(),
+        policy: crate::model::TrafficPolicy::Cluster,
+        forwarding: crate::model::Forwarding::Snat,
+        affinity_seconds: None,
+    }
+}
+
+fn services() -> impl Strategy<Value = Vec<ModelService>> {
+    let frontends = prop::collection::btree_set((80..84u16, any::<bool>()), 0..3);
+    let backends = prop::collection::vec((0..5u8, 8080..8083u16, 0..3u16), 0..4);
+    let services = prop::collection::btree_map(0..6u8, (frontends, backends), 0..5);
+    services.prop_map(|all| {
+        all.iter()
+            .map(|(name, (frontends, backends))| service(*name, frontends, backends))
+            .collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_state_is_reached_from_any_other(states in prop::collection::vec(services(), 1..5)) {
+        let mut node = Node::new();
+        for state in &states {
+            node.apply(state);
+            let mut fresh = Node::new();
+            fresh.apply(state);
+            prop_assert_eq!(essence(&node.actual), essence(&fresh.actual));
+        }
+    }
+
+    #[test]
+    fn a_restart_writes_nothing(state in services()) {
+        let mut node = Node::new();
+        node.apply(&state);
+        let before = node.actual.clone();
+        node.restart();
+        prop_assert!(node.apply(&state).is_none());
+        prop_assert_eq!(&node.actual, &before);
+    }
+}
+
+#[test]
+fn numbers_stay_when_others_go() {
+    let front = |port| BTreeSet::from([(port, true)]);
+    let mut node = Node::new();
+    let first = service(1, &front(80), &[(2, 8080, 1)]);
+    let second = service(2, &front(81), &[(3, 8080, 1), (4, 8080, 1)]);
+    node.apply(&[first, second.clone()]);
+    let before = node.actual.frontends.clone();
+    node.restart();
+    node.apply(&[second]);
+    assert!(!node.actual.frontends.is_empty());
+    for (key, frontend) in &node.actual.frontends {
+        assert_eq!(before.get(key), Some(frontend));
+    }
+}
+
+#[test]
+fn ports_that_flows_use_are_kept() {
+    let mut node = Node::new();
+    node.apply(&[service(1, &BTreeSet::from([(80, true)]), &[(2, 8080, 1)])]);
+    let encoded = node.encode(&Desired::default()).expect("fits");
+    node.tables.sync(&mut node.actual, &encoded).expect("synced");
+    let port = Port::new(80);
+    let mut in_use = Ports::default();
+    in_use.add(Protocol::Tcp, port, PortFlags::FRONTEND);
+    let (tables, actual) = (&mut node.tables, &mut node.actual);
+    tables.release_ports(actual, &encoded.ports, &in_use).expect("released");
+    assert_eq!(actual.ports.get(Protocol::Tcp, port), PortFlags::FRONTEND);
+    let none = Ports::default();
+    tables.release_ports(actual, &encoded.ports, &none).expect("released");
+    assert_eq!(actual.ports.get(Protocol::Tcp, port), PortFlags(0));
+    assert_eq!(*actual, encoded);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let mut node = Node::new();
+    let backends: Vec<_> = (0..70).map(|port| (2, 8000 + port, 1)).collect();
+    let state = [service(1, &BTreeSet::from([(80, true)]), &backends)];
+    let error =
+        node.encode(&desired::build(&state, &addresses())).expect_err("more than 64 backends");
+    assert!(error.to_string().contains("BACKENDS is full"), "{error}");
+}

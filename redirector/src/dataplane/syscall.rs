@@ -1,0 +1,98 @@
+//! What aya does not offer: asking a pinned link which interface it is on, and waiting until no
+//! program runs that began earlier.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+#[repr(C)]
+#[derive(Default)]
+struct PathAttr {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct InfoAttr {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// The beginning of the kernel's `struct bpf_link_info`; for XDP and tcx links the interface is
+/// the first word of its union.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkInfo {
+    /// Kernel number of the link's type.
+    pub(crate) kind: u32,
+    /// The link.
+    pub(crate) id: u32,
+    /// The program that it runs.
+    pub(crate) program: u32,
+    padding: u32,
+    /// The interface; 0 once it is gone.
+    pub(crate) ifindex: u32,
+    rest: [u32; 11],
+}
+
+/// Type of a link to XDP, of the kernel's `enum bpf_link_type`.
+pub(crate) const LINK_XDP: u32 = 6;
+
+/// Opens what is pinned at `path`.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr { pathname: path.as_ptr() as u64, ..PathAttr::default() };
+    let fd = bpf(BPF_OBJ_GET, &mut attr)?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// What the kernel knows of a link.
+pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    let mut info = LinkInfo::default();
+    let mut attr = InfoAttr {
+        bpf_fd: raw(link),
+        info_len: u32::try_from(size_of::<LinkInfo>()).unwrap_or_default(),
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Waits until every program that was running when this was called has ended, so that what no
+/// map names any more is not being read either.
+pub(crate) fn wait_for_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointers are passed. The command waits for an RCU grace period, and programs
+    // run inside RCU read-side sections.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if done != 0 {
+        // Refused on kernels with `nohz_full`; a program runs for microseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    // An open descriptor is never negative.
+    u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX)
+}
+
+fn bpf<A>(command: libc::c_int, attr: &mut A) -> io::Result<libc::c_int> {
+    // SAFETY: `attr` is one of the attribute structures above, whose pointers the callers keep
+    // alive for the call and whose lengths they state.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<A>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // A descriptor or zero.
+    Ok(libc::c_int::try_from(result).unwrap_or_default())
+}

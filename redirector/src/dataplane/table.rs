@@ -1,0 +1,232 @@
+//! Maps as tables that can be listed and written entry by entry: the kernel's, and an ordinary
+//! one in memory for tests.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use aya::Pod;
+use aya::maps::{Array, HashMap, IterableMap, MapData, MapError};
+use redirector_common::map_name::MapName;
+
+use super::batch;
+
+/// A map could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {action}: {source}")]
+pub struct TableError {
+    map: &'static str,
+    action: &'static str,
+    source: io::Error,
+}
+
+impl TableError {
+    /// An error of `map` while `action` was tried.
+    #[must_use]
+    pub fn new(map: MapName, action: &'static str, source: io::Error) -> Self {
+        Self { map: map.name(), action, source }
+    }
+
+    fn of_map(map: MapName, action: &'static str, error: MapError) -> Self {
+        Self::new(map, action, io_error(error))
+    }
+
+    /// Whether the map has no room for another entry.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC))
+    }
+}
+
+/// The operating system's error inside one of aya's.
+pub(crate) fn io_error(error: MapError) -> io::Error {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "aya's enum: whatever else it is, its text says it"
+    )]
+    match error {
+        MapError::SyscallError(error) => error.io_error,
+        MapError::IoError(error) => error,
+        MapError::KeyNotFound | MapError::ElementNotFound => {
+            io::Error::from(io::ErrorKind::NotFound)
+        }
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+/// Keys and values that can be listed and written.
+pub trait Table<K, V> {
+    /// All entries in use, ordered by key.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    fn entries(&self) -> Result<BTreeMap<K, V>, TableError>;
+
+    /// Writes an entry: one store, which a packet sees whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, above all where the map is full.
+    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError>;
+
+    /// Removes an entry; none is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    fn remove(&mut self, key: &K) -> Result<(), TableError>;
+}
+
+/// A hash map of the kernel.
+pub struct HashTable<K: Pod, V: Pod> {
+    name: MapName,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod, V: Pod> HashTable<K, V> {
+    /// The map `name`, opened.
+    #[must_use]
+    pub const fn new(name: MapName, map: HashMap<MapData, K, V>) -> Self {
+        Self { name, map }
+    }
+
+    /// One entry.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(TableError::of_map(self.name, "reading an entry", error)),
+        }
+    }
+
+    /// All entries, some at a time, in no order; those that come or go meanwhile may be missed.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn read(
+        &self,
+        each: impl FnMut(&mut dyn Iterator<Item = (K, V)>),
+    ) -> Result<(), TableError> {
+        batch::read_chunks(self.map.map(), each)
+            .map_err(|error| TableError::new(self.name, "reading", io::Error::other(error)))
+    }
+}
+
+impl<K: Pod + Ord, V: Pod> Table<K, V> for HashTable<K, V> {
+    fn entries(&self) -> Result<BTreeMap<K, V>, TableError> {
+        let mut all = BTreeMap::new();
+        self.read(|entries| all.extend(entries))?;
+        Ok(all)
+    }
+
+    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        self.map
+            .insert(key, value, 0)
+            .map_err(|error| TableError::of_map(self.name, "writing an entry", error))
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        match self.map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => {
+                let error = TableError::of_map(self.name, "removing an entry", error);
+                if error.source.raw_os_error() == Some(libc::ENOENT) {
+                    return Ok(());
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// An array of the kernel. Elements equal to `unused` count as absent.
+pub struct ArrayTable<V: Pod> {
+    name: MapName,
+    map: Array<MapData, V>,
+    unused: V,
+}
+
+impl<V: Pod> ArrayTable<V> {
+    /// The map `name`, opened.
+    #[must_use]
+    pub const fn new(name: MapName, map: Array<MapData, V>, unused: V) -> Self {
+        Self { name, map, unused }
+    }
+
+    /// One element.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or the array is shorter.
+    pub fn get(&self, index: u32) -> Result<V, TableError> {
+        self.map
+            .get(&index, 0)
+            .map_err(|error| TableError::of_map(self.name, "reading an element", error))
+    }
+
+    /// Writes one element.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or the array is shorter.
+    pub fn put(&mut self, index: u32, value: &V) -> Result<(), TableError> {
+        self.map
+            .set(index, value, 0)
+            .map_err(|error| TableError::of_map(self.name, "writing an element", error))
+    }
+
+    /// How many elements there are.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.map.len()
+    }
+
+    /// Whether it has no elements, which no array of the kernel does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
+    fn entries(&self) -> Result<BTreeMap<u32, V>, TableError> {
+        let mut all = BTreeMap::new();
+        batch::read_chunks::<u32, V>(self.map.map(), |elements| {
+            all.extend(elements.filter(|(_, value)| *value != self.unused));
+        })
+        .map_err(|error| TableError::new(self.name, "reading", io::Error::other(error)))?;
+        Ok(all)
+    }
+
+    fn set(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
+        self.put(*key, value)
+    }
+
+    fn remove(&mut self, key: &u32) -> Result<(), TableError> {
+        self.map
+            .set(*key, self.unused, 0)
+            .map_err(|error| TableError::of_map(self.name, "clearing an element", error))
+    }
+}
+
+/// The fake is a table too.
+impl<K: Ord + Copy, V: Copy> Table<K, V> for BTreeMap<K, V> {
+    fn entries(&self) -> Result<BTreeMap<K, V>, TableError> {
+        Ok(self.clone())
+    }
+
+    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        self.insert(*key, *value);
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &K) -> Result<(), TableError> {
+        self.remove(key);
+        Ok(())
+    }
+}
