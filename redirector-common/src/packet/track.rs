@@ -12,7 +12,7 @@ pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry)
     if !may_change(state, direction, packet) {
         return;
     }
-    let partner = environment.flow(&entry.translated().reversed());
+    let partner = environment.partner(entry);
     let partner_fin = partner.is_some_and(|partner| partner.fin_seen());
     if packet.flags.any(TcpFlags::FIN) {
         entry.set_fin_seen();
@@ -89,7 +89,5 @@ pub fn next_state(
 pub fn is_over<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
     let now = environment.now();
     entry.is_expired(now)
-        && environment
-            .flow(&entry.translated().reversed())
-            .is_none_or(|partner| partner.is_expired(now))
+        && environment.partner(entry).is_none_or(|partner| partner.is_expired(now))
 }
