@@ -6,10 +6,7 @@
 //! * [`cli`]: the commands.
 
 pub mod admin;
-pub mod agent {
-    mod shared;
-    pub use shared::{Shared, Snapshot, Syncs};
-}
+pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod flow;
 pub mod map;
 pub mod render;
+pub mod run;
 pub mod service;
 pub mod status;
 
@@ -28,7 +29,6 @@ use render::Format;
 #[command(
     name = "redirector",
     version,
-    propagate_version = true,
     max_term_width = 100,
     after_help = "Exit codes: 0 done; 1 it failed, with one line that says what and what to do; \
                   2 wrong usage."
@@ -41,6 +41,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the agent, in the foreground
+    Run(run::RunArgs),
+    /// Publish ports until Ctrl-C
+    Publish(run::PublishArgs),
     /// Show whether all is well: agent, interfaces, sync, conflicts, map fill
     Status(status::StatusArgs),
     /// Show services, their frontends and backends
@@ -111,18 +115,27 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if let Some(usage) = error.downcast_ref::<clap::Error>() => usage.exit(),
-        // Whoever read our output has seen enough of it.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", failure(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => report(&error),
     }
+}
+
+/// Says what failed, and what that means for whoever called us.
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(usage) = error.downcast_ref::<clap::Error>() {
+        usage.exit();
+    }
+    // Whoever read our output has seen enough of it.
+    if is_broken_pipe(error) {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("{}", failure(error));
+    ExitCode::FAILURE
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Run(args) => run::run(args),
+        Command::Publish(args) => run::publish(args),
         Command::Status(args) => status::run(&args),
         Command::Service(command) => service::run(&command),
         Command::Flow(command) => flow::run(&command),

@@ -5,7 +5,9 @@ pub mod attached;
 pub mod batch;
 pub mod contents;
 pub mod delta;
+pub mod detach;
 pub mod encode;
+pub mod gc;
 pub mod ids;
 pub mod info;
 pub mod loader;
@@ -22,3 +24,5 @@ pub mod sync;
 mod syscall;
 pub mod sysctl;
 pub mod table;
+
+pub use detach::detach;

@@ -124,10 +124,15 @@ impl Interface {
     }
 }
 
-/// A connection to the kernel that also hears of changes.
+/// Asks the kernel.
+#[derive(Clone)]
 pub struct Netlink {
     handle: Handle,
-    changes: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
+}
+
+/// Hears from the kernel.
+pub struct Changes {
+    messages: UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>,
 }
 
 /// Opens a connection. The future carries it and has to be run for as long as it is used.
@@ -135,15 +140,16 @@ pub struct Netlink {
 /// # Errors
 ///
 /// If there can be no socket.
-pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink), NetlinkError> {
-    let (connection, handle, changes) = rtnetlink::new_multicast_connection(&[
+pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink, Changes), NetlinkError>
+{
+    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
-    Ok((connection, Netlink { handle, changes }))
+    Ok((connection, Netlink { handle }, Changes { messages }))
 }
 
 impl Netlink {
@@ -190,7 +196,9 @@ impl Netlink {
         }
         Ok(Host { interfaces, default_routes })
     }
+}
 
+impl Changes {
     /// Waits for a change of interfaces, addresses or default routes, and for the end of the
     /// burst that it begins.
     ///
@@ -199,13 +207,13 @@ impl Netlink {
     /// If the connection is gone.
     pub async fn changed(&mut self) -> Result<(), NetlinkError> {
         loop {
-            let (message, _) = self.changes.next().await.ok_or(NetlinkError::Ended)?;
+            let (message, _) = self.messages.next().await.ok_or(NetlinkError::Ended)?;
             if matters(&message) {
                 break;
             }
         }
         tokio::time::sleep(BURST).await;
-        while let Ok(Some(_)) = self.changes.try_next() {}
+        while self.messages.try_recv().is_ok() {}
         Ok(())
     }
 }

@@ -95,10 +95,19 @@ impl std::fmt::Display for KernelVersion {
 ///
 /// The first thing that is missing.
 pub fn check(pins: &Pins) -> Result<KernelVersion, PrerequisiteError> {
-    check_privileges(effective_capabilities()?)?;
+    check_own_privileges()?;
     let kernel = check_kernel(KernelVersion::running()?)?;
     check_bpffs(pins)?;
     Ok(kernel)
+}
+
+/// Checks the capabilities of this process.
+///
+/// # Errors
+///
+/// If some are missing.
+pub fn check_own_privileges() -> Result<(), PrerequisiteError> {
+    check_privileges(effective_capabilities()?)
 }
 
 /// Checks the capabilities of a set as `/proc/self/status` shows it.

@@ -1,0 +1,265 @@
+//! Collecting flows that are over.
+//!
+//! Packets go on meanwhile, so what is read here may be old when it is acted upon: a flow is looked
+//! at again just before it is removed.
+
+use std::collections::BTreeSet;
+
+use nix::time::{ClockId, clock_gettime};
+use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
+
+use super::contents::Ports;
+use super::table::{HashTable, Table, TableError};
+
+/// What a pass over the flow table found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Halves that are left.
+    pub halves: u64,
+    /// Halves removed because they were idle for too long.
+    pub expired: u64,
+    /// Halves removed because their backend is no longer one of their service.
+    pub orphaned: u64,
+    /// Ports that the flows that are left need looked up.
+    pub in_use: Ports,
+}
+
+/// The flow table as the collector sees it.
+pub trait FlowTable {
+    /// All entries, some at a time.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    fn read(&self, each: &mut dyn FnMut(Vec<(Tuple, Flow)>)) -> Result<(), TableError>;
+
+    /// One half.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError>;
+
+    /// Removes a half; none is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError>;
+}
+
+impl FlowTable for HashTable<Tuple, Flow> {
+    fn read(&self, each: &mut dyn FnMut(Vec<(Tuple, Flow)>)) -> Result<(), TableError> {
+        Self::read(self, |chunk| each(chunk.collect()))
+    }
+
+    fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError> {
+        self.get(key)
+    }
+
+    fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError> {
+        self.remove(key)
+    }
+}
+
+/// `CLOCK_MONOTONIC` nanoseconds: the clock of the programs.
+#[must_use]
+pub fn now() -> u64 {
+    // The clock always exists.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+    now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Removes flows both of whose halves are idle for too long, and UDP flows whose backend is not
+/// `listed` any more: a UDP client would go on to send to it for ever.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn collect(
+    table: &mut dyn FlowTable,
+    listed: &BTreeSet<(ServiceId, BackendId)>,
+    now: u64,
+) -> Result<Collected, TableError> {
+    let mut collected = Collected::default();
+    let mut over = Vec::new();
+    let mut outcome = Ok(());
+    table.read(&mut |chunk| {
+        for (key, flow) in chunk {
+            match judge(&*table, &key, &flow, listed, now) {
+                Ok(Fate::Lives) => {
+                    collected.halves += 1;
+                    note_ports(&mut collected.in_use, &key, &flow);
+                }
+                Ok(fate) => over.push((key, fate)),
+                Err(error) => outcome = Err(error),
+            }
+        }
+    })?;
+    outcome?;
+    for (key, fate) in over {
+        // A packet may have come since.
+        let Some(flow) = table.half(&key)? else {
+            continue;
+        };
+        if judge(&*table, &key, &flow, listed, now)? != fate {
+            collected.halves += 1;
+            note_ports(&mut collected.in_use, &key, &flow);
+            continue;
+        }
+        let partner = flow.translated.reversed();
+        let halves = match find_partner(&*table, &key, &flow)? {
+            Some(_) => vec![key, partner],
+            None => vec![key],
+        };
+        for half in &halves {
+            table.remove_half(half)?;
+        }
+        let count =
+            if fate == Fate::Orphaned { &mut collected.orphaned } else { &mut collected.expired };
+        *count += halves.len() as u64;
+    }
+    Ok(collected)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Lives,
+    Expired,
+    Orphaned,
+}
+
+fn judge(
+    table: &dyn FlowTable,
+    key: &Tuple,
+    flow: &Flow,
+    listed: &BTreeSet<(ServiceId, BackendId)>,
+    now: u64,
+) -> Result<Fate, TableError> {
+    if key.protocol() == Protocol::Udp && !listed.contains(&(flow.service, flow.backend)) {
+        return Ok(Fate::Orphaned);
+    }
+    if !flow.is_expired(now) {
+        return Ok(Fate::Lives);
+    }
+    match find_partner(table, key, flow)? {
+        Some(partner) if !partner.is_expired(now) => Ok(Fate::Lives),
+        _ => Ok(Fate::Expired),
+    }
+}
+
+/// The other half, if what stands in its place belongs to this one.
+fn find_partner(
+    table: &dyn FlowTable,
+    key: &Tuple,
+    flow: &Flow,
+) -> Result<Option<Flow>, TableError> {
+    let partner = table.half(&flow.translated.reversed())?;
+    Ok(partner.filter(|partner| partner.translated.reversed() == *key))
+}
+
+fn note_ports(ports: &mut Ports, key: &Tuple, flow: &Flow) {
+    let protocol = key.protocol();
+    match (flow.direction(), flow.is_local()) {
+        (Direction::Forward, true) => {
+            ports.add(protocol, key.destination_port, PortFlags::FRONTEND);
+        }
+        (Direction::Forward, false) => {
+            let flags = PortFlags::FRONTEND.union(PortFlags::REMOTE);
+            ports.add(protocol, key.destination_port, flags);
+        }
+        (Direction::Reply, true) => {
+            ports.add(protocol, key.source_port, PortFlags::LOCAL_BACKEND);
+        }
+        (Direction::Reply, false) => {
+            ports.add(protocol, key.destination_port, PortFlags::SNAT);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use redirector_common::{Address, FlowState, Port};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    impl FlowTable for BTreeMap<Tuple, Flow> {
+        fn read(&self, each: &mut dyn FnMut(Vec<(Tuple, Flow)>)) -> Result<(), TableError> {
+            for (key, flow) in self {
+                each(vec![(*key, *flow)]);
+            }
+            Ok(())
+        }
+
+        fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError> {
+            Ok(self.get(key).copied())
+        }
+
+        fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError> {
+            self.remove(key);
+            Ok(())
+        }
+    }
+
+    fn end(host: u8, port: u16) -> (Address, Port) {
+        (IpAddr::V4(Ipv4Addr::new(10, 0, 0, host)).into(), Port::new(port))
+    }
+
+    /// A flow of client 9 through frontend 1:80 to backend 2:8080.
+    fn add(table: &mut BTreeMap<Tuple, Flow>, protocol: Protocol, port: u16, seen: (u64, u64)) {
+        let forward = Tuple::new(protocol, end(9, port), end(1, 80));
+        let translated = Tuple::new(protocol, end(1, port), end(2, 8080));
+        let mut there = Flow::new(Direction::Forward, translated, 1, 1, false, seen.0);
+        let mut back = Flow::new(Direction::Reply, forward.reversed(), 1, 1, false, seen.1);
+        if protocol == Protocol::Tcp {
+            there.set_state(FlowState::SynReceived);
+            back.set_state(FlowState::SynReceived);
+        }
+        table.insert(forward, there);
+        table.insert(translated.reversed(), back);
+    }
+
+    #[test]
+    fn a_flow_is_idle_for_as_long_as_its_less_idle_half() {
+        let mut table = BTreeMap::new();
+        add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        add(&mut table, Protocol::Tcp, 1001, (0, 60 * SECOND));
+        add(&mut table, Protocol::Tcp, 1002, (60 * SECOND, 0));
+        let collected = collect(&mut table, &BTreeSet::new(), 61 * SECOND).expect("collected");
+        assert_eq!((collected.halves, collected.expired), (4, 2));
+        assert_eq!(table.len(), 4);
+        let flags = collected.in_use.get(Protocol::Tcp, Port::new(80));
+        assert_eq!(flags, PortFlags::FRONTEND.union(PortFlags::REMOTE));
+        let flags = collected.in_use.get(Protocol::Tcp, Port::new(1001));
+        assert_eq!(flags, PortFlags::SNAT);
+        assert_eq!(collected.in_use.get(Protocol::Tcp, Port::new(1000)), PortFlags(0));
+    }
+
+    #[test]
+    fn a_half_alone_goes_after_its_own_timeout() {
+        let mut table = BTreeMap::new();
+        add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        table.pop_first();
+        let listed = BTreeSet::new();
+        assert_eq!(collect(&mut table, &listed, 60 * SECOND).expect("collected").expired, 0);
+        assert_eq!(collect(&mut table, &listed, 61 * SECOND).expect("collected").expired, 1);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn udp_flows_end_with_their_backend() {
+        let mut table = BTreeMap::new();
+        add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        add(&mut table, Protocol::Udp, 1000, (0, 0));
+        let listed = BTreeSet::from([(1, 1)]);
+        assert_eq!(collect(&mut table, &listed, 1).expect("collected").orphaned, 0);
+        let collected = collect(&mut table, &BTreeSet::new(), 1).expect("collected");
+        assert_eq!((collected.halves, collected.orphaned), (2, 2));
+        assert!(table.keys().all(|key| key.protocol() == Protocol::Tcp));
+    }
+}
