@@ -23,9 +23,14 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
-        Self {
-            words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)],
-        }
+        Self { words: [0, 0, MAPPED, u32::from_ne_bytes(bytes)] }
+    }
+
+    /// An IPv4 address from its four bytes as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self { words: [0, 0, MAPPED, word] }
     }
 
     /// An IPv6 address from its sixteen bytes as on the wire.

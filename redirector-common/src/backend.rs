@@ -25,12 +25,8 @@ impl Backend {
     const LOCAL: u16 = 1;
 
     /// What an unused entry of the array holds.
-    pub const NONE: Self = Self {
-        address: Address::UNSPECIFIED,
-        port: Port::ZERO,
-        flags: 0,
-        reserved: 0,
-    };
+    pub const NONE: Self =
+        Self { address: Address::UNSPECIFIED, port: Port::ZERO, flags: 0, reserved: 0 };
 
     /// A backend in this host's own stack, reached at the frontend's `local_address`.
     #[must_use]
@@ -41,23 +37,13 @@ impl Backend {
     /// A backend in this host's own stack, reached at `address`, one of this host's.
     #[must_use]
     pub const fn local_at(address: Address, port: Port) -> Self {
-        Self {
-            address,
-            port,
-            flags: Self::LOCAL,
-            reserved: 0,
-        }
+        Self { address, port, flags: Self::LOCAL, reserved: 0 }
     }
 
     /// A backend elsewhere.
     #[must_use]
     pub const fn remote(address: Address, port: Port) -> Self {
-        Self {
-            address,
-            port,
-            flags: 0,
-            reserved: 0,
-        }
+        Self { address, port, flags: 0, reserved: 0 }
     }
 
     /// Whether this is a host-network program on this host.

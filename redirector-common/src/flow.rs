@@ -53,11 +53,7 @@ impl Tuple {
     #[inline(always)]
     #[must_use]
     pub const fn protocol(&self) -> Protocol {
-        if self.protocol == Protocol::Tcp.number() as u32 {
-            Protocol::Tcp
-        } else {
-            Protocol::Udp
-        }
+        if self.protocol == Protocol::Tcp.number() as u32 { Protocol::Tcp } else { Protocol::Udp }
     }
 
     /// The same connection seen in the other direction.
@@ -273,11 +269,7 @@ impl Flow {
     #[inline(always)]
     #[must_use]
     pub const fn direction(&self) -> Direction {
-        if self.flags & Self::REPLY != 0 {
-            Direction::Reply
-        } else {
-            Direction::Forward
-        }
+        if self.flags & Self::REPLY != 0 { Direction::Reply } else { Direction::Forward }
     }
 
     /// Whether the backend is in this host's own stack.

@@ -21,12 +21,7 @@ impl FrontendKey {
     #[inline(always)]
     #[must_use]
     pub const fn new(address: Address, port: Port, protocol: Protocol) -> Self {
-        Self {
-            address,
-            port,
-            protocol: protocol.number(),
-            reserved: 0,
-        }
+        Self { address, port, protocol: protocol.number(), reserved: 0 }
     }
 
     /// The protocol; a key that holds another number (a corrupt map) reads as UDP.

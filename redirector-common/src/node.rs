@@ -69,10 +69,7 @@ pub const fn port_index(protocol: Protocol, port: Port) -> (u32, usize) {
         Protocol::Udp => PORT_BLOCKS / 2,
     };
     let number = port.number() as u32;
-    (
-        base + number / PORTS_PER_BLOCK,
-        (number % PORTS_PER_BLOCK) as usize,
-    )
+    (base + number / PORTS_PER_BLOCK, (number % PORTS_PER_BLOCK) as usize)
 }
 
 /// Interface indices that the `INTERFACES` array has room for. An interface beyond it is
@@ -114,13 +111,7 @@ impl Interface {
     #[must_use]
     pub const fn new(slot: u16, ipv4: Address, ipv6: Address, xdp_transmit: bool) -> Self {
         let flags = if xdp_transmit { Self::XDP_TRANSMIT } else { 0 };
-        Self {
-            ipv4,
-            ipv6,
-            slot,
-            flags,
-            reserved: 0,
-        }
+        Self { ipv4, ipv6, slot, flags, reserved: 0 }
     }
 
     /// Whether frames may be sent out of it from XDP (`ndo_xdp_xmit`); the kernel silently
@@ -181,10 +172,7 @@ impl Text {
         let text = &text[..text.floor_char_boundary(TEXT_LEN)];
         let mut bytes = [0; TEXT_LEN];
         bytes[..text.len()].copy_from_slice(text.as_bytes());
-        Self {
-            len: text.len() as u64,
-            bytes,
-        }
+        Self { len: text.len() as u64, bytes }
     }
 
     /// The text; `None` where the map holds no valid UTF-8.
@@ -202,7 +190,7 @@ pub type SysctlValue = FixedText<1024>;
 
 /// Zero-padded text.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FixedText<const N: usize> {
     bytes: [u8; N],
 }
@@ -212,17 +200,13 @@ impl<const N: usize> FixedText<N> {
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let mut bytes = [0; N];
-        bytes
-            .get_mut(..text.len())?
-            .copy_from_slice(text.as_bytes());
+        bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
         Some(Self { bytes })
     }
 
     /// The text without its padding; empty where the map holds no valid UTF-8.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        core::str::from_utf8(&self.bytes)
-            .unwrap_or("")
-            .trim_end_matches('\0')
+        core::str::from_utf8(&self.bytes).unwrap_or("").trim_end_matches('\0')
     }
 }

@@ -32,7 +32,10 @@ macro_rules! reasons {
         /// Why a packet got its verdict: the index of its counter, the label of its metric, the
         /// word that the CLI prints. Each Reason has exactly one verdict. Numbers are part of
         /// the pinned maps' layout: new ones are appended.
-        #[repr(u8)]
+        ///
+        /// A whole word: the compiler lays `Result<Packet, Reason>` over itself, and would access
+        /// the program's stack misaligned, which the verifier refuses, if they were of bytes.
+        #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[must_use]
         pub enum Reason {

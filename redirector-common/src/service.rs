@@ -109,14 +109,8 @@ impl ServiceInfo {
     /// The JSON text; `None` if it is longer than [`SERVICE_INFO_LEN`].
     #[must_use]
     pub fn new(json: &str) -> Option<Self> {
-        let mut info = Self {
-            len: 0,
-            reserved: 0,
-            json: [0; SERVICE_INFO_LEN],
-        };
-        info.json
-            .get_mut(..json.len())?
-            .copy_from_slice(json.as_bytes());
+        let mut info = Self { len: 0, reserved: 0, json: [0; SERVICE_INFO_LEN] };
+        info.json.get_mut(..json.len())?.copy_from_slice(json.as_bytes());
         info.len = u32::try_from(json.len()).ok()?;
         Some(info)
     }

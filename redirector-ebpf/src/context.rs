@@ -1,10 +1,11 @@
 //! Packets as the kernel hands them over: the only pointer arithmetic.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{Delta, Header, Packet, PacketBuf};
-use redirector_common::{Address, Family};
 
 /// Offsets beyond this are refused; the verifier wants a bound, and no header lies further in.
 const MAX_OFFSET: usize = 0x3fff;
@@ -16,14 +17,27 @@ const PULLED: u32 = 14 + 8 + 60 + 60;
 /// A pointer to a `T` at `offset` between `start` and `end`, if it lies there entirely.
 #[inline(always)]
 fn within<T>(start: usize, end: usize, offset: usize) -> Option<*mut T> {
+    let offset = opaque(offset);
     if offset > MAX_OFFSET {
         return None;
     }
-    let pointer = start + offset;
+    let pointer = opaque(start + offset);
     if pointer + size_of::<T>() > end {
         return None;
     }
     Some(pointer as *mut T)
+}
+
+/// The same value, of whose making the compiler knows nothing: the verifier remembers a check by
+/// the register that was compared, so what is then used must not be a second computation.
+#[inline(always)]
+fn opaque(mut value: usize) -> usize {
+    // SAFETY: moves a register to itself (no instruction at all would leave two source lines at
+    // one address, which the kernel refuses).
+    unsafe {
+        asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    value
 }
 
 /// A frame in an XDP program.
@@ -163,13 +177,7 @@ impl PacketBuf for Skb {
         let replace = |difference: Delta, flags: u64| {
             // SAFETY: the context is valid; the helper checks the offset.
             let done = unsafe {
-                bpf_l4_csum_replace(
-                    self.skb,
-                    offset as u32,
-                    0,
-                    difference.to_u32().into(),
-                    flags,
-                )
+                bpf_l4_csum_replace(self.skb, offset as u32, 0, difference.to_u32().into(), flags)
             };
             (done == 0).then_some(())
         };
@@ -196,14 +204,5 @@ impl Skb {
         const ETHER_TYPE_IPV6: u32 = 0x86dd_u16.to_be() as u32;
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).protocol == ETHER_TYPE_IPV6 }
-    }
-}
-
-/// The words of an address, for the kernel's route look-up.
-#[inline(always)]
-pub(crate) const fn address_words(address: &Address) -> [u32; 4] {
-    match address.family() {
-        Family::V4 => [address.words()[3], 0, 0, 0],
-        Family::V6 => *address.words(),
     }
 }

@@ -8,9 +8,7 @@ use crate::maps::{COUNTERS, INTERFACES};
 /// Counts one packet of `size` bytes at the interface's slot.
 #[inline(always)]
 pub(crate) fn count(ifindex: u32, reason: Reason, size: usize) {
-    let slot = INTERFACES
-        .get(ifindex)
-        .map_or(0, |interface| u32::from(interface.slot));
+    let slot = INTERFACES.get(ifindex).map_or(0, |interface| u32::from(interface.slot));
     let slot = if slot < MAX_SLOTS { slot } else { 0 };
     let Some(block) = COUNTERS.get_ptr_mut(slot) else {
         return;

@@ -3,31 +3,71 @@
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
 use redirector_common::node::port_index;
-use redirector_common::packet::environment::InsertError;
-use redirector_common::packet::{Environment, FlowEntry, Packet, Route, Scratch};
+use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::icmp::V6_HEADER_LEN;
+use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags,
     Protocol, Service, ServiceId, Tuple,
 };
 
-use crate::maps::{BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SCRATCH, SERVICES};
+use crate::maps::{
+    BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, WORKSPACE,
+};
 use crate::redirect;
 
 const EEXIST: i32 = 17;
 
+/// What handling a packet needs memory for, beyond the 512 bytes of a program's stack.
+#[repr(C)]
+pub(crate) struct Workspace {
+    packet: Packet,
+    outcome: Outcome,
+    scratch: Scratch,
+    query: FibLookup,
+    partner_key: Tuple,
+    icmp_header: [u8; V6_HEADER_LEN],
+}
+
 /// The kernel, seen from a program with this context.
 pub(crate) struct Kernel {
     ctx: *mut c_void,
+    workspace: *mut Workspace,
 }
 
 impl Kernel {
+    /// The kernel, and where to note the packet's headers and what becomes of it.
     #[inline(always)]
-    pub(crate) const fn new(ctx: *mut c_void) -> Self {
-        Self { ctx }
+    pub(crate) fn new(
+        ctx: *mut c_void,
+    ) -> Option<(Self, &'static mut Packet, &'static mut Outcome)> {
+        let workspace = WORKSPACE.get_ptr_mut(0)?;
+        // SAFETY: this CPU's element, which no other packet touches while this one is handled:
+        // all hooks run with bottom halves disabled, and none runs inside another. Nothing else
+        // refers to these fields.
+        let (packet, outcome) = unsafe {
+            (&mut *(&raw mut (*workspace).packet), &mut *(&raw mut (*workspace).outcome))
+        };
+        Some((Self { ctx, workspace }, packet, outcome))
+    }
+
+    /// Where to write an ICMP error's headers.
+    #[inline(always)]
+    pub(crate) fn icmp_header(&self) -> &'static mut [u8; V6_HEADER_LEN] {
+        // SAFETY: as in `new`; called once for a packet.
+        unsafe { &mut *(&raw mut (*self.workspace).icmp_header) }
+    }
+
+    #[inline(always)]
+    fn partner_key(&self, entry: FlowEntry) -> &Tuple {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let key = unsafe { &mut *(&raw mut (*self.workspace).partner_key) };
+        *key = entry.translated().reversed();
+        key
     }
 }
 
@@ -66,22 +106,28 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
-    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Result<(), InsertError> {
-        FLOWS
-            .insert(key, flow, u64::from(BPF_NOEXIST))
-            .map_err(|error| {
-                if error == -EEXIST {
-                    InsertError::Exists
-                } else {
-                    InsertError::Full
-                }
-            })
+    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Inserted {
+        match FLOWS.insert(key, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Inserted::Done,
+            Err(error) if error == -EEXIST => Inserted::Exists,
+            Err(_) => Inserted::Full,
+        }
     }
 
     #[inline(always)]
     fn remove_flow(&self, key: &Tuple) {
         // That it was not there is what the caller wants.
         let _ = FLOWS.remove(key);
+    }
+
+    #[inline(always)]
+    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry> {
+        self.flow(self.partner_key(entry))
+    }
+
+    #[inline(always)]
+    fn remove_partner(&self, entry: FlowEntry) {
+        self.remove_flow(self.partner_key(entry));
     }
 
     #[inline(always)]
@@ -112,12 +158,16 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
-    fn route(&self, packet: &Packet, to: &Tuple, len: u16) -> Route {
-        redirect::route(self.ctx, packet, to, len, self.node().lookup_ifindex)
+    fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let query = unsafe { &mut *(&raw mut (*self.workspace).query) };
+        query.ifindex = self.node().lookup_ifindex;
+        redirect::route(self.ctx, packet, to, len, query, next_hop)
     }
 
     #[inline(always)]
     fn scratch(&self) -> Option<NonNull<Scratch>> {
-        NonNull::new(SCRATCH.get_ptr_mut(0)?)
+        // SAFETY: a field of a valid element.
+        NonNull::new(unsafe { &raw mut (*self.workspace).scratch })
     }
 }

@@ -1,9 +1,12 @@
 //! redirector's programs: XDP, TC ingress, TC egress.
 //!
-//! Each entry point is the whole table from an [`Action`] to the kernel's verdict. What a packet
+//! Each entry point is the whole table from a [`Step`] to the kernel's verdict. What a packet
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF, for one optimisation barrier; see `context`.
+#![feature(asm_experimental_arch)]
+#![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
 
 mod context;
 mod counters;
@@ -16,7 +19,7 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::Reason;
-use redirector_common::packet::{Action, Hook, PacketBuf, decide, decide_reply, parse, rewrite};
+use redirector_common::packet::{Hook, PacketBuf, Step, decide, decide_reply, parse, rewrite};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -25,28 +28,27 @@ use crate::environment::Kernel;
 #[xdp(frags)]
 pub fn redirector_xdp(ctx: XdpContext) -> u32 {
     let mut frame = Frame::new(&ctx);
-    let Ok(packet) = parse(&frame) else {
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.ctx.cast()) else {
         return xdp_action::XDP_PASS;
     };
-    let environment = Kernel::new(ctx.ctx.cast());
-    match decide(&environment, &packet, Hook::Xdp, packet.ip_len) {
-        Action::Pass(_) | Action::HandOver | Action::Reject(..) | Action::Deliver(..) => {
-            xdp_action::XDP_PASS
+    let Ok(()) = parse(&frame, packet) else {
+        return xdp_action::XDP_PASS;
+    };
+    let size = frame.size();
+    let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
+    let (reason, verdict) = match decision.step {
+        Step::Forward => match rewrite(&mut frame, packet, &outcome.translated, true) {
+            Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
+            None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
+        },
+        Step::Drop => (decision.reason, xdp_action::XDP_DROP),
+        // TC ingress sees it next, decides again with more means, and counts.
+        Step::Pass | Step::HandOver | Step::Reject | Step::Deliver | Step::ForwardUnresolved => {
+            return xdp_action::XDP_PASS;
         }
-        Action::Drop(reason) => {
-            counters::count(frame.ifindex(), reason, frame.size());
-            xdp_action::XDP_DROP
-        }
-        Action::Forward(reason, translation, next_hop) => {
-            let size = frame.size();
-            let Some(()) = rewrite(&mut frame, &packet, translation.tuple(), true) else {
-                counters::count(frame.ifindex(), Reason::RewriteFailed, size);
-                return xdp_action::XDP_DROP;
-            };
-            counters::count(frame.ifindex(), reason, size);
-            redirect::send_frame(&frame, next_hop)
-        }
-    }
+    };
+    counters::count(frame.ifindex(), reason, size);
+    verdict
 }
 
 /// Complete by itself: forwards, delivers to this host's stack, answers with errors.
@@ -54,51 +56,37 @@ pub fn redirector_xdp(ctx: XdpContext) -> u32 {
 pub fn redirector_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     skb.pull_headers();
-    let size = skb.size();
-    let ifindex = skb.ifindex();
-    let packet = match parse(&skb) {
-        Ok(packet) => packet,
-        Err(reason) => {
-            counters::count(ifindex, reason, size);
-            return TC_ACT_OK;
-        }
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.skb.skb.cast()) else {
+        return TC_ACT_OK;
     };
-    let len = skb.segment_len(&packet);
-    let environment = Kernel::new(ctx.skb.skb.cast());
-    match decide(&environment, &packet, Hook::Ingress, len) {
-        Action::Pass(reason) => {
-            counters::count(ifindex, reason, size);
-            TC_ACT_OK
-        }
-        // Only XDP hands over.
-        Action::HandOver => TC_ACT_OK,
-        Action::Drop(reason) => {
-            counters::count(ifindex, reason, size);
-            TC_ACT_SHOT
-        }
-        Action::Reject(reason, error) => {
-            counters::count(ifindex, reason, size);
-            reject::answer(&mut skb, &packet, error)
-        }
-        Action::Deliver(reason, translation) => {
-            let Some(()) = rewrite(&mut skb, &packet, translation.tuple(), false) else {
-                counters::count(ifindex, Reason::RewriteFailed, size);
-                return TC_ACT_SHOT;
-            };
-            counters::count(ifindex, reason, size);
-            TC_ACT_OK
-        }
-        Action::Forward(reason, translation, next_hop) => {
-            let sent = redirect::untag(&mut skb, packet).and_then(|packet| {
-                rewrite(&mut skb, &packet, translation.tuple(), true)?;
-                redirect::send_skb(&skb, next_hop)
-            });
-            let Some(verdict) = sent else {
-                counters::count(ifindex, Reason::RewriteFailed, size);
-                return TC_ACT_SHOT;
-            };
-            counters::count(ifindex, reason, size);
+    let (size, ifindex) = (skb.size(), skb.ifindex());
+    if let Err(reason) = parse(&skb, packet) {
+        counters::count(ifindex, reason, size);
+        return TC_ACT_OK;
+    }
+    let len = skb.segment_len(packet);
+    let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
+    let done = match decision.step {
+        // Nobody is left to hand over to: `decide` does it for XDP alone.
+        Step::Pass | Step::HandOver => Some(TC_ACT_OK),
+        Step::Drop => Some(TC_ACT_SHOT),
+        Step::Reject => Some(reject::answer(&mut skb, packet, environment.icmp_header(), outcome)),
+        Step::Deliver => rewrite(&mut skb, packet, &outcome.translated, false).map(|()| TC_ACT_OK),
+        Step::Forward => redirect::untag(&mut skb, packet)
+            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
+            .and_then(|()| redirect::send_skb(&skb, &outcome.next_hop)),
+        Step::ForwardUnresolved => redirect::untag(&mut skb, packet)
+            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
+            .and_then(|()| redirect::send_skb_unresolved(&outcome.next_hop)),
+    };
+    match done {
+        Some(verdict) => {
+            counters::count(ifindex, decision.reason, size);
             verdict
+        }
+        None => {
+            counters::count(ifindex, Reason::RewriteFailed, size);
+            TC_ACT_SHOT
         }
     }
 }
@@ -112,25 +100,26 @@ pub fn redirector_out(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     }
     skb.pull_headers();
-    let Ok(packet) = parse(&skb) else {
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.skb.skb.cast()) else {
         return TC_ACT_OK;
     };
-    let size = skb.size();
-    let environment = Kernel::new(ctx.skb.skb.cast());
-    match decide_reply(&environment, &packet) {
-        Action::Deliver(reason, translation) => {
-            let Some(()) = rewrite(&mut skb, &packet, translation.tuple(), false) else {
-                counters::count(skb.ifindex(), Reason::RewriteFailed, size);
-                return TC_ACT_SHOT;
-            };
-            counters::count(skb.ifindex(), reason, size);
+    let Ok(()) = parse(&skb, packet) else {
+        return TC_ACT_OK;
+    };
+    let (size, ifindex) = (skb.size(), skb.ifindex());
+    let decision = decide_reply(&environment, packet, outcome);
+    if !matches!(decision.step, Step::Deliver) {
+        return TC_ACT_OK;
+    }
+    match rewrite(&mut skb, packet, &outcome.translated, false) {
+        Some(()) => {
+            counters::count(ifindex, decision.reason, size);
             TC_ACT_OK
         }
-        Action::Pass(_)
-        | Action::HandOver
-        | Action::Drop(_)
-        | Action::Reject(..)
-        | Action::Forward(..) => TC_ACT_OK,
+        None => {
+            counters::count(ifindex, Reason::RewriteFailed, size);
+            TC_ACT_SHOT
+        }
     }
 }
 

@@ -4,17 +4,15 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use redirector_common::node::{
-    Counter, CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue,
-    Text,
+    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
-use redirector_common::packet::Scratch;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
     SlotValue, Tuple,
 };
 
-const _: () = assert!(size_of::<Counter>() == 16);
+use crate::environment::Workspace;
 
 #[map]
 pub(crate) static PORTS: Array<PortBlock> = Array::with_max_entries(PORT_BLOCKS, 0);
@@ -36,9 +34,9 @@ pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFI
 pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
-/// Memory for putting a new flow together; not pinned, holds nothing between packets.
+/// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
-pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
 
 // What follows is never read by a program; it is declared here so that one object makes all maps.
 #[map]

@@ -1,7 +1,6 @@
 //! The routing table, and sending packets out.
 
 use core::ffi::c_void;
-use core::mem::zeroed;
 use core::ptr;
 
 use aya_ebpf::bindings::{
@@ -11,10 +10,10 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop,
 };
-use redirector_common::packet::{NextHop, Packet, PacketBuf, Route};
+use redirector_common::packet::{LinkAddresses, NextHop, Packet, PacketBuf, Route};
 use redirector_common::{Family, Tuple};
 
-use crate::context::{Frame, Skb, address_words};
+use crate::context::{Frame, Skb};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -23,63 +22,63 @@ const ETHERNET_LEN: u16 = 14;
 const MAX_POPS: u32 = 3;
 
 /// Asks the routing table for the way to `to`'s destination, as for a packet of this host's own
-/// that starts at `lookup_ifindex`.
+/// that starts at the interface which `query` names.
 #[inline(always)]
 pub(crate) fn route(
     ctx: *mut c_void,
     packet: &Packet,
     to: &Tuple,
     len: u16,
-    lookup_ifindex: u32,
+    query: &mut FibLookup,
+    next_hop: &mut NextHop,
 ) -> Route {
-    // SAFETY: integers and byte arrays.
-    let mut query: FibLookup = unsafe { zeroed() };
     query.l4_protocol = to.protocol().number();
     query.sport = to.source_port.raw();
     query.dport = to.destination_port.raw();
     query.__bindgen_anon_1.tot_len = len;
-    query.ifindex = lookup_ifindex;
     match packet.family() {
         Family::V4 => {
             query.family = AF_INET;
+            query.__bindgen_anon_2.flowinfo = 0;
             query.__bindgen_anon_2.tos = packet.traffic_class;
-            query.__bindgen_anon_3.ipv4_src = address_words(&to.source)[0];
-            query.__bindgen_anon_4.ipv4_dst = address_words(&to.destination)[0];
+            query.__bindgen_anon_3.ipv4_src = to.source.words()[3];
+            query.__bindgen_anon_4.ipv4_dst = to.destination.words()[3];
         }
         Family::V6 => {
             query.family = AF_INET6;
-            query.__bindgen_anon_3.ipv6_src = address_words(&to.source);
-            query.__bindgen_anon_4.ipv6_dst = address_words(&to.destination);
+            query.__bindgen_anon_2.flowinfo = 0;
+            query.__bindgen_anon_3.ipv6_src = *to.source.words();
+            query.__bindgen_anon_4.ipv6_dst = *to.destination.words();
         }
     }
     let size = size_of::<FibLookup>() as i32;
     // SAFETY: the context is valid, the query as large as said.
-    let code = unsafe { bpf_fib_lookup(ctx, &raw mut query, size, 0) };
-    if code < 0 {
-        return Route::Unreachable;
+    let code = unsafe { bpf_fib_lookup(ctx, &raw mut *query, size, 0) };
+    next_hop.ifindex = query.ifindex;
+    if code == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        next_hop.link = LinkAddresses::from_halves(halves(&query.dmac), halves(&query.smac));
+        Route::Via
+    } else if code == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        Route::Unresolved
+    } else if code == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        // SAFETY: this code fills in the MTU.
+        next_hop.mtu = unsafe { query.__bindgen_anon_1.mtu_result }.into();
+        Route::TooBig
+    } else {
+        Route::Unreachable
     }
-    match code as u32 {
-        BPF_FIB_LKUP_RET_SUCCESS => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: Some([query.dmac, query.smac]),
-        }),
-        BPF_FIB_LKUP_RET_NO_NEIGH => Route::Via(NextHop {
-            ifindex: query.ifindex,
-            link: None,
-        }),
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => {
-            // SAFETY: this code fills in the MTU.
-            Route::TooBig {
-                mtu: unsafe { query.__bindgen_anon_1.mtu_result },
-            }
-        }
-        _ => Route::Unreachable,
-    }
+}
+
+/// An Ethernet address, loaded two bytes at a time: it stands at an even address.
+#[inline(always)]
+fn halves(address: &[u8; 6]) -> [u16; 3] {
+    // SAFETY: as many bytes; the read is unaligned.
+    unsafe { address.as_ptr().cast::<[u16; 3]>().read_unaligned() }
 }
 
 /// Sends a frame from XDP.
 #[inline(always)]
-pub(crate) fn send_frame(frame: &Frame, next_hop: NextHop) -> u32 {
+pub(crate) fn send_frame(frame: &Frame, next_hop: &NextHop) -> u32 {
     if write_link(frame, next_hop).is_none() {
         return xdp_action::XDP_DROP;
     }
@@ -90,33 +89,35 @@ pub(crate) fn send_frame(frame: &Frame, next_hop: NextHop) -> u32 {
     unsafe { bpf_redirect(next_hop.ifindex, 0) as u32 }
 }
 
-/// Sends a packet from TC; the kernel resolves the neighbour where we do not know it.
+/// Sends a packet from TC to a neighbour that is known.
 #[inline(always)]
-pub(crate) fn send_skb(skb: &Skb, next_hop: NextHop) -> Option<i32> {
-    if next_hop.link.is_none() {
-        // SAFETY: no parameters: the kernel asks the routing table itself.
-        return Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, ptr::null_mut(), 0, 0) as i32 });
-    }
+pub(crate) fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
     write_link(skb, next_hop)?;
     // SAFETY: takes integers.
     Some(unsafe { bpf_redirect(next_hop.ifindex, 0) as i32 })
 }
 
+/// Sends a packet from TC to a neighbour that the kernel must find.
 #[inline(always)]
-fn write_link<P: PacketBuf>(packet: &P, next_hop: NextHop) -> Option<()> {
-    let link = next_hop.link?;
-    let addresses: *mut [[u8; 6]; 2] = packet.at::<[u8; 12]>(0)?.cast();
+pub(crate) fn send_skb_unresolved(next_hop: &NextHop) -> Option<i32> {
+    // SAFETY: no parameters: the kernel asks the routing table itself.
+    Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, ptr::null_mut(), 0, 0) as i32 })
+}
+
+#[inline(always)]
+fn write_link<P: PacketBuf>(packet: &P, next_hop: &NextHop) -> Option<()> {
+    let addresses: *mut [u32; 3] = packet.at(0)?;
     // SAFETY: `at` checked the bounds.
-    unsafe { addresses.write_unaligned(link) };
+    unsafe { addresses.write_unaligned(*next_hop.link.words()) };
     Some(())
 }
 
-/// Takes the VLAN tags off a packet that leaves by another interface than it came by, and says
+/// Takes the VLAN tags off a packet that leaves by another interface than it came by, and notes
 /// where its headers are then.
 #[inline(always)]
-pub(crate) fn untag(skb: &mut Skb, mut packet: Packet) -> Option<Packet> {
+pub(crate) fn untag(skb: &mut Skb, packet: &mut Packet) -> Option<()> {
     if packet.vlan_tags == 0 && !skb.has_vlan_tag() {
-        return Some(packet);
+        return Some(());
     }
     for _ in 0..MAX_POPS {
         // SAFETY: the context is valid. Without a tag left the helper does nothing.
@@ -127,5 +128,5 @@ pub(crate) fn untag(skb: &mut Skb, mut packet: Packet) -> Option<Packet> {
     packet.transport -= packet.network - ETHERNET_LEN;
     packet.network = ETHERNET_LEN;
     packet.vlan_tags = 0;
-    Some(packet)
+    Some(())
 }

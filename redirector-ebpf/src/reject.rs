@@ -6,33 +6,37 @@ use aya_ebpf::helpers::generated::{
 };
 use redirector_common::Family;
 use redirector_common::packet::icmp::{self, V4_HEADER_LEN, V6_HEADER_LEN};
-use redirector_common::packet::{IcmpError, Packet, PacketBuf};
+use redirector_common::packet::{LinkAddresses, Outcome, Packet, PacketBuf};
 
 use crate::context::Skb;
-use crate::maps::SCRATCH;
 
 const ETHERNET_LEN: u32 = 14;
 
 /// Turns the packet into an ICMP error and sends it back by the interface that it came in by. A
 /// packet that cannot be turned is dropped without an answer.
 #[inline(always)]
-pub(crate) fn answer(skb: &mut Skb, packet: &Packet, error: IcmpError) -> i32 {
-    turn(skb, packet, error).unwrap_or(TC_ACT_SHOT)
+pub(crate) fn answer(
+    skb: &mut Skb,
+    packet: &Packet,
+    header: &mut [u8; V6_HEADER_LEN],
+    outcome: &Outcome,
+) -> i32 {
+    turn(skb, packet, header, outcome).unwrap_or(TC_ACT_SHOT)
 }
 
 #[inline(always)]
-fn turn(skb: &mut Skb, packet: &Packet, error: IcmpError) -> Option<i32> {
+fn turn(
+    skb: &mut Skb,
+    packet: &Packet,
+    header: &mut [u8; V6_HEADER_LEN],
+    outcome: &Outcome,
+) -> Option<i32> {
     if packet.vlan_tags != 0 {
         return None;
     }
-    let header = SCRATCH.get_ptr_mut(0)?;
-    // SAFETY: this CPU's element, which no other packet touches while this one is handled.
-    let header = unsafe { &mut (*header).icmp };
-    let quoted = icmp::write(header, skb, packet, error)?;
-    let link: [[u8; 6]; 2] = {
-        let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = skb.read(0)?;
-        [[g, h, i, j, k, l], [a, b, c, d, e, f]]
-    };
+    let quoted = icmp::write(header, skb, packet, outcome.error, outcome.next_hop.mtu as u16)?;
+    let [to, from]: [[u16; 3]; 2] = skb.read(0)?;
+    let link = LinkAddresses::from_halves(from, to);
     let grow = match packet.family() {
         Family::V4 => V4_HEADER_LEN,
         Family::V6 => V6_HEADER_LEN,
@@ -47,18 +51,12 @@ fn turn(skb: &mut Skb, packet: &Packet, error: IcmpError) -> Option<i32> {
             return None;
         }
     }
-    let headers: *mut [[u8; 6]; 2] = skb.at::<[u8; 12]>(0)?.cast();
+    let addresses: *mut [u32; 3] = skb.at(0)?;
     // SAFETY: `at` checked the bounds.
-    unsafe { headers.write_unaligned(link) };
+    unsafe { addresses.write_unaligned(*link.words()) };
     // SAFETY: as above; the header is as long as said in either family.
     let done = unsafe {
-        bpf_skb_store_bytes(
-            skb.raw(),
-            ETHERNET_LEN,
-            header.as_ptr().cast(),
-            grow as u32,
-            0,
-        )
+        bpf_skb_store_bytes(skb.raw(), ETHERNET_LEN, header.as_ptr().cast(), grow as u32, 0)
     };
     if done != 0 {
         return None;

@@ -1,4 +1,4 @@
-//! What becomes of a packet. The only maker of [`Action`]s.
+//! What becomes of a packet. The only maker of [`Decision`]s.
 
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
@@ -14,99 +14,167 @@ pub enum Hook {
 }
 
 /// An error that the sender of a packet is told of.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IcmpError {
     /// Nothing answers at this port.
     PortUnreachable,
     /// The packet has passed too many routers.
     TimeExceeded,
-    /// The packet is larger than the way ahead.
-    TooBig {
-        /// Largest IP packet that fits, in bytes.
-        mtu: u16,
-    },
+    /// The packet is larger than the way ahead; the next hop's MTU says how large it may be.
+    TooBig,
 }
 
 /// What to do with a packet.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Action {
+pub enum Step {
     /// To the kernel, unchanged.
-    Pass(Reason),
+    Pass,
     /// To TC ingress, unchanged: it will decide, and count.
     HandOver,
     /// Gone.
-    Drop(Reason),
-    /// Gone, and the sender is told.
-    Reject(Reason, IcmpError),
-    /// Translate, then into this host's own stack.
-    Deliver(Reason, Translation),
-    /// Translate, then out.
-    Forward(Reason, Translation, NextHop),
+    Drop,
+    /// Gone, and the sender is told; see [`Outcome::error`].
+    Reject,
+    /// Translate, then on through this host's own stack.
+    Deliver,
+    /// Translate, then out by [`Outcome::next_hop`]; the neighbour is known.
+    Forward,
+    /// The same, but the kernel must find the neighbour.
+    ForwardUnresolved,
 }
 
-/// The tuple that a packet leaves with, where it stands: in a flow's entry or in scratch memory.
+/// What becomes of a packet, and why. Plain words, and what goes with them in an [`Outcome`]: an
+/// enum with fields would leave some of its bytes undefined, which the verifier refuses to copy.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation(*const Tuple);
+#[must_use]
+pub struct Decision {
+    /// What.
+    pub step: Step,
+    /// Why.
+    pub reason: Reason,
+}
 
-impl Translation {
-    /// Of a tuple that stays where it is while this packet is handled.
+impl Decision {
     #[inline(always)]
-    #[must_use]
-    pub const fn of(tuple: &Tuple) -> Self {
-        Self(tuple)
+    const fn new(step: Step, reason: Reason) -> Self {
+        Self { step, reason }
     }
 
-    /// The tuple.
+    /// To the kernel, unchanged.
     #[inline(always)]
-    #[must_use]
-    pub const fn tuple(&self) -> &Tuple {
-        // SAFETY: `of` is only given tuples in map entries and scratch memory, both of which
-        // outlive the handling of the packet.
-        unsafe { &*self.0 }
+    pub(super) const fn pass(reason: Reason) -> Self {
+        Self::new(Step::Pass, reason)
     }
+
+    /// Gone.
+    #[inline(always)]
+    pub(super) const fn drop(reason: Reason) -> Self {
+        Self::new(Step::Drop, reason)
+    }
+
+    /// Translated, into this host's own stack.
+    #[inline(always)]
+    pub(super) const fn deliver(reason: Reason) -> Self {
+        Self::new(Step::Deliver, reason)
+    }
+
+    /// Handed over by XDP, which cannot do it; at TC ingress, as given.
+    #[inline(always)]
+    pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
+        match hook {
+            Hook::Xdp => Self::new(Step::HandOver, self.reason),
+            Hook::Ingress => self,
+        }
+    }
+
+    /// Gone, and the sender is told, by TC ingress.
+    #[inline(always)]
+    pub(super) fn reject(
+        hook: Hook,
+        reason: Reason,
+        error: IcmpError,
+        outcome: &mut Outcome,
+    ) -> Self {
+        outcome.error = error;
+        Self::new(Step::Reject, reason).unless_xdp(hook)
+    }
+}
+
+/// What goes with a [`Decision`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The tuple that the packet is to leave with, where it is translated.
+    pub translated: Tuple,
+    /// Where it is to go, where it is forwarded.
+    pub next_hop: NextHop,
+    /// What its sender is told, where it is rejected.
+    pub error: IcmpError,
+}
+
+impl Outcome {
+    /// Nothing yet.
+    pub const EMPTY: Self = Self {
+        translated: Packet::EMPTY.tuple,
+        next_hop: NextHop::NONE,
+        error: IcmpError::PortUnreachable,
+    };
 }
 
 /// Decides about a packet that came in from outside. `len` is the largest IP packet that it will
 /// leave as, in bytes.
 #[inline(always)]
-pub fn decide<E: Environment>(environment: &E, packet: &Packet, hook: Hook, len: u16) -> Action {
+pub fn decide<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    hook: Hook,
+    len: u16,
+    outcome: &mut Outcome,
+) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.destination_port);
     if !flags.intersects(PortFlags::FRONTEND.union(PortFlags::SNAT)) {
-        return Action::Pass(Reason::NotOurs);
+        return Decision::pass(Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
         && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)) || packet.vlan_tags != 0)
     {
-        return Action::HandOver;
+        return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
     if let Some(entry) = environment.flow(&packet.tuple) {
         if !begins_anew(environment, packet, entry) {
-            return established(environment, packet, hook, len, entry);
+            return established(environment, packet, hook, len, entry, outcome);
         }
-        environment.remove_flow(&entry.translated().reversed());
+        environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
-        return Action::Pass(Reason::NoReplyFlow);
+        return Decision::pass(Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, hook, len)
+    new_flow::open(environment, packet, hook, len, outcome)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.
 #[inline(always)]
-pub fn decide_reply<E: Environment>(environment: &E, packet: &Packet) -> Action {
+pub fn decide_reply<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    outcome: &mut Outcome,
+) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.source_port);
     if !flags.intersects(PortFlags::LOCAL_BACKEND) {
-        return Action::Pass(Reason::NotOurs);
+        return Decision::pass(Reason::NotOurs);
     }
     let Some(entry) = environment.flow(&packet.tuple) else {
-        return Action::Pass(Reason::NotOurs);
+        return Decision::pass(Reason::NotOurs);
     };
     if !entry.is_reply() || !entry.is_local() {
-        return Action::Pass(Reason::NotOurs);
+        return Decision::pass(Reason::NotOurs);
     }
+    outcome.translated = *entry.translated();
     track(environment, packet, entry);
-    Action::Deliver(Reason::LocalReply, Translation::of(entry.translated()))
+    Decision::deliver(Reason::LocalReply)
 }
 
 /// Whether a packet that matches a half opens a new flow all the same.
@@ -133,69 +201,51 @@ pub(super) fn established<E: Environment>(
     hook: Hook,
     len: u16,
     entry: FlowEntry,
-) -> Action {
-    if entry.is_local() {
-        if matches!(hook, Hook::Xdp) {
-            return Action::HandOver;
-        }
-        if entry.is_reply() {
-            // Replies of local backends leave by TC egress; nobody outside sends them to us.
-            return Action::Pass(Reason::NotOurs);
-        }
+    outcome: &mut Outcome,
+) -> Decision {
+    outcome.translated = *entry.translated();
+    let decision = if !entry.is_local() {
+        let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
+        forward(environment, packet, hook, len, reason, outcome)
+    } else if entry.is_reply() {
+        // Replies of local backends leave by TC egress; nobody outside sends them to us.
+        Decision::pass(Reason::NotOurs)
+    } else {
+        Decision::deliver(Reason::LocalEstablished).unless_xdp(hook)
+    };
+    if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry);
-        return Action::Deliver(
-            Reason::LocalEstablished,
-            Translation::of(entry.translated()),
-        );
     }
-    match way(environment, packet, hook, len, entry.translated()) {
-        Ok(next_hop) => {
-            track(environment, packet, entry);
-            let reason = if entry.is_reply() {
-                Reason::RemoteReply
-            } else {
-                Reason::RemoteEstablished
-            };
-            Action::Forward(reason, Translation::of(entry.translated()), next_hop)
-        }
-        Err(action) => action,
-    }
+    decision
 }
 
-/// The way that a packet which leaves this host again takes, if this hook can send it there.
+/// Decides how a packet that leaves this host again goes, given where to.
 #[inline(always)]
-pub(super) fn way<E: Environment>(
+pub(super) fn forward<E: Environment>(
     environment: &E,
     packet: &Packet,
     hook: Hook,
     len: u16,
-    to: &Tuple,
-) -> Result<NextHop, Action> {
-    let xdp = matches!(hook, Hook::Xdp);
-    let or_hand_over = |action| if xdp { Action::HandOver } else { action };
-    if packet.first_fragment {
-        return Err(or_hand_over(Action::Drop(Reason::FragmentNotForwarded)));
+    reason: Reason,
+    outcome: &mut Outcome,
+) -> Decision {
+    if packet.first_fragment != 0 {
+        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
     }
     if packet.ttl <= 1 {
-        let reject = Action::Reject(Reason::TtlExceeded, IcmpError::TimeExceeded);
-        return Err(or_hand_over(reject));
+        return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
     }
-    match environment.route(packet, to, len) {
-        Route::Via(next_hop) => {
-            if xdp {
-                let transmits = environment
-                    .interface(next_hop.ifindex)
+    match environment.route(packet, &outcome.translated, len, &mut outcome.next_hop) {
+        Route::Via => {
+            let decision = Decision::new(Step::Forward, reason);
+            let transmits = matches!(hook, Hook::Ingress)
+                || environment
+                    .interface(outcome.next_hop.ifindex)
                     .is_some_and(|interface| interface.xdp_transmit());
-                if next_hop.link.is_none() || !transmits {
-                    return Err(Action::HandOver);
-                }
-            }
-            Ok(next_hop)
+            if transmits { decision } else { decision.unless_xdp(hook) }
         }
-        Route::TooBig { mtu } => Err(or_hand_over(Action::Reject(
-            Reason::TooBig,
-            IcmpError::TooBig { mtu },
-        ))),
-        Route::Unreachable => Err(Action::Drop(Reason::NoRoute)),
+        Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason).unless_xdp(hook),
+        Route::TooBig => Decision::reject(hook, Reason::TooBig, IcmpError::TooBig, outcome),
+        Route::Unreachable => Decision::drop(Reason::NoRoute),
     }
 }

@@ -26,14 +26,16 @@ pub trait Environment {
     fn flow(&self, key: &Tuple) -> Option<FlowEntry>;
 
     /// Adds a half; never replaces one.
-    ///
-    /// # Errors
-    ///
-    /// There is one already, or no room.
-    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Result<(), InsertError>;
+    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Inserted;
 
     /// Removes a half, if it is there.
     fn remove_flow(&self, key: &Tuple);
+
+    /// The other half of an entry's flow.
+    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry>;
+
+    /// Removes the other half of an entry's flow, if it is there.
+    fn remove_partner(&self, entry: FlowEntry);
 
     /// The frontend of this address, port and protocol.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
@@ -50,16 +52,20 @@ pub trait Environment {
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
 
-    /// The way to `to`'s destination for a packet of `len` bytes of IP.
-    fn route(&self, packet: &Packet, to: &Tuple, len: u16) -> Route;
+    /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
+    fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
 
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;
 }
 
-/// Why a half could not be added.
+/// What came of adding a half.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InsertError {
+#[must_use]
+pub enum Inserted {
+    /// It stands in the table.
+    Done,
     /// Its key is taken.
     Exists,
     /// The table is full.
@@ -67,29 +73,71 @@ pub enum InsertError {
 }
 
 /// Where to send a packet next.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NextHop {
     /// Outgoing interface.
     pub ifindex: u32,
-    /// Ethernet addresses, destination then source; `None`: the kernel must find them.
-    pub link: Option<[[u8; 6]; 2]>,
+    /// Largest IP packet that fits, in bytes; set with [`Route::TooBig`].
+    pub mtu: u32,
+    /// Ethernet addresses; set with [`Route::Via`].
+    pub link: LinkAddresses,
+}
+
+impl NextHop {
+    /// Nowhere yet.
+    pub const NONE: Self = Self { ifindex: 0, mtu: 0, link: LinkAddresses { words: [0; 3] } };
+}
+
+/// The start of an Ethernet header: destination, then source address. Three words as on the wire,
+/// so that the compiler moves words.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkAddresses {
+    words: [u32; 3],
+}
+
+impl LinkAddresses {
+    /// From both addresses, as on the wire, destination first.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_halves(destination: [u16; 3], source: [u16; 3]) -> Self {
+        #[inline(always)]
+        const fn join(a: u16, b: u16) -> u32 {
+            if cfg!(target_endian = "little") {
+                a as u32 | (b as u32) << 16
+            } else {
+                (a as u32) << 16 | b as u32
+            }
+        }
+        let [a, b, c] = destination;
+        let [d, e, f] = source;
+        Self { words: [join(a, b), join(c, d), join(e, f)] }
+    }
+
+    /// The words, as they are to stand in memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(&self) -> &[u32; 3] {
+        &self.words
+    }
 }
 
 /// What the routing table says.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
-    /// This way.
-    Via(NextHop),
-    /// This way, but the packet is larger than `mtu` bytes of IP.
-    TooBig {
-        /// Largest IP packet that fits.
-        mtu: u16,
-    },
+    /// This way; the neighbour is known.
+    Via,
+    /// This way, but the kernel must find the neighbour's address.
+    Unresolved,
+    /// This way, but the packet is too large.
+    TooBig,
     /// No way, or a forbidden one, or to this host itself.
     Unreachable,
 }
 
-/// Where new flows and ICMP errors are put together: too large for the 512 bytes of a program's stack.
+/// Where a new flow is put together: too large for the 512 bytes of a program's stack.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Scratch {
@@ -99,8 +147,6 @@ pub struct Scratch {
     pub reply: Flow,
     /// The reply half's key.
     pub reply_key: Tuple,
-    /// Headers of an ICMP error.
-    pub icmp: [u8; super::icmp::V6_HEADER_LEN],
 }
 
 /// A half of a flow where it stands in its map, shared with other CPUs.

@@ -16,7 +16,7 @@ pub const V4_HEADER_LEN: usize = 20 + 8;
 pub const V6_HEADER_LEN: usize = 40 + 8;
 
 /// Writes the headers of the message that tells `packet`'s sender of `error`, in the name of the
-/// address that it sent to: IP and ICMP, for IPv4 only the first [`V4_HEADER_LEN`] bytes of
+/// address that it sent to, with `mtu` where it was too big: IP and ICMP, for IPv4 only the first [`V4_HEADER_LEN`] bytes of
 /// `header`. They go between the Ethernet header and the octets of the offending packet that are
 /// quoted, from its IP header on, whose number is returned.
 ///
@@ -28,6 +28,7 @@ pub fn write<P: PacketBuf>(
     bytes: &P,
     packet: &Packet,
     error: IcmpError,
+    mtu: u16,
 ) -> Option<u16> {
     let network = usize::from(packet.network);
     let quoted = packet.transport - packet.network + QUOTED_TRANSPORT;
@@ -44,8 +45,8 @@ pub fn write<P: PacketBuf>(
     }
     *header = [0; V6_HEADER_LEN];
     match packet.family() {
-        Family::V4 => write_v4(header, packet, error, quoted, sum),
-        Family::V6 => write_v6(header, packet, error, quoted, sum),
+        Family::V4 => write_v4(header, packet, error, mtu, quoted, sum),
+        Family::V6 => write_v6(header, packet, error, mtu, quoted, sum),
     }
     Some(quoted)
 }
@@ -55,6 +56,7 @@ fn write_v4(
     header: &mut [u8; V6_HEADER_LEN],
     packet: &Packet,
     error: IcmpError,
+    mtu: u16,
     quoted: u16,
     sum: u64,
 ) {
@@ -72,7 +74,7 @@ fn write_v4(
     header[10..12].copy_from_slice(&check.to_ne_bytes());
     let (kind, code, value) = match error {
         IcmpError::PortUnreachable => (3, 3, 0),
-        IcmpError::TooBig { mtu } => (3, 4, mtu),
+        IcmpError::TooBig => (3, 4, mtu),
         IcmpError::TimeExceeded => (11, 0, 0),
     };
     header[20] = kind;
@@ -87,6 +89,7 @@ fn write_v6(
     header: &mut [u8; V6_HEADER_LEN],
     packet: &Packet,
     error: IcmpError,
+    mtu: u16,
     quoted: u16,
     sum: u64,
 ) {
@@ -101,7 +104,7 @@ fn write_v6(
     write_address(header, 24, &packet.tuple.source);
     let (kind, code, value) = match error {
         IcmpError::PortUnreachable => (1, 4, 0),
-        IcmpError::TooBig { mtu } => (2, 0, mtu),
+        IcmpError::TooBig => (2, 0, mtu),
         IcmpError::TimeExceeded => (3, 0, 0),
     };
     header[40] = kind;

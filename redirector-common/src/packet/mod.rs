@@ -16,8 +16,8 @@ pub mod select;
 pub mod track;
 
 pub use checksum::Delta;
-pub use decide::{Action, Hook, IcmpError, decide, decide_reply};
-pub use environment::{Environment, FlowEntry, NextHop, Route, Scratch};
+pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply};
+pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
 pub use parse::{Packet, TcpFlags, parse};
 pub use rewrite::rewrite;
 
@@ -43,7 +43,9 @@ unsafe impl Header for u16 {}
 // SAFETY: integers and byte arrays.
 unsafe impl Header for u32 {}
 // SAFETY: integers and byte arrays.
-unsafe impl<const N: usize> Header for [u8; N] {}
+unsafe impl<T: Header, const N: usize> Header for [T; N] {}
+// SAFETY: integers and byte arrays.
+unsafe impl Header for u8 {}
 
 /// Bytes of a packet, from its Ethernet header on.
 pub trait PacketBuf {
@@ -107,11 +109,7 @@ pub struct Bytes<'a> {
 impl<'a> Bytes<'a> {
     /// Borrows `bytes` as a packet.
     pub fn new(bytes: &'a mut [u8]) -> Self {
-        Self {
-            start: bytes.as_mut_ptr(),
-            len: bytes.len(),
-            lifetime: core::marker::PhantomData,
-        }
+        Self { start: bytes.as_mut_ptr(), len: bytes.len(), lifetime: core::marker::PhantomData }
     }
 }
 

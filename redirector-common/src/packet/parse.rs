@@ -29,6 +29,7 @@ const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 
 /// TCP's control bits.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpFlags(pub u8);
 
@@ -58,6 +59,7 @@ impl TcpFlags {
 }
 
 /// Where a TCP or UDP packet's headers are, and what the data path needs of them.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// Addresses, ports, protocol.
@@ -76,13 +78,42 @@ pub struct Packet {
     pub ttl: u8,
     /// TCP's control bits; zero for UDP.
     pub flags: TcpFlags,
-    /// The first of several fragments (later ones carry no ports and are not parsed).
-    pub first_fragment: bool,
+    /// 1 for the first of several fragments (later ones carry no ports and are not parsed).
+    pub first_fragment: u8,
     /// VLAN tags in the frame.
     pub vlan_tags: u8,
 }
 
 impl Packet {
+    /// No packet yet: for [`parse`] to fill in.
+    pub const EMPTY: Self = Self {
+        tuple: Tuple::new(
+            Protocol::Udp,
+            (Address::UNSPECIFIED, Port::ZERO),
+            (Address::UNSPECIFIED, Port::ZERO),
+        ),
+        network: 0,
+        transport: 0,
+        ip_len: 0,
+        transport_header_len: 0,
+        traffic_class: 0,
+        ttl: 0,
+        flags: TcpFlags(0),
+        first_fragment: 0,
+        vlan_tags: 0,
+    };
+
+    /// Finds the headers of `bytes`; see [`parse`].
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`].
+    pub fn of<P: PacketBuf>(bytes: &P) -> Result<Self, Reason> {
+        let mut packet = Self::EMPTY;
+        parse(bytes, &mut packet)?;
+        Ok(packet)
+    }
+
     /// The packet's address family.
     #[inline(always)]
     #[must_use]
@@ -103,46 +134,44 @@ struct Network {
     first_fragment: bool,
 }
 
-/// Finds the headers of a TCP or UDP packet.
+/// Finds the headers of a TCP or UDP packet and notes them in `packet`, which is given from
+/// outside because a program's stack is small.
 ///
 /// # Errors
 ///
-/// The Reason for which the packet is none of ours; its verdict is always "pass".
+/// The Reason for which the packet is none of ours; its verdict is always "pass". What `packet`
+/// holds is then unspecified.
 #[inline(always)]
-pub fn parse<P: PacketBuf>(packet: &P) -> Result<Packet, Reason> {
-    let (ether_type, network, vlan_tags) = parse_link(packet)?;
+pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason> {
+    let (ether_type, network, vlan_tags) = parse_link(bytes)?;
     let ip = match ether_type {
-        ETHER_TYPE_IPV4 => parse_ipv4(packet, network)?,
-        ETHER_TYPE_IPV6 => parse_ipv6(packet, network)?,
+        ETHER_TYPE_IPV4 => parse_ipv4(bytes, network)?,
+        ETHER_TYPE_IPV6 => parse_ipv6(bytes, network)?,
         _ => return Err(Reason::NotIp),
     };
     let Some(protocol) = Protocol::from_number(ip.protocol) else {
         return Err(Reason::NotTcpUdp);
     };
     let (source_port, destination_port, header_len, flags) = match protocol {
-        Protocol::Tcp => parse_tcp(packet, ip.transport)?,
-        Protocol::Udp => parse_udp(packet, ip.transport)?,
+        Protocol::Tcp => parse_tcp(bytes, ip.transport)?,
+        Protocol::Udp => parse_udp(bytes, ip.transport)?,
     };
     let header_end = ip.transport + header_len - network;
     if header_end > ip.ip_len {
         return Err(Reason::Malformed);
     }
-    Ok(Packet {
-        tuple: Tuple::new(
-            protocol,
-            (ip.source, source_port),
-            (ip.destination, destination_port),
-        ),
-        network: network as u16,
-        transport: ip.transport as u16,
-        ip_len: ip.ip_len as u16,
-        transport_header_len: header_len as u16,
-        traffic_class: ip.traffic_class,
-        ttl: ip.ttl,
-        flags,
-        first_fragment: ip.first_fragment,
-        vlan_tags,
-    })
+    packet.tuple =
+        Tuple::new(protocol, (ip.source, source_port), (ip.destination, destination_port));
+    packet.network = network as u16;
+    packet.transport = ip.transport as u16;
+    packet.ip_len = ip.ip_len as u16;
+    packet.transport_header_len = header_len as u16;
+    packet.traffic_class = ip.traffic_class;
+    packet.ttl = ip.ttl;
+    packet.flags = flags;
+    packet.first_fragment = u8::from(ip.first_fragment);
+    packet.vlan_tags = vlan_tags;
+    Ok(())
 }
 
 /// The type of what follows Ethernet and its VLAN tags, its offset, and the number of tags.
@@ -190,8 +219,8 @@ fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         return Err(Reason::Fragment);
     }
     Ok(Network {
-        source: Address::from_v4(header.src_addr),
-        destination: Address::from_v4(header.dst_addr),
+        source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]),
+        destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]),
         protocol: header.proto,
         transport: offset + header_len,
         ip_len,
@@ -252,8 +281,8 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
     if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT) {
         return Err(Reason::ExtensionHeaders);
     }
-    let source = Address::from_v6(header.src_addr);
-    let destination = Address::from_v6(header.dst_addr);
+    let source = Address::from_words(read_words(&header.src_addr));
+    let destination = Address::from_words(read_words(&header.dst_addr));
     if matches!(source.family(), Family::V4) || matches!(destination.family(), Family::V4) {
         // RFC 4942 §2.2: IPv4-mapped addresses do not belong on the wire, and would be taken
         // for IPv4 from here on.
@@ -270,6 +299,15 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         ttl: header.hop_limit,
         first_fragment,
     })
+}
+
+/// The `W` words of an address field, each loaded at once: put together from single bytes, they
+/// would fill the program's stack with pieces.
+#[inline(always)]
+fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u32; W] {
+    const { assert!(B == W * 4) };
+    // SAFETY: as many bytes as the words have; the read is unaligned.
+    unsafe { bytes.as_ptr().cast::<[u32; W]>().read_unaligned() }
 }
 
 /// Source port, destination port, header length in bytes, control bits.

@@ -43,9 +43,8 @@ pub fn rewrite<P: PacketBuf>(
         }
     }
 
-    let addresses = Delta::NONE
-        .address(&from.source, &to.source)
-        .address(&from.destination, &to.destination);
+    let addresses =
+        Delta::NONE.address(&from.source, &to.source).address(&from.destination, &to.destination);
     let ports = Delta::NONE
         .word(from.source_port.raw(), to.source_port.raw())
         .word(from.destination_port.raw(), to.destination_port.raw());
@@ -63,9 +62,8 @@ pub fn rewrite<P: PacketBuf>(
 unsafe fn write_ipv4(header: *mut Ipv4Hdr, from: &Tuple, to: &Tuple, decrement_ttl: bool) {
     // SAFETY: the caller's promise; the fields are bytes, so nothing is misaligned.
     let ip = unsafe { &mut *header };
-    let mut delta = Delta::NONE
-        .address(&from.source, &to.source)
-        .address(&from.destination, &to.destination);
+    let mut delta =
+        Delta::NONE.address(&from.source, &to.source).address(&from.destination, &to.destination);
     if decrement_ttl {
         let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         ip.ttl = ip.ttl.wrapping_sub(1);

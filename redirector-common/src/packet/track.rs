@@ -7,16 +7,12 @@ use crate::{Direction, FlowState, Protocol};
 #[inline(always)]
 pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) {
     entry.count(environment.now(), packet.ip_len);
-    let direction = if entry.is_reply() {
-        Direction::Reply
-    } else {
-        Direction::Forward
-    };
+    let direction = if entry.is_reply() { Direction::Reply } else { Direction::Forward };
     let state = entry.state();
     if !may_change(state, direction, packet) {
         return;
     }
-    let partner = environment.flow(&entry.translated().reversed());
+    let partner = environment.partner(entry);
     let partner_fin = partner.is_some_and(|partner| partner.fin_seen());
     if packet.flags.any(TcpFlags::FIN) {
         entry.set_fin_seen();
@@ -38,9 +34,7 @@ fn may_change(state: FlowState, direction: Direction, packet: &Packet) -> bool {
             matches!(state, FlowState::Unreplied) && matches!(direction, Direction::Reply)
         }
         Protocol::Tcp => {
-            packet
-                .flags
-                .any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+            packet.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
                 || matches!(state, FlowState::SynReceived)
         }
     }
@@ -95,7 +89,5 @@ pub fn next_state(
 pub fn is_over<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
     let now = environment.now();
     entry.is_expired(now)
-        && environment
-            .flow(&entry.translated().reversed())
-            .is_none_or(|partner| partner.is_expired(now))
+        && environment.partner(entry).is_none_or(|partner| partner.is_expired(now))
 }

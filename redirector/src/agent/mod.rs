@@ -1,13 +1,26 @@
 //! The agent: keeps the data path in line with the file and the node.
 
+mod account;
+mod events;
+mod interfaces;
+mod node;
 mod shared;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::dataplane::attach::XdpMode;
+use anyhow::Context;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::admin::Admin;
+use crate::config::XdpMode;
 use crate::dataplane::pins::Pins;
+use crate::dataplane::{netlink, prerequisites};
 use crate::model::Service;
+use events::Event;
+use node::Node;
 
 pub use shared::{Shared, Snapshot, Syncs};
 
@@ -40,5 +53,73 @@ pub struct Options {
 ///
 /// Whatever ended it other than a signal.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    node::run(options).await
+    // What can be wrong without touching anything comes first.
+    let config = node::load_config(&options)?;
+    let kernel = prerequisites::check(&options.pins)?;
+    let admin = match options.admin_address {
+        Some(address) => Some(Admin::bind(address).await?),
+        None => None,
+    };
+    let (sender, mut events) = mpsc::channel(16);
+    let mut tasks = JoinSet::new();
+    // Signals that come during the start are answered after it.
+    events::watch_signals(&mut tasks, &sender)?;
+    let (connection, netlink, changes) = netlink::connect()?;
+    tasks.spawn(async move {
+        connection.await;
+        anyhow::bail!("the netlink connection ended")
+    });
+
+    let host = netlink.read().await?;
+    let mut node = Node::start(options, config, kernel, &host)?;
+
+    events::watch_host(&mut tasks, &sender, changes);
+    events::watch_clock(&mut tasks, &sender);
+    if let Some(config) = node.config_path() {
+        events::watch_file(&mut tasks, &sender, config.to_owned());
+    }
+    if let Some(admin) = admin {
+        let (pins, shared) = (node.pins().clone(), node.shared().clone());
+        tasks.spawn(async move {
+            admin.serve(pins, shared).await.context("the admin server ended")?;
+            anyhow::bail!("the admin server ended")
+        });
+    }
+
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            Some(ended) = tasks.join_next() => {
+                let reason = match ended {
+                    Ok(Ok(())) => anyhow::anyhow!("a task of the agent ended"),
+                    Ok(Err(error)) => error,
+                    Err(error) => anyhow::Error::new(error).context("a task of the agent failed"),
+                };
+                node.stop()?;
+                return Err(reason);
+            }
+        };
+        let Some(event) = event.filter(|event| *event != Event::Stop) else {
+            return node.stop();
+        };
+        let host = match netlink.read().await {
+            Ok(host) => host,
+            Err(error) => {
+                // The next tick asks again.
+                tracing::warn!(%error, "the host's state is not known");
+                continue;
+            }
+        };
+        match event {
+            Event::Reload => node.reload(&host),
+            Event::FileChanged => node.reload_if_changed(&host),
+            Event::Tick => {
+                node.keep_settings();
+                node.reload_if_changed(&host);
+                node.collect();
+            }
+            Event::HostChanged | Event::Stop => {}
+        }
+        node.reconcile(&host);
+    }
 }

@@ -34,7 +34,7 @@ pub enum AttachError {
         existing: Vec<String>,
     },
     /// Its frames are not Ethernet frames.
-    #[error("interface {0} carries no Ethernet frames, which is all that redirector understands")]
+    #[error("interface {0} carries no Ethernet frames from other hosts: choose one that does")]
     NotEthernet(String),
     /// Someone else's XDP program is on it.
     #[error(
@@ -120,9 +120,7 @@ impl Attacher {
         interface: &Interface,
         mode: XdpMode,
     ) -> Result<Attached, AttachError> {
-        if !interface.is_ethernet {
-            return Err(AttachError::NotEthernet(interface.name.clone()));
-        }
+        check(interface)?;
         // TC first: it is complete by itself, and XDP only accelerates it.
         let tc = self.attach_tc(interface)?;
         let (xdp, xdp_reason) = self.attach_xdp(interface, mode)?;
@@ -144,6 +142,18 @@ impl Attacher {
         clsact::remove(&self.pins, &interface.name)?;
         Ok(TcState::Tcx)
     }
+}
+
+/// Whether programs could work on the interface at all.
+///
+/// # Errors
+///
+/// If they could not.
+pub fn check(interface: &Interface) -> Result<(), AttachError> {
+    if interface.is_ethernet && !interface.is_loopback {
+        return Ok(());
+    }
+    Err(AttachError::NotEthernet(interface.name.clone()))
 }
 
 /// The chosen interfaces by name.

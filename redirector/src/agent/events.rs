@@ -1,0 +1,90 @@
+//! What the agent reacts to, each from a task of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::Sender;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::watch::FileWatch;
+use crate::dataplane::netlink::Changes;
+
+/// How often flows are collected and everything is looked at again.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Something to react to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// SIGTERM or SIGINT.
+    Stop,
+    /// SIGHUP.
+    Reload,
+    /// Something happened to the file.
+    FileChanged,
+    /// Interfaces, addresses or default routes.
+    HostChanged,
+    /// Time has passed.
+    Tick,
+}
+
+type Tasks = JoinSet<anyhow::Result<()>>;
+
+pub(super) fn watch_signals(tasks: &mut Tasks, sender: &Sender<Event>) -> anyhow::Result<()> {
+    for (kind, event) in [
+        (SignalKind::terminate(), Event::Stop),
+        (SignalKind::interrupt(), Event::Stop),
+        (SignalKind::hangup(), Event::Reload),
+    ] {
+        let mut signals = signal(kind).context("cannot listen for signals")?;
+        let sender = sender.clone();
+        tasks.spawn(async move {
+            while signals.recv().await.is_some() {
+                sender.send(event).await?;
+            }
+            anyhow::bail!("signals no longer arrive")
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn watch_host(tasks: &mut Tasks, sender: &Sender<Event>, mut changes: Changes) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            changes.changed().await?;
+            sender.send(Event::HostChanged).await?;
+        }
+    });
+}
+
+pub(super) fn watch_clock(tasks: &mut Tasks, sender: &Sender<Event>) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            sender.send(Event::Tick).await?;
+        }
+    });
+}
+
+/// Where the file cannot be watched, SIGHUP and the clock are left.
+pub(super) fn watch_file(tasks: &mut Tasks, sender: &Sender<Event>, path: PathBuf) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        match FileWatch::new(&path) {
+            Ok(mut watch) => loop {
+                watch.changed().await?;
+                sender.send(Event::FileChanged).await?;
+            },
+            Err(error) => {
+                tracing::warn!(%error, "{} is not watched: changes are seen late", path.display());
+                std::future::pending().await
+            }
+        }
+    });
+}

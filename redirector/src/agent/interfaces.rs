@@ -1,0 +1,188 @@
+//! Which interfaces the agent works on, and what the data path has to know of all of them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS};
+use redirector_common::{Address, Interface as Entry};
+
+use crate::dataplane::netlink::{Host, Interface};
+use crate::model::desired::NodeAddresses;
+
+/// Counter slots by interface name. A slot stays with its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Slots {
+    taken: BTreeMap<String, u16>,
+}
+
+impl Slots {
+    /// With what an earlier agent gave.
+    pub(super) fn new(earlier: impl Iterator<Item = (String, u16)>) -> Self {
+        let mut slots = Self::default();
+        for (name, slot) in earlier {
+            let is_free = slots.taken.values().all(|taken| *taken != slot);
+            if is_free && (1..MAX_SLOTS).contains(&u32::from(slot)) {
+                slots.taken.insert(name, slot);
+            }
+        }
+        slots
+    }
+
+    /// The slot of an interface; 0, which others share, when there is none left.
+    pub(super) fn of(&mut self, name: &str) -> u16 {
+        if let Some(slot) = self.taken.get(name) {
+            return *slot;
+        }
+        let used: BTreeSet<u16> = self.taken.values().copied().collect();
+        let free = (1..MAX_SLOTS)
+            .filter_map(|slot| u16::try_from(slot).ok())
+            .find(|slot| !used.contains(slot));
+        if let Some(slot) = free {
+            self.taken.insert(name.to_owned(), slot);
+        }
+        free.unwrap_or(0)
+    }
+}
+
+/// The names of the interfaces to work on: those asked for, else every one with a default route
+/// now, and those of before that still exist: a default route that is gone for a moment must not
+/// interrupt anyone.
+pub(super) fn choose(host: &Host, asked: Option<&[String]>, before: &[String]) -> Vec<String> {
+    if let Some(asked) = asked {
+        let mut seen = BTreeSet::new();
+        return asked.iter().filter(|name| seen.insert(*name)).cloned().collect();
+    }
+    let external: Vec<String> = host.external().map(|interface| interface.name.clone()).collect();
+    let mut chosen: Vec<String> =
+        before.iter().filter(|name| host.find(name).is_some()).cloned().collect();
+    for name in external {
+        if !chosen.contains(&name) {
+            chosen.push(name);
+        }
+    }
+    chosen
+}
+
+/// The node's addresses, for the model.
+pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
+    let chosen = chosen.iter().filter_map(|name| host.find(name));
+    NodeAddresses {
+        chosen: chosen
+            .flat_map(|interface| &interface.addresses)
+            .filter(|address| address.is_global)
+            .map(|address| address.address)
+            .collect(),
+        host: host.addresses(),
+    }
+}
+
+/// Contents of the `INTERFACES` map. `transmits` says whether XDP may send out of an interface.
+pub(super) fn entries(
+    host: &Host,
+    chosen: &BTreeMap<String, u16>,
+    transmits: impl Fn(&Interface) -> bool,
+) -> BTreeMap<u32, Entry> {
+    let primary = |is_v4| {
+        let mut all = host.interfaces.iter();
+        all.find_map(|interface| {
+            chosen.get(&interface.name)?;
+            interface.primary(is_v4)
+        })
+    };
+    let (v4, v6) = (primary(true), primary(false));
+    let source = |own: Option<IpAddr>, node: Option<IpAddr>| {
+        own.or(node).map_or(Address::UNSPECIFIED, Address::from)
+    };
+    host.interfaces
+        .iter()
+        .filter(|interface| interface.index < MAX_IFINDEX)
+        .map(|interface| {
+            let entry = Entry::new(
+                chosen.get(&interface.name).copied().unwrap_or(0),
+                source(interface.primary(true), v4),
+                source(interface.primary(false), v6),
+                transmits(interface),
+            );
+            (interface.index, entry)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use redirector_common::Family;
+
+    use super::*;
+    use crate::dataplane::netlink::InterfaceAddress;
+
+    fn interface(index: u32, name: &str, addresses: &[(&str, bool)]) -> Interface {
+        Interface {
+            index,
+            name: name.to_owned(),
+            is_ethernet: true,
+            is_loopback: name == "lo",
+            is_veth: false,
+            xdp: None,
+            addresses: addresses
+                .iter()
+                .map(|(address, is_global)| InterfaceAddress {
+                    address: address.parse().expect("an address"),
+                    is_global: *is_global,
+                })
+                .collect(),
+        }
+    }
+
+    fn host() -> Host {
+        Host {
+            interfaces: vec![
+                interface(1, "lo", &[("127.0.0.1", false)]),
+                interface(2, "eth0", &[("192.0.2.1", true), ("fe80::1", false)]),
+                interface(3, "eth1", &[("10.0.0.1", true), ("2001:db8::1", true)]),
+            ],
+            default_routes: BTreeSet::from([1, 2]),
+        }
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_default_is_every_interface_with_a_default_route() {
+        assert_eq!(choose(&host(), None, &[]), names(&["eth0"]));
+        assert_eq!(choose(&host(), None, &names(&["eth1", "gone"])), names(&["eth1", "eth0"]));
+        let asked = names(&["eth1", "gone", "eth1"]);
+        assert_eq!(choose(&host(), Some(&asked), &[]), names(&["eth1", "gone"]));
+    }
+
+    #[test]
+    fn only_global_addresses_are_published() {
+        let addresses = addresses(&host(), &names(&["eth0", "gone"]));
+        assert_eq!(addresses.chosen, ["192.0.2.1".parse::<IpAddr>().expect("an address")]);
+        assert_eq!(addresses.host.len(), 5);
+    }
+
+    #[test]
+    fn an_interface_without_an_address_lends_the_nodes() {
+        let chosen = BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)]);
+        let entries = entries(&host(), &chosen, |interface| interface.index == 3);
+        let v4 = |index: u32| IpAddr::from(entries[&index].source(Family::V4)).to_string();
+        let v6 = |index: u32| IpAddr::from(entries[&index].source(Family::V6)).to_string();
+        assert_eq!((v4(1).as_str(), v4(3).as_str()), ("192.0.2.1", "10.0.0.1"));
+        assert_eq!((v6(1).as_str(), v6(2).as_str()), ("2001:db8::1", "2001:db8::1"));
+        assert_eq!((entries[&1].slot, entries[&3].slot), (0, 2));
+        assert!(entries[&3].xdp_transmit() && !entries[&2].xdp_transmit());
+    }
+
+    #[test]
+    fn slots_stay_with_their_names() {
+        let earlier = [("eth0", 5), ("eth1", 5), ("eth2", 0), ("eth3", 64)];
+        let mut slots = Slots::new(earlier.iter().map(|(name, slot)| ((*name).to_owned(), *slot)));
+        assert_eq!((slots.of("eth0"), slots.of("eth1"), slots.of("eth2")), (5, 1, 2));
+        for i in 0..61 {
+            slots.of(&i.to_string());
+        }
+        assert_eq!(slots.of("one more"), 0);
+    }
+}

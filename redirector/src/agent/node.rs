@@ -1,0 +1,431 @@
+//! The data path of this node, and how it is kept in line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use redirector_common::node::NodeConfig;
+use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
+
+use super::account::Account;
+use super::interfaces::{self, Slots};
+use super::{Options, Shared};
+use crate::config::{self, Config, XdpMode};
+use crate::dataplane::attach::{self, Attached, Attacher, find_interfaces};
+use crate::dataplane::contents::{Contents, Ports};
+use crate::dataplane::delta::delta;
+use crate::dataplane::detach::detach_locked;
+use crate::dataplane::encode::encode;
+use crate::dataplane::ids::Cursors;
+use crate::dataplane::loader::{Programs, Sizes};
+use crate::dataplane::lock::Lock;
+use crate::dataplane::maps::{self, Maps};
+use crate::dataplane::netlink::{Host, Interface};
+use crate::dataplane::pins::Pins;
+use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
+use crate::dataplane::sysctl::Sysctls;
+use crate::dataplane::table::{HashTable, Table};
+use crate::dataplane::{gc, netdev};
+use crate::model::desired::{self, NodeAddresses};
+
+/// Index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// A node whose data path is in the kernel.
+pub(super) struct Node {
+    options: Options,
+    config: Config,
+    /// Contents of the file when it was last looked at.
+    file: Option<Vec<u8>>,
+    lock: Lock,
+    attacher: Attacher,
+    maps: Maps,
+    flows: HashTable<Tuple, Flow>,
+    /// What the maps hold; `None`: to be read again.
+    actual: Option<Contents>,
+    cursors: Cursors,
+    /// What the maps were last made from; `None`: they have to be made again.
+    made_from: Option<NodeAddresses>,
+    wanted_ports: Ports,
+    listed: BTreeSet<(ServiceId, BackendId)>,
+    entries: BTreeMap<u32, Entry>,
+    slots: Slots,
+    chosen: Vec<String>,
+    account: Account,
+}
+
+/// What the options' file says, or an empty one.
+pub(super) fn load_config(options: &Options) -> anyhow::Result<Config> {
+    match &options.config {
+        Some(path) => Ok(config::load(path)?),
+        None => Ok(Config::default()),
+    }
+}
+
+impl Node {
+    /// Brings the data path up, or takes over what an earlier agent left. Maps are filled before
+    /// any program is attached.
+    pub(super) fn start(
+        options: Options,
+        config: Config,
+        kernel: KernelVersion,
+        host: &Host,
+    ) -> anyhow::Result<Self> {
+        let chosen = choose(&options, &config, host, &[]);
+        anyhow::ensure!(
+            !chosen.is_empty(),
+            "no interface has a default route: name the interfaces to work on, with --interface \
+             or `interfaces:` in the file"
+        );
+        for interface in find_interfaces(host, &chosen)? {
+            attach::check(interface)?;
+        }
+        let pins = options.pins.clone();
+        prerequisites::make_dirs(&pins)?;
+        let lock = Lock::take(&pins)?;
+        let is_first = is_empty(&pins);
+        let started = Self::open(&options, kernel).and_then(|parts| {
+            let account = Account::new(&options);
+            let file = read_file(&options);
+            let mut node = parts.into_node(options, config, file, account, lock);
+            node.bring_up(host, chosen)?;
+            Ok(node)
+        });
+        started.inspect_err(|_| {
+            // What an earlier agent left goes on as it was; what we began ourselves goes.
+            if is_first && let Err(error) = crate::dataplane::detach(&pins) {
+                tracing::warn!(%error, "not everything could be removed again");
+            }
+        })
+    }
+
+    fn open(options: &Options, kernel: KernelVersion) -> anyhow::Result<Parts> {
+        let pins = &options.pins;
+        let programs = Programs::load(pins, &Sizes::default())?;
+        let maps = Maps::open(pins)?;
+        let earlier = maps.status.get(0).ok();
+        let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
+        let slots = earlier.into_iter().flat_map(|status| status.interfaces);
+        Ok(Parts {
+            attacher: Attacher::new(programs, pins.clone(), kernel),
+            entries: maps.interfaces.entries()?,
+            flows: maps::flows(pins)?,
+            slots: Slots::new(slots.map(|interface| (interface.name, interface.slot))),
+            maps,
+        })
+    }
+
+    /// The first time, where whatever goes wrong is the end.
+    fn bring_up(&mut self, host: &Host, chosen: Vec<String>) -> anyhow::Result<()> {
+        self.chosen = chosen;
+        self.apply_settings()?;
+        self.sync(host)?;
+        self.write_entries(host, &[])?;
+        let mut attached = Vec::new();
+        for interface in find_interfaces(host, &self.chosen)? {
+            let got = self.attacher.attach(interface, xdp_mode(&self.options, &self.config))?;
+            attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
+        }
+        self.write_entries(host, &attached)?;
+        self.detach_others(&self.chosen)?;
+        self.account.interfaces(attached);
+        self.account.in_sync();
+        self.account.shared.update(|snapshot| snapshot.ready = true);
+        self.account.publish(&mut self.maps.status);
+        tracing::info!("the data path is up on {}", self.chosen.join(", "));
+        Ok(())
+    }
+
+    pub(super) fn config_path(&self) -> Option<&Path> {
+        self.options.config.as_deref()
+    }
+
+    pub(super) fn pins(&self) -> &Pins {
+        &self.options.pins
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.account.shared
+    }
+
+    /// Looks at everything, and brings in line what is not.
+    pub(super) fn reconcile(&mut self, host: &Host) {
+        self.chosen = choose(&self.options, &self.config, host, &self.chosen);
+        match self.reconcile_all(host) {
+            Ok(()) => self.account.in_sync(),
+            Err(error) => {
+                // A write that failed leaves us unsure of what is there.
+                self.actual = None;
+                self.made_from = None;
+                self.account.failed(&format!("{error:#}"));
+            }
+        }
+        self.account.publish(&mut self.maps.status);
+    }
+
+    fn reconcile_all(&mut self, host: &Host) -> anyhow::Result<()> {
+        self.sync(host)?;
+        let mode = xdp_mode(&self.options, &self.config);
+        let mut all = Vec::new();
+        for name in &self.chosen {
+            let slot = self.slots.of(name);
+            all.push(match find_interfaces(host, std::slice::from_ref(name)) {
+                Ok(found) => match found.first() {
+                    Some(interface) => {
+                        let got = self.attacher.attach(interface, mode);
+                        describe(interface, slot, got.map_err(|error| error.to_string()))
+                    }
+                    None => continue,
+                },
+                Err(error) => absent(name, slot, error.to_string()),
+            });
+        }
+        self.detach_others(&self.chosen)?;
+        self.write_entries(host, &all)?;
+        self.account.interfaces(all);
+        Ok(())
+    }
+
+    /// Brings the maps of services in line, if what they are made from has changed.
+    fn sync(&mut self, host: &Host) -> anyhow::Result<()> {
+        let addresses = interfaces::addresses(host, &self.chosen);
+        if self.made_from.as_ref() == Some(&addresses) {
+            return Ok(());
+        }
+        let began = Instant::now();
+        let mut services = self.config.services.clone();
+        services.extend(self.options.publish.iter().cloned());
+        let desired = desired::build(&services, &addresses);
+        let actual = match &mut self.actual {
+            Some(actual) => actual,
+            none => none.insert(self.maps.services.read()?),
+        };
+        let snat = self.config.snat_ports.clone();
+        let encoded =
+            encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
+        let writes = self.maps.services.sync(actual, &encoded)?;
+        self.maps.node.put(
+            0,
+            &NodeConfig {
+                snat_first: *snat.start(),
+                snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
+                lookup_ifindex: LOOPBACK,
+            },
+        )?;
+        self.listed = encoded.listed();
+        self.wanted_ports = encoded.ports;
+        self.made_from = Some(addresses);
+        self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
+        self.account.synced(began.elapsed(), desired.conflicts.len());
+        if !writes.is_none() {
+            tracing::info!(
+                services = desired.services.len(),
+                written = writes.set,
+                removed = writes.removed,
+                "maps brought in line"
+            );
+            // UDP clients of backends that went must not wait for the next pass.
+            self.collect();
+        }
+        Ok(())
+    }
+
+    /// Collects flows, and takes ports back that none of them needs.
+    pub(super) fn collect(&mut self) {
+        let outcome = gc::collect(&mut self.flows, &self.listed, gc::now()).and_then(|collected| {
+            self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
+            match &mut self.actual {
+                Some(actual) => {
+                    let (wanted, in_use) = (&self.wanted_ports, &collected.in_use);
+                    self.maps.services.release_ports(actual, wanted, in_use).map(drop)
+                }
+                None => Ok(()),
+            }
+        });
+        if let Err(error) = outcome {
+            self.actual = None;
+            self.made_from = None;
+            self.account.failed(&error.to_string());
+        }
+    }
+
+    /// Sees to kernel settings again: others set them anew from their own files.
+    pub(super) fn keep_settings(&mut self) {
+        if let Err(error) = self.apply_settings() {
+            self.account.failed(&format!("{error:#}"));
+        }
+    }
+
+    fn apply_settings(&mut self) -> anyhow::Result<()> {
+        Sysctls::default()
+            .apply(&mut self.maps.sysctls, self.config.snat_ports.clone())
+            .context("cannot set what the data path needs in the kernel")
+    }
+
+    /// Reads the file if it is not what it was when it was last read.
+    pub(super) fn reload_if_changed(&mut self, host: &Host) {
+        if self.config_path().is_some() && read_file(&self.options) != self.file {
+            self.reload(host);
+        }
+    }
+
+    /// Reads the file. One that is wrong changes nothing.
+    pub(super) fn reload(&mut self, host: &Host) {
+        self.file = read_file(&self.options);
+        let loaded = load_config(&self.options).and_then(|config| {
+            let chosen = choose(&self.options, &config, host, &self.chosen);
+            for interface in find_interfaces(host, &chosen)? {
+                attach::check(interface)?;
+            }
+            Ok(config)
+        });
+        match loaded {
+            Ok(config) => {
+                tracing::info!("the file was read");
+                self.account.config_accepted();
+                self.config = config;
+                self.made_from = None;
+                self.keep_settings();
+            }
+            Err(error) => self.account.config_failed(&format!("{error:#}")),
+        }
+    }
+
+    fn detach_others(&self, chosen: &[String]) -> anyhow::Result<()> {
+        let attached = self.pins().attached().context("cannot list the pins")?;
+        for name in attached.iter().filter(|name| !chosen.contains(name)) {
+            attach::detach(self.pins(), name)?;
+            tracing::info!("{name}: taken off");
+        }
+        Ok(())
+    }
+
+    fn write_entries(&mut self, host: &Host, attached: &[InterfaceStatus]) -> anyhow::Result<()> {
+        let known = netdev::read_xdp_transmit().context("cannot ask for XDP features")?;
+        let is_native = |interface: &Interface| {
+            let mut all = attached.iter().filter(|status| status.ifindex == interface.index);
+            !interface.is_veth && all.any(|status| status.xdp == XdpState::Native)
+        };
+        let chosen: BTreeMap<String, u16> =
+            self.chosen.iter().map(|name| (name.clone(), self.slots.of(name))).collect();
+        let entries = interfaces::entries(host, &chosen, |interface| match &known {
+            Some(known) => known.get(&interface.index).copied().unwrap_or(false),
+            None => is_native(interface),
+        });
+        let changes = delta(&self.entries, &entries);
+        for (index, entry) in &changes.set {
+            self.maps.interfaces.set(index, entry)?;
+        }
+        for index in &changes.remove {
+            self.maps.interfaces.remove(index)?;
+        }
+        self.entries = entries;
+        Ok(())
+    }
+
+    /// Ends; the data path stays unless the options say otherwise.
+    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+        self.account.change(|status| status.stopped = true);
+        self.account.publish(&mut self.maps.status);
+        if !self.options.detach_on_exit {
+            tracing::info!("stopped; the data path goes on");
+            return Ok(());
+        }
+        detach_locked(&self.options.pins, &self.lock)?;
+        tracing::info!("stopped; everything is removed");
+        Ok(())
+    }
+}
+
+/// What is opened before there is a node.
+struct Parts {
+    attacher: Attacher,
+    maps: Maps,
+    flows: HashTable<Tuple, Flow>,
+    entries: BTreeMap<u32, Entry>,
+    slots: Slots,
+}
+
+impl Parts {
+    fn into_node(
+        self,
+        options: Options,
+        config: Config,
+        file: Option<Vec<u8>>,
+        account: Account,
+        lock: Lock,
+    ) -> Node {
+        Node {
+            options,
+            config,
+            file,
+            lock,
+            attacher: self.attacher,
+            maps: self.maps,
+            flows: self.flows,
+            actual: None,
+            cursors: Cursors::default(),
+            made_from: None,
+            wanted_ports: Ports::default(),
+            listed: BTreeSet::new(),
+            entries: self.entries,
+            slots: self.slots,
+            chosen: Vec::new(),
+            account,
+        }
+    }
+}
+
+fn choose(options: &Options, config: &Config, host: &Host, before: &[String]) -> Vec<String> {
+    let asked = if options.interfaces.is_empty() {
+        config.interfaces.as_deref()
+    } else {
+        Some(options.interfaces.as_slice())
+    };
+    interfaces::choose(host, asked, before)
+}
+
+fn xdp_mode(options: &Options, config: &Config) -> XdpMode {
+    options.xdp_mode.unwrap_or(config.xdp_mode)
+}
+
+fn describe(interface: &Interface, slot: u16, got: Result<Attached, String>) -> InterfaceStatus {
+    let (got, error) = match got {
+        Ok(got) => (got, None),
+        Err(error) => {
+            let nothing = Attached { xdp: XdpState::Off, xdp_reason: None, tc: TcState::Off };
+            (nothing, Some(error))
+        }
+    };
+    InterfaceStatus {
+        name: interface.name.clone(),
+        ifindex: interface.index,
+        xdp: got.xdp,
+        xdp_reason: got.xdp_reason,
+        tc: got.tc,
+        slot,
+        error,
+    }
+}
+
+fn absent(name: &str, slot: u16, error: String) -> InterfaceStatus {
+    InterfaceStatus {
+        name: name.to_owned(),
+        ifindex: 0,
+        xdp: XdpState::Off,
+        xdp_reason: None,
+        tc: TcState::Off,
+        slot,
+        error: Some(error),
+    }
+}
+
+fn read_file(options: &Options) -> Option<Vec<u8>> {
+    std::fs::read(options.config.as_ref()?).ok()
+}
+
+fn is_empty(pins: &Pins) -> bool {
+    std::fs::read_dir(pins.maps()).is_ok_and(|mut entries| entries.next().is_none())
+}
