@@ -1,0 +1,39 @@
+//! `cargo xtask build`: the release binary.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::cargo;
+use crate::process;
+use crate::setup;
+
+/// Builds the release binary, with the eBPF object embedded, at target/release/redirector.
+#[derive(Args)]
+pub(crate) struct Arguments {}
+
+pub(crate) fn run(_: &Arguments) -> Result<()> {
+    setup::complete()?;
+    let binary = release()?;
+    println!("{}", binary.display());
+    Ok(())
+}
+
+/// Builds the agent for release and returns the path of the program.
+pub(crate) fn release() -> Result<PathBuf> {
+    process::run(cargo::cargo("build").args([
+        "--locked",
+        "--release",
+        "--package",
+        "redirector",
+        "--bin",
+        "redirector",
+    ]))?;
+    Ok(binary())
+}
+
+/// Where the release binary is.
+pub(crate) fn binary() -> PathBuf {
+    cargo::target_dir().join("release/redirector")
+}

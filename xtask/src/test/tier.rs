@@ -1,0 +1,134 @@
+//! The tiers of tests.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use super::report::Outcome;
+use super::summary::Summary;
+use crate::cargo::cargo;
+use crate::process;
+
+/// A set of tests that need the same of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tier {
+    /// Pure code: no root, no kernel.
+    Host,
+    /// Every program is loaded and fed with packets.
+    Program,
+    /// Real clients and servers in network namespaces.
+    Netns,
+    /// Agents killed, restarted and replaced under load.
+    Restart,
+}
+
+impl Tier {
+    pub(crate) const ALL: [Self; 4] = [Self::Host, Self::Program, Self::Netns, Self::Restart];
+
+    /// The package of the tiers that need root.
+    pub(crate) const PACKAGE: &str = "redirector-tests";
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Program => "program",
+            Self::Netns => "netns",
+            Self::Restart => "restart",
+        }
+    }
+
+    /// The tier's own test program. Plain `cargo test` passes it by (`test = false`), because it
+    /// needs root.
+    pub(crate) fn target(self) -> Option<&'static str> {
+        match self {
+            Self::Host => None,
+            Self::Program | Self::Netns | Self::Restart => Some(self.name()),
+        }
+    }
+
+    /// Whether the tier runs the release binary.
+    pub(super) fn needs_agent(self) -> bool {
+        self.target().is_some()
+    }
+
+    /// Runs the tier; tests that fail are part of the outcome, all else is an error.
+    pub(super) fn run(self, passed_on: &[String]) -> Result<Outcome> {
+        let mut command = cargo("test");
+        command.arg("--locked");
+        match self.target() {
+            // The rest of the programs of a workspace says more than the first one that fails.
+            None => command.arg("--no-fail-fast"),
+            Some(target) => {
+                if !process::is_root() {
+                    bail!("needs root: run `cargo xtask test` as root");
+                }
+                command.args(["--package", Self::PACKAGE, "--test", target])
+            }
+        };
+        let (summary, succeeded) = run_counting(command.arg("--").args(passed_on))?;
+        judge(summary, succeeded)
+    }
+}
+
+/// What a run of tests amounts to.
+fn judge(summary: Summary, succeeded: bool) -> Result<Outcome> {
+    if summary.passed + summary.failed == 0 {
+        bail!("no test ran");
+    }
+    if summary.ignored > 0 {
+        bail!("{} tests are ignored: mend or delete them", summary.ignored);
+    }
+    if !succeeded && summary.failed == 0 {
+        bail!("a test program did not end as it should: see above");
+    }
+    Ok(Outcome::tests(summary.passed, summary.failed))
+}
+
+/// Runs a command, shows what it prints, and adds up the summaries of tests in it.
+fn run_counting(command: &mut Command) -> Result<(Summary, bool)> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", process::describe(command)))?;
+    let mut summary = Summary::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.context("cannot read what the tests print")?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            summary.add(&line);
+        }
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    Ok((summary, status.success()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(passed: u32, failed: u32, ignored: u32) -> Summary {
+        Summary { passed, failed, ignored }
+    }
+
+    #[test]
+    fn a_tier_without_tests_fails() {
+        assert!(judge(summary(0, 0, 0), true).is_err());
+        assert!(judge(summary(1, 0, 0), true).is_ok());
+    }
+
+    #[test]
+    fn ignored_tests_and_crashes_fail() {
+        assert!(judge(summary(3, 0, 1), true).is_err());
+        assert!(judge(summary(3, 0, 0), false).is_err());
+    }
+
+    #[test]
+    fn failed_tests_are_counted() {
+        let outcome = judge(summary(3, 2, 0), false).unwrap();
+        assert_eq!(outcome, Outcome::tests(3, 2));
+    }
+}
