@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redirector_common::node::Text;
 
-use super::shared::Shared;
 use super::Options;
+use super::shared::Shared;
 use crate::dataplane::status::{InterfaceStatus, Status};
 use crate::dataplane::table::ArrayTable;
 

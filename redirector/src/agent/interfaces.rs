@@ -53,11 +53,8 @@ pub(super) fn choose(host: &Host, asked: Option<&[String]>, before: &[String]) -
         return asked.iter().filter(|name| seen.insert(*name)).cloned().collect();
     }
     let external: Vec<String> = host.external().map(|interface| interface.name.clone()).collect();
-    let mut chosen: Vec<String> = before
-        .iter()
-        .filter(|name| host.find(name).is_some())
-        .cloned()
-        .collect();
+    let mut chosen: Vec<String> =
+        before.iter().filter(|name| host.find(name).is_some()).cloned().collect();
     for name in external {
         if !chosen.contains(&name) {
             chosen.push(name);

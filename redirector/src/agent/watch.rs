@@ -21,13 +21,14 @@ pub(super) struct FileWatch {
 impl FileWatch {
     pub(super) fn new(path: &Path) -> notify::Result<Self> {
         let (sender, events) = unbounded_channel();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let is_reading = event.is_ok_and(|event| event.kind.is_access());
-            if !is_reading {
-                // Nobody listens any more when the agent ends.
-                let _ = sender.send(());
-            }
-        })?;
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                let is_reading = event.is_ok_and(|event| event.kind.is_access());
+                if !is_reading {
+                    // Nobody listens any more when the agent ends.
+                    let _ = sender.send(());
+                }
+            })?;
         for dir in directories(path) {
             watcher.watch(&dir, RecursiveMode::NonRecursive)?;
         }

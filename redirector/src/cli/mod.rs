@@ -6,6 +6,7 @@
 pub mod completions;
 pub mod config;
 pub mod counters;
+pub mod detach;
 pub mod flow;
 pub mod map;
 pub mod render;
@@ -61,6 +62,8 @@ enum Command {
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Remove programs, pins and changes of kernel settings; leaves nothing
+    Detach(detach::DetachArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the manual page
@@ -142,6 +145,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),
         Command::Man => completions::print_manual(),
     }

@@ -8,10 +8,14 @@ use redirector_common::Protocol;
 
 use super::document::{Placed, SnatPorts};
 use super::error::{Place, Problems};
-use crate::model::{BackendAddress, FrontendSpec};
+use crate::model::{BackendAddress, FrontendSpec, Source};
 
-/// An address, or every node address, and who has it.
-type Claim<'p> = (Option<IpAddr>, &'p Place);
+/// Who has a port of an address, or of every node address.
+struct Claim<'p> {
+    address: Option<IpAddr>,
+    source: Source,
+    place: &'p Place,
+}
 
 /// Reports frontends that two entries claim. Of two ranges that overlap, the first port that they
 /// share stands for all.
@@ -20,31 +24,45 @@ pub(super) fn check_frontends(services: &[Placed], problems: &mut Problems) {
     let mut reported = BTreeSet::new();
     for placed in services {
         for (frontend, place) in placed.service.frontends.iter().zip(&placed.frontends) {
+            let claim =
+                Claim { address: frontend.address, source: placed.service.key.source, place };
             let earlier = claims.entry((frontend.protocol, frontend.port)).or_default();
-            let other = earlier.iter().find(|(address, _)| overlap(*address, frontend.address));
-            if let Some((address, other)) = other
-                && reported.insert((place, *other))
+            if let Some(other) = earlier.iter().find(|other| other.overlaps(&claim))
+                && reported.insert((place, other.place))
             {
-                let taken = FrontendSpec { address: *address, ..*frontend };
-                let message = if taken == *frontend {
-                    format!("{} is taken by the entry at {other}", show(frontend))
+                let taker = if other.address == frontend.address {
+                    "the entry".to_owned()
                 } else {
-                    format!("{} is taken by {} at {other}", show(frontend), show(&taken))
+                    show(&FrontendSpec { address: other.address, ..*frontend })
                 };
-                problems.report(
-                    place.clone(),
-                    placed.message(".frontends", &format!("{message}; remove one of them")),
+                let message = format!(
+                    "{} is taken by {taker} at {}; remove one of them",
+                    show(frontend),
+                    other.place
                 );
+                problems.report(place.clone(), placed.message(".frontends", &message));
             }
-            earlier.push((frontend.address, place));
+            earlier.push(claim);
         }
     }
 }
 
-fn overlap(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => one == other,
-        (None, _) | (_, None) => true,
+impl Claim<'_> {
+    fn overlaps(&self, other: &Self) -> bool {
+        match (self.address, other.address) {
+            (Some(one), Some(other)) => one == other,
+            (None, None) => true,
+            (None, Some(_)) => !self.gives_way_to(other),
+            (Some(_), None) => !other.gives_way_to(self),
+        }
+    }
+
+    /// A publish entry for every node address leaves out those that a service names: the service
+    /// is the more exact, and its address is often a virtual one that is no node address at all.
+    /// Where it is one, the service has it ([`Config::services`](super::Config::services) has
+    /// services first).
+    fn gives_way_to(&self, exact: &Self) -> bool {
+        self.source == Source::Publish && exact.source == Source::Static
     }
 }
 

@@ -15,19 +15,24 @@ pub mod publish;
 mod service;
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
 pub use error::{ConfigError, Place, Position, Problem};
 
-use crate::model::Service;
+use crate::model::{Service, Source};
 use document::{Document, Placed, SnatPorts};
 use error::Problems;
 use fields::Reader;
 
 /// Ports for translation where the file names none.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
+
+/// Longest file.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +44,9 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
-    /// Publish entries, one service for each port, and then services, each in the order of the
-    /// file.
+    /// Services, and then publish entries, one service for each port; each in the order of the
+    /// file. A frontend goes to the first that claims it, so a service that names an address has
+    /// it before a publish entry for every node address.
     pub services: Vec<Service>,
 }
 
@@ -102,10 +108,14 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
         let name = Arc::from(name.as_str());
         ConfigError::single(Place { name, position }, message)
     };
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = read_limited(path).map_err(|error| {
         let message = format!("cannot be read: {error}; name a file that can be read");
         single(None, message)
     })?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let message = format!("is longer than {MAX_BYTES} bytes; name a configuration file");
+        return Err(single(None, message));
+    }
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(&name, text),
         Err(error) => {
@@ -114,6 +124,13 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
             Err(single(Some(end_of(&good)), message))
         }
     }
+}
+
+/// At most one byte more than [`MAX_BYTES`]: not every file has an end.
+fn read_limited(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The position after `text`.
@@ -172,11 +189,14 @@ pub fn from_arguments<S: AsRef<str>>(
 fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigError> {
     conflicts::check_frontends(&document.services, &mut problems);
     conflicts::check_snat_ports(&document.services, &document.snat_ports, &mut problems);
+    let mut services: Vec<Service> =
+        document.services.into_iter().map(|placed| placed.service).collect();
+    services.sort_by_key(|service| service.key.source == Source::Publish);
     problems.finish(Config {
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
-        services: document.services.into_iter().map(|placed| placed.service).collect(),
+        services,
     })
 }
 

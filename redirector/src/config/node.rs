@@ -6,7 +6,10 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned, options::Options};
+use serde_saphyr::{
+    DefaultMessageFormatter, DuplicateKeyPolicy, MessageFormatter, NonFiniteFloatPolicy, Options,
+    Spanned,
+};
 
 use super::error::Position;
 
@@ -36,8 +39,19 @@ pub(super) fn read(text: &str) -> Result<Node, (Option<Position>, String)> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| describe(&error))
 }
 
+/// Mappings and lists in each other; the file needs five. The parser recurses, and the stack of
+/// a thread is not much.
+const MAX_DEPTH: usize = 12;
+/// Enough to publish every port on its own line, twice.
+const MAX_NODES: usize = 150_000;
+
 fn options() -> Options {
     serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_nodes: MAX_NODES,
+            flow_nesting_limit: MAX_DEPTH,
+        },
         // We report duplicates ourselves, all of them.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
@@ -47,24 +61,22 @@ fn options() -> Options {
     }
 }
 
-/// Position and one line of text.
+/// Position and one line of text, without the position, which stands in front already.
 fn describe(error: &serde_saphyr::Error) -> (Option<Position>, String) {
     let position = error.location().map(position);
-    let error = error.without_snippet();
-    let text = if matches!(error, serde_saphyr::Error::MultipleDocuments { .. }) {
+    let mut error = error.without_snippet();
+    while let serde_saphyr::Error::AliasError { error: inner, .. } = error {
+        error = inner;
+    }
+    let message = if matches!(error, serde_saphyr::Error::MultipleDocuments { .. }) {
         "a second document starts here; keep one in a file".to_owned()
+    } else if matches!(error, serde_saphyr::Error::Budget { .. }) {
+        format!("holds too much; allowed: {MAX_NODES} values, {MAX_DEPTH} levels of nesting")
     } else {
-        error.to_string()
+        let text = DefaultMessageFormatter.format_message(error);
+        format!("not valid YAML: {text}").replace(char::is_control, " ")
     };
-    let text = match position {
-        // The position stands in front of the line already.
-        Some(Position { line, column }) => {
-            text.replace(&format!(" at line {line}, column {column}"), "")
-        }
-        None => text,
-    };
-    let line: Vec<&str> = text.split_whitespace().collect();
-    (position, format!("not valid YAML: {}", line.join(" ")))
+    (position, message)
 }
 
 fn position(location: serde_saphyr::Location) -> Position {

@@ -1,6 +1,8 @@
 mod accepted;
+mod conflicts;
 mod refused;
 mod schema;
+mod services;
 
 use super::*;
 

@@ -194,14 +194,13 @@ fn expand_frontends(
 
 /// The service with its backends, and no frontend yet.
 fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
-    let mut backends: Vec<DesiredBackend> = Vec::new();
-    for spec in &service.backends {
-        if let Some(backend) = resolve_backend(spec, family, node)
-            && !backends.iter().any(|other| other.backend == backend.backend)
-        {
-            backends.push(backend);
-        }
-    }
+    let mut seen = BTreeSet::new();
+    let mut backends: Vec<DesiredBackend> = service
+        .backends
+        .iter()
+        .filter(|spec| seen.insert((spec.address, spec.port)))
+        .filter_map(|spec| resolve_backend(spec, family, node))
+        .collect();
     choose_takers(&mut backends, service.policy);
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)

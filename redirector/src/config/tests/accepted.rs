@@ -155,3 +155,14 @@ fn files_are_read() {
     std::fs::write(file.path(), "publish: ['80:8080']\r\n").unwrap();
     assert_eq!(load(file.path()).unwrap().services.len(), 1);
 }
+
+#[test]
+fn a_service_has_its_exact_address_before_publish_entries() {
+    let found = config(
+        "publish: ['80:8080']
+services: [{name: web, frontends: [{address: 192.0.2.10, port: 80}]}]
+",
+    );
+    let names: Vec<_> = found.services.iter().map(|service| service.key.name.as_str()).collect();
+    assert_eq!(names, ["web", "80:8080/tcp"]);
+}

@@ -1,0 +1,217 @@
+//! A node made of ordinary collections.
+
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+use redirector_common::node::NodeConfig;
+use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::{
+    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, decide,
+    decide_reply,
+};
+use redirector_common::{
+    Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
+    PortFlags, Protocol, Service, ServiceId, Tuple,
+};
+
+/// Interface by which everything leaves.
+pub(crate) const IFINDEX: u32 = 7;
+/// Seconds, as the clock counts.
+pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// The node. Flows are boxed, so that entries stay where they are.
+pub(crate) struct Host {
+    pub(crate) now: Cell<u64>,
+    pub(crate) random: Cell<u32>,
+    pub(crate) node: NodeConfig,
+    pub(crate) ports: RefCell<BTreeMap<(u8, u16), PortFlags>>,
+    pub(crate) frontends: BTreeMap<FrontendKey, Frontend>,
+    pub(crate) services: BTreeMap<ServiceId, Service>,
+    pub(crate) table: Vec<BackendId>,
+    pub(crate) backends: BTreeMap<BackendId, Backend>,
+    pub(crate) interface: Option<Interface>,
+    pub(crate) route: Cell<Route>,
+    pub(crate) flow_capacity: Cell<usize>,
+    flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
+    scratch: UnsafeCell<Scratch>,
+}
+
+pub(crate) fn v4(last: u8) -> Address {
+    Address::from_v4([192, 0, 2, last])
+}
+
+impl Host {
+    /// A node with the address 192.0.2.1 and the translation ports 50000 to 50003.
+    pub(crate) fn new() -> Self {
+        let empty = Flow::new(Direction::Forward, Packet::EMPTY.tuple, 0, 0, false, 0);
+        Self {
+            now: Cell::new(1000 * SECOND),
+            random: Cell::new(12345),
+            node: NodeConfig { snat_first: 50000, snat_count: 4, lookup_ifindex: 1 },
+            ports: RefCell::default(),
+            frontends: BTreeMap::new(),
+            services: BTreeMap::new(),
+            table: Vec::new(),
+            backends: BTreeMap::new(),
+            interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
+            route: Cell::new(Route::Via),
+            flow_capacity: Cell::new(1000),
+            flows: RefCell::default(),
+            scratch: UnsafeCell::new(Scratch {
+                forward: empty,
+                reply: empty,
+                reply_key: Packet::EMPTY.tuple,
+            }),
+        }
+    }
+
+    /// Adds a service with frontends `192.0.2.1:port` and one backend.
+    pub(crate) fn serve(&mut self, ports: &[u16], protocol: Protocol, backend: Option<Backend>) {
+        let id = self.services.len() as ServiceId + 1;
+        let mut service = Service::default();
+        let mut flags = PortFlags::FRONTEND;
+        if let Some(backend) = backend {
+            service.table_offset = self.table.len() as u32;
+            service.table_size = 1;
+            self.table.push(id);
+            self.backends.insert(id, backend);
+            let mut ports = self.ports.borrow_mut();
+            if backend.is_local() {
+                let entry = ports.entry((protocol.number(), backend.port.number())).or_default();
+                *entry = entry.union(PortFlags::LOCAL_BACKEND);
+            } else {
+                flags = flags.union(PortFlags::REMOTE);
+            }
+        }
+        self.services.insert(id, service);
+        for &port in ports {
+            self.frontends.insert(
+                FrontendKey::new(v4(1), Port::new(port), protocol),
+                Frontend { service: id, reserved: 0, local_address: v4(1) },
+            );
+            let mut ports = self.ports.borrow_mut();
+            let entry = ports.entry((protocol.number(), port)).or_default();
+            *entry = entry.union(flags);
+        }
+    }
+
+    /// What TC ingress does with a packet.
+    pub(crate) fn ingress(&self, packet: &Packet) -> (Decision, Outcome) {
+        self.at(Hook::Ingress, packet)
+    }
+
+    /// What a hook does with a packet.
+    pub(crate) fn at(&self, hook: Hook, packet: &Packet) -> (Decision, Outcome) {
+        let mut outcome = Outcome::EMPTY;
+        (decide(self, packet, hook, packet.ip_len, &mut outcome), outcome)
+    }
+
+    /// What TC egress does with a packet.
+    pub(crate) fn egress(&self, packet: &Packet) -> (Decision, Outcome) {
+        let mut outcome = Outcome::EMPTY;
+        (decide_reply(self, packet, &mut outcome), outcome)
+    }
+
+    /// Every half, by its key.
+    pub(crate) fn flows(&self) -> BTreeMap<Tuple, Flow> {
+        // SAFETY: no entry is being written to.
+        self.flows.borrow().iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect()
+    }
+
+    /// Every half has its partner, and they agree about the state.
+    pub(crate) fn assert_whole(&self) {
+        let flows = self.flows();
+        for (key, flow) in &flows {
+            let partner = flows.get(&flow.translated.reversed());
+            let partner = partner.unwrap_or_else(|| panic!("{key:?} has no partner"));
+            assert_eq!(partner.translated.reversed(), *key);
+            assert_ne!(partner.direction(), flow.direction());
+            assert_eq!(partner.state(), flow.state(), "{key:?}");
+        }
+    }
+}
+
+impl Environment for Host {
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    fn random(&self) -> u32 {
+        self.random.set(self.random.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
+        self.random.get()
+    }
+
+    fn node(&self) -> NodeConfig {
+        self.node
+    }
+
+    fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
+        let first = self.node.snat_first;
+        if (first..first + self.node.snat_count).contains(&port.number()) {
+            return PortFlags::SNAT;
+        }
+        self.ports.borrow().get(&(protocol.number(), port.number())).copied().unwrap_or_default()
+    }
+
+    fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
+        let flows = self.flows.borrow();
+        let flow = NonNull::new(flows.get(key)?.get())?;
+        // SAFETY: boxed, and removed only between packets or by the packet that holds it.
+        Some(unsafe { FlowEntry::new(flow) })
+    }
+
+    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Inserted {
+        let mut flows = self.flows.borrow_mut();
+        if flows.contains_key(key) {
+            return Inserted::Exists;
+        }
+        if flows.len() >= self.flow_capacity.get() {
+            return Inserted::Full;
+        }
+        flows.insert(*key, Box::new(UnsafeCell::new(*flow)));
+        Inserted::Done
+    }
+
+    fn remove_flow(&self, key: &Tuple) {
+        self.flows.borrow_mut().remove(key);
+    }
+
+    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry> {
+        self.flow(&entry.translated().reversed())
+    }
+
+    fn remove_partner(&self, entry: FlowEntry) {
+        self.remove_flow(&entry.translated().reversed());
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        self.frontends.get(key).copied()
+    }
+
+    fn service(&self, id: ServiceId) -> Option<Service> {
+        self.services.get(&id).copied()
+    }
+
+    fn table_entry(&self, index: u32) -> Option<BackendId> {
+        self.table.get(index as usize).copied()
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        self.backends.get(&id).copied()
+    }
+
+    fn interface(&self, ifindex: u32) -> Option<Interface> {
+        self.interface.filter(|_| ifindex == IFINDEX)
+    }
+
+    fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
+        next_hop.ifindex = IFINDEX;
+        next_hop.mtu = 1280;
+        self.route.get()
+    }
+
+    fn scratch(&self) -> Option<NonNull<Scratch>> {
+        NonNull::new(self.scratch.get())
+    }
+}

@@ -1,0 +1,10 @@
+//! The packet code as a whole, run in user space against an independent library and a node made
+//! of ordinary collections.
+
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod deciding;
+mod host;
+mod packets;
+mod parsing;
+mod rewriting;

@@ -1,0 +1,128 @@
+use super::*;
+
+#[test]
+fn backends_are_local_where_their_address_is_the_hosts() {
+    let specs = [
+        backend("local", 8080),
+        backend("10.0.0.1", 8080),
+        backend("10.0.0.5", 8080),
+        backend("2001:db8::5", 8080),
+    ];
+    let service = mk_service("web", &[(None, 80)], &specs);
+    let of = |family| -> Vec<Backend> {
+        only(service.clone(), family).backends.iter().map(|backend| backend.backend).collect()
+    };
+    let port = Port::new(8080);
+    assert_eq!(
+        of(Family::V4),
+        [
+            Backend::local(port),
+            Backend::local_at(ip("10.0.0.1").into(), port),
+            Backend::remote(ip("10.0.0.5").into(), port),
+        ]
+    );
+    assert_eq!(
+        of(Family::V6),
+        [Backend::local(port), Backend::remote(ip("2001:db8::5").into(), port)]
+    );
+}
+
+#[test]
+fn a_backend_that_is_listed_twice_counts_once() {
+    let specs = [weighted("10.0.0.5", 80, 2), backend("10.0.0.5", 80), backend("10.0.0.5", 81)];
+    let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
+    let rows: Vec<_> = service.backends.iter().map(|b| (b.backend.port, b.weight)).collect();
+    assert_eq!(rows, [(Port::new(80), 2), (Port::new(81), 1)]);
+}
+
+/// An address of the host, and one that is not.
+const HERE: &str = "10.0.0.1";
+const THERE: &str = "10.0.0.5";
+
+/// Name, policy and backends; who takes new flows; whether the service is silent.
+type TakersRow = (&'static str, TrafficPolicy, Vec<BackendSpec>, &'static [&'static str], bool);
+
+#[test]
+fn takers_of_new_flows() {
+    let (cluster, local) = (TrafficPolicy::Cluster, TrafficPolicy::Local);
+    let rows: [TakersRow; 13] = [
+        ("none", cluster, vec![], &[], false),
+        ("none, Local", local, vec![], &[], false),
+        ("both", cluster, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE, THERE], false),
+        ("Local keeps here", local, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE], false),
+        ("Local, only there", local, vec![backend(THERE, 80)], &[], true),
+        ("Cluster, only there", cluster, vec![backend(THERE, 80)], &[THERE], false),
+        (
+            "terminating gives way",
+            cluster,
+            vec![terminating(HERE, 80), backend(THERE, 80)],
+            &[THERE],
+            false,
+        ),
+        (
+            "terminating is better than none",
+            cluster,
+            vec![terminating(HERE, 80), weighted(THERE, 80, 0)],
+            &[HERE],
+            false,
+        ),
+        (
+            "Local prefers terminating here to active there",
+            local,
+            vec![terminating(HERE, 80), backend(THERE, 80)],
+            &[HERE],
+            false,
+        ),
+        ("Local, terminating there", local, vec![terminating(THERE, 80)], &[], true),
+        ("weight 0", cluster, vec![weighted(THERE, 80, 0)], &[], false),
+        ("Local, weight 0 there", local, vec![weighted(THERE, 80, 0)], &[], false),
+        (
+            "Local, weight 0 here, active there",
+            local,
+            vec![weighted(HERE, 80, 0), backend(THERE, 80)],
+            &[],
+            true,
+        ),
+    ];
+    for (name, policy, specs, wanted, silent) in rows {
+        let mut service = mk_service("web", &[(None, 80)], &specs);
+        service.policy = policy;
+        let service = only(service, Family::V4);
+        let wanted: Vec<_> = wanted.iter().map(|address| BackendAddress::At(ip(address))).collect();
+        assert_eq!(takers(&service), wanted, "{name}");
+        assert_eq!(service.silent, silent, "{name}");
+        assert_eq!(service.backends.len(), specs.len(), "{name}: all are listed");
+        assert_eq!(service.table().is_empty(), wanted.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn policy_local_takes_the_local_program() {
+    let mut service =
+        mk_service("web", &[(None, 80)], &[backend("10.0.0.5", 80), backend("local", 8080)]);
+    service.policy = TrafficPolicy::Local;
+    assert_eq!(takers(&only(service, Family::V6)), [BackendAddress::Local]);
+}
+
+#[test]
+fn table_names_takers_by_their_position() {
+    let specs = [weighted("10.0.0.4", 80, 0), weighted("10.0.0.5", 80, 3), backend("local", 80)];
+    let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
+    let table = service.table();
+    assert_eq!(table.len(), 251);
+    assert_eq!(service.table_size(), 251);
+    let count = |index| table.iter().filter(|entry| **entry == index).count();
+    assert_eq!((count(0), count(1), count(2)), (0, 188, 63));
+}
+
+#[test]
+fn settings_are_carried_over() {
+    let mut service = mk_service("web", &[(None, 80)], &[]);
+    service.affinity_seconds = Some(60);
+    service.forwarding = Forwarding::Dsr;
+    service.policy = TrafficPolicy::Local;
+    let service = only(service, Family::V4);
+    assert_eq!(service.affinity_seconds, Some(60));
+    assert_eq!(service.forwarding, Forwarding::Dsr);
+    assert_eq!(service.policy, TrafficPolicy::Local);
+}
