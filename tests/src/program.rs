@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, MapData, PerCpuArray},
     programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp},
 };
-use redirector::dataplane::pins::Hook;
+use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
     Flow, Reason, Tuple,
     map_name::MapName,
@@ -98,7 +98,7 @@ impl Programs {
     }
 
     fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
-        let mut ebpf = loader.load(&object()?)?;
+        let mut ebpf = loader.load(OBJECT)?;
         for hook in Hook::ALL {
             let name = function(hook);
             let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
@@ -296,9 +296,4 @@ pub fn check_pairs(flows: &BTreeMap<Tuple, Flow>) -> Result<()> {
         ensure!(back == Some(*key), "{key:?} has no partner at {:?}", flow.translated.reversed());
     }
     Ok(())
-}
-
-fn object() -> Result<Vec<u8>> {
-    let path = std::env::var_os("REDIRECTOR_OBJECT").context("REDIRECTOR_OBJECT is not set")?;
-    Ok(std::fs::read(path)?)
 }
