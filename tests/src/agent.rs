@@ -75,9 +75,22 @@ impl Lab {
     ///
     /// The test's own, or that the agent does not start.
     pub fn run_with(config: &str, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        Self::run_with_options(config, &[], test)
+    }
+
+    /// As [`Self::run_with`], with options of the agent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run_with`].
+    pub fn run_with_options(
+        config: &str,
+        options: &[&str],
+        test: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         Self::run(|lab| {
             lab.write_config(config)?;
-            lab.start(&[])?;
+            lab.start(options)?;
             test(lab)
         })
     }
@@ -99,6 +112,12 @@ impl Lab {
     #[must_use]
     pub fn cli(&self) -> Cli<'_> {
         Cli::new(&self.net.node1, &self.pins)
+    }
+
+    /// Whether the directory of the pins is there, as opposed to never made or removed again.
+    #[must_use]
+    pub fn has_pins(&self) -> bool {
+        self.pins.exists()
     }
 
     /// Replaces the agent's file in one step, as careful editors and Kubernetes do.

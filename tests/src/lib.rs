@@ -18,6 +18,7 @@ pub mod namespace;
 pub mod packet;
 pub mod program;
 pub mod server;
+pub mod site;
 pub mod topology;
 pub mod transfer;
 pub mod wait;

@@ -12,7 +12,7 @@ use redirector_tests::{
     wait,
 };
 
-use crate::site::{CONFIG, PLACES, Place, serve_echo};
+use redirector_tests::site::{CONFIG, PLACES, Place, serve_echo};
 
 /// Bytes in each direction of a bulk transfer.
 const BULK: u64 = 64 << 20;

@@ -4,4 +4,3 @@
 mod connections;
 mod modes;
 mod services;
-mod site;

@@ -9,7 +9,7 @@ use redirector_tests::{
     transfer,
 };
 
-use crate::site::{CONFIG, PLACES, check_answers, serve_names};
+use redirector_tests::site::{CONFIG, PLACES, check_answers, serve_names};
 
 /// Bytes in each direction: a sample.
 const SAMPLE: u64 = 8 << 20;

@@ -7,7 +7,7 @@ use redirector_tests::{
     topology::{CLIENT, FAMILIES, NODE1_INSIDE},
 };
 
-use crate::site::{CONFIG, PLACES, Place, check_answers, serve_names};
+use redirector_tests::site::{CONFIG, PLACES, Place, check_answers, serve_names};
 
 /// Nothing answers before the agent runs; then every frontend does, and a local backend sees the
 /// client itself, one elsewhere the node.

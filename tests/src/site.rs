@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use redirector_common::Family;
-use redirector_tests::{
+use crate::{
     agent::Lab,
     client,
     server::{Server, Service},
@@ -12,7 +12,7 @@ use redirector_tests::{
 };
 
 /// The agent's file: ports of node 1's own programs, and ports with a backend on node 2.
-pub(crate) const CONFIG: &str = "
+pub const CONFIG: &str = "
 publish:
   - 80:8080
   - 53:5353/udp
@@ -33,7 +33,7 @@ services:
 
 /// Where the backend of a frontend is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub enum Place {
     /// On node 1, where the agent is.
     Local,
     /// On node 2.
@@ -41,11 +41,11 @@ pub(crate) enum Place {
 }
 
 /// Both places.
-pub(crate) const PLACES: [Place; 2] = [Place::Local, Place::Remote];
+pub const PLACES: [Place; 2] = [Place::Local, Place::Remote];
 
 impl Place {
     /// The TCP frontend with a backend there.
-    pub(crate) fn tcp(self, family: Family) -> SocketAddr {
+    pub fn tcp(self, family: Family) -> SocketAddr {
         let port = match self {
             Self::Local => 80,
             Self::Remote => 81,
@@ -54,7 +54,7 @@ impl Place {
     }
 
     /// The UDP frontend with a backend there.
-    pub(crate) fn udp(self, family: Family) -> SocketAddr {
+    pub fn udp(self, family: Family) -> SocketAddr {
         let port = match self {
             Self::Local => 53,
             Self::Remote => 54,
@@ -63,7 +63,7 @@ impl Place {
     }
 
     /// Starts the TCP server there.
-    pub(crate) fn serve_tcp(self, lab: &Lab, service: Service) -> Result<Server> {
+    pub fn serve_tcp(self, lab: &Lab, service: Service) -> Result<Server> {
         match self {
             Self::Local => Server::tcp(&lab.net.node1, 8080, service),
             Self::Remote => Server::tcp(&lab.net.node2, 8080, service),
@@ -71,7 +71,7 @@ impl Place {
     }
 
     /// Starts the UDP server there.
-    pub(crate) fn serve_udp(self, lab: &Lab, service: Service) -> Result<Server> {
+    pub fn serve_udp(self, lab: &Lab, service: Service) -> Result<Server> {
         match self {
             Self::Local => Server::udp(&lab.net.node1, 5353, service),
             Self::Remote => Server::udp(&lab.net.node2, 5353, service),
@@ -79,7 +79,7 @@ impl Place {
     }
 
     /// The name that [`serve_names`]'s servers answer with here.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Local => "node1",
             Self::Remote => "node2",
@@ -88,7 +88,7 @@ impl Place {
 }
 
 /// Starts a server that says who it is, everywhere.
-pub(crate) fn serve_names(lab: &Lab) -> Result<Vec<Server>> {
+pub fn serve_names(lab: &Lab) -> Result<Vec<Server>> {
     let mut servers = Vec::new();
     for place in PLACES {
         servers.push(place.serve_tcp(lab, Service::Whoami(place.name()))?);
@@ -98,7 +98,7 @@ pub(crate) fn serve_names(lab: &Lab) -> Result<Vec<Server>> {
 }
 
 /// Starts an echo server everywhere.
-pub(crate) fn serve_echo(lab: &Lab) -> Result<Vec<Server>> {
+pub fn serve_echo(lab: &Lab) -> Result<Vec<Server>> {
     let mut servers = Vec::new();
     for place in PLACES {
         servers.push(place.serve_tcp(lab, Service::Echo)?);
@@ -108,14 +108,14 @@ pub(crate) fn serve_echo(lab: &Lab) -> Result<Vec<Server>> {
 }
 
 /// Asks every frontend's server who it is, and whom it takes the client for.
-pub(crate) fn check_answers(lab: &Lab) -> Result<()> {
-    for family in redirector_tests::topology::FAMILIES {
+pub fn check_answers(lab: &Lab) -> Result<()> {
+    for family in crate::topology::FAMILIES {
         for place in PLACES {
             let tcp = client::whoami(&lab.net.client, place.tcp(family))?;
             let udp = client::whoami_udp(&lab.net.client, place.udp(family))?;
             let seen = match place {
-                Place::Local => redirector_tests::topology::CLIENT.of(family),
-                Place::Remote => redirector_tests::topology::NODE1_INSIDE.of(family),
+                Place::Local => crate::topology::CLIENT.of(family),
+                Place::Remote => crate::topology::NODE1_INSIDE.of(family),
             };
             for (protocol, answer) in [("TCP", tcp), ("UDP", udp)] {
                 ensure!(
@@ -129,6 +129,6 @@ pub(crate) fn check_answers(lab: &Lab) -> Result<()> {
 }
 
 /// A port of node 2, past redirector.
-pub(crate) fn node2(family: Family, port: u16) -> SocketAddr {
+pub fn node2(family: Family, port: u16) -> SocketAddr {
     SocketAddr::new(NODE2.of(family), port)
 }
