@@ -198,6 +198,12 @@ impl Lab {
         Ok(command)
     }
 
+    /// The agent's process id, if it runs.
+    #[must_use]
+    pub fn agent_id(&self) -> Option<u32> {
+        self.agent.as_ref().map(Child::id)
+    }
+
     /// Sends the agent a signal.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp},
+    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp, XdpMode},
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
@@ -110,6 +110,18 @@ impl Programs {
             }
         }
         Ok(Self { ebpf })
+    }
+
+    /// Attaches the XDP program to an interface of this thread's namespace, in the driver, for as
+    /// long as `self` lives.
+    ///
+    /// # Errors
+    ///
+    /// If the interface does not take it.
+    pub fn attach_xdp(&mut self, interface: &str) -> Result<()> {
+        let program = self.ebpf.program_mut(function(Hook::Xdp)).context("no such program")?;
+        <&mut Xdp>::try_from(program)?.attach(interface, XdpMode::Driver)?;
+        Ok(())
     }
 
     /// How large a program is.

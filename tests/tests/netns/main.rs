@@ -2,5 +2,10 @@
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
 mod connections;
+mod edges;
 mod modes;
+mod ports;
+mod refusals;
+mod reload;
 mod services;
+mod shapes;
