@@ -19,8 +19,7 @@ use tempfile::TempDir;
 use crate::{bpffs::Bpffs, cli::Cli, client, namespace::Namespace, topology::Topology, wait};
 
 /// Where agents serve their state, on their own loopback device.
-pub const ADMIN: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9961);
+pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9961);
 
 /// How long an agent may take to load its programs on a busy machine.
 const START: Duration = Duration::from_secs(30);
@@ -256,7 +255,8 @@ impl Lab {
 
     fn print_state(&self) {
         eprintln!("--- the agent's log:\n{}", self.log());
-        for command in [["status"].as_slice(), &["service", "list"], &["flow", "list"], &["counters"]]
+        for command in
+            [["status"].as_slice(), &["service", "list"], &["flow", "list"], &["counters"]]
         {
             match self.cli().text(command) {
                 Ok(text) => eprintln!("--- redirector {}:\n{text}", command.join(" ")),
@@ -297,9 +297,8 @@ pub fn get(host: &Namespace, server: SocketAddr, path: &str) -> Result<(u16, Str
 ///
 /// If it does not.
 pub fn finish_soon(mut child: Child) -> Result<Output> {
-    let ended = wait::until_true("the program to end by itself", START, || {
-        Ok(child.try_wait()?.is_some())
-    });
+    let ended =
+        wait::until_true("the program to end by itself", START, || Ok(child.try_wait()?.is_some()));
     if ended.is_err() {
         child.kill()?;
     }

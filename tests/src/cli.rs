@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::namespace::Namespace;
@@ -95,10 +95,11 @@ impl<'a> Cli<'a> {
     ///
     /// As [`Self::json`], or if it is no array.
     pub fn rows(&self, arguments: &[&str]) -> Result<Vec<Value>> {
-        match self.json(arguments)? {
-            Value::Array(rows) => Ok(rows),
-            other => anyhow::bail!("redirector {}: not an array: {other}", arguments.join(" ")),
-        }
+        let value = self.json(arguments)?;
+        let Value::Array(rows) = value else {
+            bail!("redirector {}: not an array: {value}", arguments.join(" "));
+        };
+        Ok(rows)
     }
 
     /// Packets counted with this Reason, over all interfaces.

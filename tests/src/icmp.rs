@@ -1,10 +1,11 @@
 //! ICMP errors as a router would send them, put together by `etherparse`.
+#![expect(clippy::expect_used, reason = "a packet that contradicts itself is a mistake in a test")]
 
 use std::net::IpAddr;
 
 use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header,
-    icmpv4, icmpv6,
+    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpNumber, Ipv4Header, Ipv6Header, icmpv4,
+    icmpv6,
 };
 
 use crate::packet::Packet;
@@ -51,9 +52,8 @@ pub fn error(packet: &Packet, error: Error) -> Vec<u8> {
         }
         (IpAddr::V6(sender), IpAddr::V6(destination)) => {
             let (source, destination) = (destination.octets(), sender.octets());
-            let header =
-                Icmpv6Header::with_checksum(ipv6_type(error), source, destination, quote)
-                    .expect("short");
+            let header = Icmpv6Header::with_checksum(ipv6_type(error), source, destination, quote)
+                .expect("short");
             let ip = Ipv6Header {
                 payload_length: u16::try_from(8 + quote.len()).expect("short"),
                 next_header: IpNumber::IPV6_ICMP,
@@ -81,9 +81,11 @@ fn ipv4_type(error: Error) -> Icmpv4Type {
         Error::TimeExceeded => {
             Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit)
         }
-        Error::TooBig(next_hop_mtu) => Icmpv4Type::DestinationUnreachable(
-            icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu },
-        ),
+        Error::TooBig(next_hop_mtu) => {
+            Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu,
+            })
+        }
     }
 }
 
@@ -92,9 +94,7 @@ fn ipv6_type(error: Error) -> Icmpv6Type {
         Error::PortUnreachable => {
             Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port)
         }
-        Error::TimeExceeded => {
-            Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded)
-        }
+        Error::TimeExceeded => Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
         Error::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
     }
 }

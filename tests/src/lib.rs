@@ -13,6 +13,7 @@ pub mod agent;
 pub mod bpffs;
 pub mod cli;
 pub mod client;
+mod extension;
 pub mod icmp;
 pub mod namespace;
 pub mod packet;

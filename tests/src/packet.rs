@@ -1,5 +1,6 @@
 //! Single packets, put together by `etherparse`: every checksum is computed in full, by code that
 //! is not ours.
+#![expect(clippy::expect_used, reason = "a packet that contradicts itself is a mistake in a test")]
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,6 +8,8 @@ use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header,
     SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
 };
+
+pub use crate::extension::Extension;
 
 /// TCP's control bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,49 +57,6 @@ pub enum Checksum {
     WrongBy(u16),
     /// Zero: "none was computed".
     Absent,
-}
-
-/// An IPv6 extension header: its number, and its bytes, of which the first is filled in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extension {
-    number: u8,
-    bytes: Vec<u8>,
-}
-
-impl Extension {
-    /// Hop-by-hop options: padding only.
-    #[must_use]
-    pub fn hop_by_hop() -> Self {
-        Self { number: 0, bytes: vec![0, 0, 1, 4, 0, 0, 0, 0] }
-    }
-
-    /// Destination options: padding only, of `8 * units` bytes.
-    #[must_use]
-    pub fn destination_options(units: u8) -> Self {
-        let len = usize::from(units) * 8;
-        let mut bytes = vec![0, units - 1, 1, units * 8 - 4];
-        bytes.resize(len, 0);
-        Self { number: 60, bytes }
-    }
-
-    /// A routing header (of an unassigned type, without addresses).
-    #[must_use]
-    pub fn routing(segments_left: u8) -> Self {
-        Self { number: 43, bytes: vec![0, 0, 253, segments_left, 0, 0, 0, 0] }
-    }
-
-    /// A fragment header; the offset in units of eight bytes.
-    #[must_use]
-    pub fn fragment(offset: u16, more: bool) -> Self {
-        let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
-        Self { number: 44, bytes: vec![0, 0, high, low, 1, 2, 3, 4] }
-    }
-
-    /// An authentication header (RFC 4302), which nobody but its end points may change under.
-    #[must_use]
-    pub fn authentication() -> Self {
-        Self { number: 51, bytes: vec![0, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7] }
-    }
 }
 
 /// A packet's description. Its methods change one thing each, so that what comes out can be
@@ -283,7 +243,8 @@ impl Packet {
         let mut frame = self.link_bytes();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                let header = self.ipv4_header(source.octets(), destination.octets(), transport.len());
+                let header =
+                    self.ipv4_header(source.octets(), destination.octets(), transport.len());
                 frame.extend_from_slice(&header.to_bytes());
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {

@@ -25,8 +25,6 @@ pub enum Verdict {
     Pass,
     /// `XDP_DROP`, `TC_ACT_SHOT`.
     Drop,
-    /// `XDP_TX`.
-    Transmit,
     /// `XDP_REDIRECT`, `TC_ACT_REDIRECT`.
     Redirect,
 }
@@ -36,7 +34,6 @@ impl Verdict {
         Ok(match (hook, code) {
             (Hook::Xdp, 1) | (Hook::Ingress | Hook::Egress, 2) => Self::Drop,
             (Hook::Xdp, 2) | (Hook::Ingress | Hook::Egress, 0) => Self::Pass,
-            (Hook::Xdp, 3) => Self::Transmit,
             (Hook::Xdp, 4) | (Hook::Ingress | Hook::Egress, 7) => Self::Redirect,
             _ => anyhow::bail!("{} answered {code}", hook.name()),
         })
@@ -165,7 +162,9 @@ impl Programs {
         let program = self.ebpf.program(function(hook)).context("no such program")?;
         let result = match hook {
             Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
-            Hook::Ingress | Hook::Egress => <&SchedClassifier>::try_from(program)?.test_run(options),
+            Hook::Ingress | Hook::Egress => {
+                <&SchedClassifier>::try_from(program)?.test_run(options)
+            }
         }
         .with_context(|| format!("running {} bytes through {}", packet.len(), hook.name()))?;
         output.truncate(usize::try_from(result.data_size_out)?);

@@ -2,14 +2,14 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, ensure};
-use redirector_common::Family;
 use crate::{
     agent::Lab,
     client,
     server::{Server, Service},
     topology::{NODE1, NODE2},
 };
+use anyhow::{Result, ensure};
+use redirector_common::Family;
 
 /// The agent's file: ports of node 1's own programs, and ports with a backend on node 2.
 pub const CONFIG: &str = "

@@ -3,14 +3,7 @@
 use std::{io::Read as _, io::Write as _, thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use redirector_tests::{
-    agent::Lab,
-    client,
-    server::Service,
-    topology::FAMILIES,
-    transfer,
-    wait,
-};
+use redirector_tests::{agent::Lab, client, server::Service, topology::FAMILIES, transfer, wait};
 
 use redirector_tests::site::{CONFIG, PLACES, Place, serve_echo};
 
@@ -40,7 +33,7 @@ fn datagrams_of_every_size() -> Result<()> {
         for family in FAMILIES {
             for place in PLACES {
                 let socket = client::udp(&lab.net.client, place.udp(family))?;
-                let mut sizes = vec![1, 2, 3, 512, 1000, 1400, 1452];
+                let mut sizes: Vec<u32> = vec![1, 2, 3, 512, 1000, 1400, 1452];
                 if matches!(place, Place::Local) {
                     sizes.extend([1473, 4000, 9000]);
                 }

@@ -12,9 +12,10 @@ use redirector_tests::{
     agent::Lab,
     client,
     namespace::Namespace,
+    packet::Packet,
     server::{Server, Service},
-    site::{CONFIG, PLACES, check_answers, serve_echo, serve_names, Place},
-    topology::{FAMILIES, NODE1, NODE1_INSIDE, NODE2},
+    site::{CONFIG, PLACES, Place, check_answers, serve_echo, serve_names},
+    topology::{CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2},
     transfer, wait,
 };
 
@@ -157,9 +158,12 @@ services:
             let frontend = SocketAddr::new(NODE1.of(family), port);
             let start = Instant::now();
             let error = client::tcp(&lab.net.client, frontend).err();
-            let kind = error.as_ref().and_then(|e| e.downcast_ref::<std::io::Error>()).map(|e| e.kind());
+            let kind =
+                error.as_ref().and_then(|e| e.downcast_ref::<std::io::Error>()).map(|e| e.kind());
             ensure!(kind == Some(ErrorKind::ConnectionRefused), "{frontend}: {error:?}");
-            ensure!(start.elapsed() < Duration::from_secs(1), "after {:?}", start.elapsed());
+            // On a veth the answer comes while the socket is still busy sending, which makes it
+            // miss it: it hears the one to its second attempt, a second later.
+            ensure!(start.elapsed() < Duration::from_secs(3), "after {:?}", start.elapsed());
 
             let socket = client::udp(&lab.net.client, frontend)?;
             socket.send(b"anybody there?")?;
@@ -167,7 +171,7 @@ services:
             let kind = error.as_ref().map(std::io::Error::kind);
             ensure!(kind == Some(ErrorKind::ConnectionRefused), "{frontend} over UDP: {error:?}");
         }
-        ensure!(lab.cli().packets("no-backend")? == 4);
+        ensure!(lab.cli().packets("no-backend")? >= 4);
         Ok(())
     })
 }
@@ -182,7 +186,9 @@ fn hairpin() -> Result<()> {
                 for place in PLACES {
                     let inside = NODE1_INSIDE.of(family);
                     let frontend = SocketAddr::new(inside, place.tcp(family).port());
+                    let start = Instant::now();
                     let answer = client::whoami(&lab.net.node2, frontend)?;
+                    ensure!(start.elapsed() < Duration::from_millis(900), "a packet was lost");
                     let seen = match place {
                         Place::Local => NODE2.of(family),
                         Place::Remote => inside,
@@ -202,42 +208,26 @@ fn hairpin() -> Result<()> {
     Ok(())
 }
 
-/// Clients behind a VLAN tag, which the kernel takes out of the frame before TC sees it.
+/// A tag that the kernel takes out of the frame before TC sees it does not travel on: the backend
+/// gets the datagram, and its answer the client.
 #[test]
-fn clients_on_a_vlan() -> Result<()> {
-    let config = "
-publish:
-  - 198.18.9.1:80:8080
-  - '[2001:db8:9::1]:80:8080'
-services:
-  - name: web
-    frontends:
-      - {address: 198.18.9.1, port: 81, protocol: TCP}
-      - {address: '2001:db8:9::1', port: 81, protocol: TCP}
-    backends:
-      - {address: 198.18.2.2, port: 8080}
-      - {address: '2001:db8:2::2', port: 8080}
-";
+fn tagged_frames() -> Result<()> {
     for mode in ["native", "off"] {
-        Lab::run(|lab| {
-            for (host, number) in [(&lab.net.client, 2), (&lab.net.node1, 1)] {
-                host.ip(&format!(
-                    "link add link eth0 name eth0.9 type vlan id 9
-                     link set eth0.9 up
-                     address add 198.18.9.{number}/24 dev eth0.9
-                     address add 2001:db8:9::{number}/64 dev eth0.9 nodad"
-                ))?;
-            }
-            lab.write_config(config)?;
-            lab.start(&["--xdp-mode", mode])?;
-            for place in PLACES {
-                let _server = place.serve_tcp(lab, Service::Bulk)?;
-                for address in ["198.18.9.1", "2001:db8:9::1"] {
-                    let port = place.tcp(Family::V4).port();
-                    let frontend = SocketAddr::new(address.parse()?, port);
-                    let what = || format!("{frontend} with XDP {mode}");
-                    let stream = client::tcp(&lab.net.client, frontend).with_context(what)?;
-                    transfer::exchange(&stream, 1 << 20, 1 << 20).with_context(what)?;
+        Lab::run_with_options(CONFIG, &["--xdp-mode", mode], |lab| {
+            let _servers = serve_echo(lab)?;
+            for family in FAMILIES {
+                let frontend = Place::Remote.udp(family);
+                let socket = client::udp_from(&lab.net.client, 45020, frontend)?;
+                let source = SocketAddr::new(CLIENT.of(family), 45020);
+                let macs = (lab.net.node1.mac("eth0")?, lab.net.client.mac("eth0")?);
+                for tags in [[9].as_slice(), &[9, 10]] {
+                    let frame = Packet::udp(source, frontend).macs(macs.0, macs.1).vlans(tags);
+                    client::inject(&lab.net.client, "eth0", &frame.bytes())?;
+                    let mut answer = [0; 64];
+                    let count = socket
+                        .recv(&mut answer)
+                        .with_context(|| format!("{tags:?} over {family:?}, XDP {mode}"))?;
+                    ensure!(frame.bytes().ends_with(&answer[..count]) && count == 33);
                 }
             }
             Ok(())

@@ -1,13 +1,7 @@
 //! The same traffic in every XDP mode, with the client's offloads on and off.
 
 use anyhow::{Context as _, Result, ensure};
-use redirector_tests::{
-    agent::Lab,
-    client,
-    server::Service,
-    topology::FAMILIES,
-    transfer,
-};
+use redirector_tests::{agent::Lab, client, server::Service, topology::FAMILIES, transfer};
 
 use redirector_tests::site::{CONFIG, PLACES, check_answers, serve_names};
 
@@ -19,8 +13,7 @@ const MERGING: [&str; 2] = ["tso on gso on gro on", "tso off gso off gro off"];
 
 /// With checksums left to the sender's "hardware". A veth never computes them, so XDP, which sees
 /// frames before the receiver's stack forgives that, can't be in between.
-const CHECKSUMS: [&str; 2] =
-    ["tx on tso on gso on gro on", "tx on tso off gso off gro on"];
+const CHECKSUMS: [&str; 2] = ["tx on tso on gso on gro on", "tx on tso off gso off gro on"];
 
 fn check(lab: &Lab, offloads: &str) -> Result<()> {
     lab.net.client.set_offloads("eth0", offloads)?;

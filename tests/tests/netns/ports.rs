@@ -64,7 +64,8 @@ fn one_port_to_two_frontends() -> Result<()> {
                 let what = || format!("{place:?} over {family:?}");
                 let tcp = place.tcp(family);
                 let one = client::tcp_from(&lab.net.client, 45002, tcp).with_context(what)?;
-                let two = client::tcp_from(&lab.net.client, 45002, plus_ten(tcp)).with_context(what)?;
+                let two =
+                    client::tcp_from(&lab.net.client, 45002, plus_ten(tcp)).with_context(what)?;
                 for _ in 0..3 {
                     client::echo(&one, b"one").with_context(what)?;
                     client::echo(&two, b"two").with_context(what)?;

@@ -84,7 +84,9 @@ fn a_new_address() -> Result<()> {
         let _servers = serve_names(lab)?;
         let added = ["198.18.1.77", "2001:db8:1::77"];
         let node = &lab.net.node1;
-        node.ip("address add 198.18.1.77/24 dev eth0\naddress add 2001:db8:1::77/64 dev eth0 nodad")?;
+        node.ip(
+            "address add 198.18.1.77/24 dev eth0\naddress add 2001:db8:1::77/64 dev eth0 nodad",
+        )?;
         for address in added {
             for port in [80, 81] {
                 await_answer(lab, SocketAddr::new(address.parse()?, port), true)?;

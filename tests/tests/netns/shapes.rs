@@ -38,8 +38,14 @@ fn service_list() -> Result<()> {
             has_keys(
                 row,
                 &[
-                    "name", "namespace", "source", "frontends", "backends", "policy",
-                    "affinitySeconds", "forwarding",
+                    "name",
+                    "namespace",
+                    "source",
+                    "frontends",
+                    "backends",
+                    "policy",
+                    "affinitySeconds",
+                    "forwarding",
                 ],
             )?;
             ensure!(row["namespace"].is_null() && row["affinitySeconds"].is_null(), "{row}");
@@ -128,8 +134,16 @@ fn flow_list() -> Result<()> {
             has_keys(
                 row,
                 &[
-                    "protocol", "client", "frontend", "backend", "service", "state",
-                    "ageSeconds", "idleSeconds", "packets", "bytes",
+                    "protocol",
+                    "client",
+                    "frontend",
+                    "backend",
+                    "service",
+                    "state",
+                    "ageSeconds",
+                    "idleSeconds",
+                    "packets",
+                    "bytes",
                 ],
             )?;
             ensure!(row["protocol"] == "TCP" && row["state"] == "established", "{row}");
@@ -137,13 +151,19 @@ fn flow_list() -> Result<()> {
             ensure!(row["packets"].as_u64().is_some_and(|packets| packets > 3), "{row}");
         }
         let local = find(&rows, "client", &client(Family::V4))?;
-        ensure!(local["frontend"] == "198.18.1.1:80" && local["service"] == "80:8080/tcp", "{local}");
+        ensure!(
+            local["frontend"] == "198.18.1.1:80" && local["service"] == "80:8080/tcp",
+            "{local}"
+        );
         ensure!(local["backend"] == "198.18.1.1:8080", "{local}");
         let remote = find(&rows, "client", &client(Family::V6))?;
-        ensure!(remote["frontend"] == "[2001:db8:1::1]:81" && remote["service"] == "web", "{remote}");
+        ensure!(
+            remote["frontend"] == "[2001:db8:1::1]:81" && remote["service"] == "web",
+            "{remote}"
+        );
         ensure!(remote["backend"] == "[2001:db8:2::2]:8080", "{remote}");
 
-        lab.cli().text(&["flow", "flush"])?;
+        lab.cli().text(&["flow", "flush", "--all"])?;
         ensure!(lab.cli().rows(&["flow", "list"])?.is_empty(), "flows after a flush");
         Ok(())
     })

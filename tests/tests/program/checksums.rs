@@ -9,10 +9,8 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{
-        Case, Given, INWARD, check_all, from_backend, from_local, to_backend, to_client,
-        to_frontend, transports,
-    },
+    case::{Case, INWARD, check_all},
+    given::{Given, from_backend, from_local, to_backend, to_client, to_frontend, transports},
     world::{self, NODE, at},
 };
 

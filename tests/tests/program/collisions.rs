@@ -10,9 +10,10 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{
-        CLIENT_PORT, Case, Given, INWARD, check_all, from_backend, from_local, to_backend,
-        to_client, to_frontend, transports,
+    case::{Case, INWARD, check_all},
+    given::{
+        CLIENT_PORT, Given, from_backend, from_local, to_backend, to_client, to_frontend,
+        transports,
     },
     world::{self, BACKEND, CLIENT, NEAR, NODE, NODE_INSIDE, OTHER_CLIENT, at, mac},
 };
@@ -30,8 +31,11 @@ fn elsewhere() -> Result<()> {
                     to_backend(packet, family).coming_from(source)
                 };
 
-                let packet = to_frontend(transport, family, world::REMOTE)
-                    .coming_from(at(OTHER_CLIENT, family, CLIENT_PORT));
+                let packet = to_frontend(transport, family, world::REMOTE).coming_from(at(
+                    OTHER_CLIENT,
+                    family,
+                    CLIENT_PORT,
+                ));
                 cases.push(
                     Case::new(format!("{name} of two clients with one port"), hook, &packet)
                         .block(2)
@@ -56,8 +60,11 @@ fn elsewhere() -> Result<()> {
 
                 // The same port towards another backend is another flow.
                 let elsewhere = flow.backend(at(NEAR, family, world::REMOTE_PORT));
-                let packet = to_frontend(transport, family, world::REMOTE)
-                    .coming_from(at(OTHER_CLIENT, family, CLIENT_PORT));
+                let packet = to_frontend(transport, family, world::REMOTE).coming_from(at(
+                    OTHER_CLIENT,
+                    family,
+                    CLIENT_PORT,
+                ));
                 cases.push(
                     Case::new(format!("{name}, one port, two backends"), hook, &packet)
                         .given(elsewhere)
@@ -77,9 +84,11 @@ fn replies() -> Result<()> {
         for (protocol, transport) in transports(Flags::ACK) {
             let name = format!("{protocol} over {family:?}");
             let one = Given::remote(protocol, family);
-            let two = one
-                .client(at(OTHER_CLIENT, family, CLIENT_PORT))
-                .source(at(NODE_INSIDE, family, world::SNAT + 1));
+            let two = one.client(at(OTHER_CLIENT, family, CLIENT_PORT)).source(at(
+                NODE_INSIDE,
+                family,
+                world::SNAT + 1,
+            ));
             for hook in INWARD {
                 let reply = from_backend(transport, family);
                 cases.push(
@@ -126,9 +135,11 @@ fn local() -> Result<()> {
                     .then(&one.frontend(packet.destination()), first(protocol)),
             );
 
-            let two = one
-                .frontend(at(NODE, family, world::LOCAL_ALIAS))
-                .source(at(CLIENT, family, world::SNAT));
+            let two = one.frontend(at(NODE, family, world::LOCAL_ALIAS)).source(at(
+                CLIENT,
+                family,
+                world::SNAT,
+            ));
             let third = Given::local(protocol, family).frontend(at(NODE, family, world::EMPTY));
             let taken = third.source(at(CLIENT, family, world::SNAT));
             cases.push(
@@ -195,23 +206,31 @@ fn ports_in_use() -> Result<()> {
         let (protocol, transport) = transports(Flags::SYN)[0];
         let closed = Given::local(protocol, family).state(FlowState::Closed);
         let packet = to_frontend(transport, family, world::LOCAL_ALIAS);
-        let moved = packet
-            .clone()
-            .coming_from(at(CLIENT, family, world::SNAT))
-            .going_to(at(NODE, family, world::LOCAL_PORT));
+        let moved = packet.clone().coming_from(at(CLIENT, family, world::SNAT)).going_to(at(
+            NODE,
+            family,
+            world::LOCAL_PORT,
+        ));
         cases.push(
             Case::new(format!("a closing flow's port over {family:?}"), Hook::Ingress, &packet)
                 .given(closed)
                 .delivers(Reason::LocalNew, &moved),
         );
         for hook in INWARD {
-            let other = Given::remote(protocol, family)
-                .backend(at(BACKEND, family, world::REMOTE_PORT + 1));
+            let other = Given::remote(protocol, family).backend(at(
+                BACKEND,
+                family,
+                world::REMOTE_PORT + 1,
+            ));
             let packet = to_frontend(transport, family, world::REMOTE_ALIAS);
             cases.push(
-                Case::new(format!("a port in use towards another port over {family:?}"), hook, &packet)
-                    .given(other)
-                    .forwards(Reason::RemoteNew, &to_backend(&packet, family)),
+                Case::new(
+                    format!("a port in use towards another port over {family:?}"),
+                    hook,
+                    &packet,
+                )
+                .given(other)
+                .forwards(Reason::RemoteNew, &to_backend(&packet, family)),
             );
         }
     }

@@ -10,18 +10,15 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{
-        Case, Given, INWARD, check_all, from_backend, to_backend, to_frontend, towards, transports,
-    },
+    case::{Case, INWARD, check_all},
+    given::{Given, from_backend, to_backend, to_frontend, towards, transports},
     world::{self, NODE, at},
 };
 
 /// XDP leaves the packet to TC, which drops it and tells the sender.
 fn rejected(cases: &mut Vec<Case>, what: &str, packet: &Packet, reason: Reason, error: Error) {
     cases.push(Case::new(what, Hook::Xdp, packet).passes(reason));
-    cases.push(
-        Case::new(what, Hook::Ingress, packet).returns(reason, icmp::error(packet, error)),
-    );
+    cases.push(Case::new(what, Hook::Ingress, packet).sends(reason, icmp::error(packet, error)));
 }
 
 #[test]
@@ -100,7 +97,7 @@ fn ttl() -> Result<()> {
             cases.push(
                 Case::new(&what, Hook::Ingress, &packet)
                     .given(flow)
-                    .returns(reason, icmp::error(&packet, error)),
+                    .sends(reason, icmp::error(&packet, error)),
             );
             let reply = from_backend(transport, family).ttl(1);
             let what = format!("reply of {name}, TTL 1");
@@ -109,7 +106,7 @@ fn ttl() -> Result<()> {
                 Case::new(&what, Hook::Ingress, &reply)
                     .by("eth1")
                     .given(flow)
-                    .returns(reason, icmp::error(&reply, error)),
+                    .sends(reason, icmp::error(&reply, error)),
             );
         }
     }
@@ -167,9 +164,7 @@ fn ways() -> Result<()> {
             let sent = towards(&packet, Addresses::new(4, 1), Addresses::new(4, 2), 4, family);
             let what = format!("{name}, a driver without XDP");
             cases.push(Case::new(&what, Hook::Xdp, &packet).passes(Reason::RemoteNew));
-            cases.push(
-                Case::new(&what, Hook::Ingress, &packet).forwards(Reason::RemoteNew, &sent),
-            );
+            cases.push(Case::new(&what, Hook::Ingress, &packet).forwards(Reason::RemoteNew, &sent));
 
             // The kernel finds the hardware addresses while it sends the packet.
             let packet = to_frontend(transport, family, world::UNRESOLVED);
@@ -177,9 +172,7 @@ fn ways() -> Result<()> {
                 .macs(world::mac(1, 1), world::mac(1, 2));
             let what = format!("{name}, an unknown neighbour");
             cases.push(Case::new(&what, Hook::Xdp, &packet).passes(Reason::RemoteNew));
-            cases.push(
-                Case::new(&what, Hook::Ingress, &packet).forwards(Reason::RemoteNew, &sent),
-            );
+            cases.push(Case::new(&what, Hook::Ingress, &packet).forwards(Reason::RemoteNew, &sent));
         }
     }
     check_all(cases)

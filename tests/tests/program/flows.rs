@@ -9,9 +9,10 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{
-        CLIENT_PORT, Case, Given, INWARD, check_all, from_backend, from_local, to_backend,
-        to_client, to_frontend, transports,
+    case::{Case, INWARD, check_all},
+    given::{
+        CLIENT_PORT, Given, from_backend, from_local, to_backend, to_client, to_frontend,
+        transports,
     },
     world::{self, BACKEND, CLIENT, NEAR, NODE, NODE_INSIDE, at, mac},
 };
@@ -40,7 +41,9 @@ fn local_backends() -> Result<()> {
             let flow = Given::local(protocol, family);
             let packet = to_frontend(opening, family, world::LOCAL);
             let delivered = packet.clone().going_to(at(NODE, family, world::LOCAL_PORT));
-            cases.push(Case::new(format!("new {name}"), Hook::Xdp, &packet).passes(Reason::LocalNew));
+            cases.push(
+                Case::new(format!("new {name}"), Hook::Xdp, &packet).passes(Reason::LocalNew),
+            );
             cases.push(
                 Case::new(format!("new {name}"), Hook::Ingress, &packet)
                     .delivers(Reason::LocalNew, &delivered)
@@ -154,14 +157,15 @@ fn hairpin() -> Result<()> {
                     .ttl(63);
                 cases.push(
                     Case::new(format!("{name} to a backend beside the client"), hook, &packet)
-                        .returns(Reason::RemoteNew, sent.bytes()),
+                        .sends(Reason::RemoteNew, sent.bytes()),
                 );
 
                 // The backend is its own client.
-                let packet = packet.coming_from(at(NEAR, family, CLIENT_PORT)).macs(mac(1, 1), mac(1, 3));
+                let packet =
+                    packet.coming_from(at(NEAR, family, CLIENT_PORT)).macs(mac(1, 1), mac(1, 3));
                 cases.push(
                     Case::new(format!("{name} of a backend to itself"), hook, &packet)
-                        .returns(Reason::RemoteNew, sent.bytes()),
+                        .sends(Reason::RemoteNew, sent.bytes()),
                 );
             }
         }
@@ -186,7 +190,7 @@ fn hairpin() -> Result<()> {
             cases.push(
                 Case::new(format!("reply of a backend to itself over {family:?}"), hook, &reply)
                     .given(flow.state(FlowState::SynSent))
-                    .returns(Reason::RemoteReply, sent.bytes())
+                    .sends(Reason::RemoteReply, sent.bytes())
                     .then(&flow, FlowState::SynReceived),
             );
         }

@@ -9,9 +9,8 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{
-        Case, Given, INWARD, check_all, from_local, to_backend, to_frontend, transports,
-    },
+    case::{Case, INWARD, check_all},
+    given::{Given, from_local, to_backend, to_frontend, transports},
     world::{self, NODE, at},
 };
 
@@ -93,7 +92,7 @@ fn what_is_not_touched() -> Result<()> {
                 let output = [to_backend(&packet, family).bytes(), padding.to_vec()].concat();
                 cases.push(
                     Case::raw(format!("padded {protocol} over {family:?}"), hook, input)
-                        .forwards_bytes(Reason::RemoteNew, output),
+                        .sends(Reason::RemoteNew, output),
                 );
             }
         }
@@ -114,11 +113,7 @@ fn ipv6_extension_headers() -> Result<()> {
         ("two", vec![Extension::hop_by_hop(), Extension::routing(0)]),
         (
             "three",
-            vec![
-                Extension::hop_by_hop(),
-                Extension::destination_options(2),
-                Extension::routing(0),
-            ],
+            vec![Extension::hop_by_hop(), Extension::destination_options(2), Extension::routing(0)],
         ),
         (
             "four",
@@ -183,15 +178,12 @@ fn vlan_tags() -> Result<()> {
                 );
                 let local = packet.going_to(at(NODE, family, world::LOCAL));
                 cases.push(
-                    Case::new(format!("{what}, local"), Hook::Xdp, &local)
-                        .passes(Reason::LocalNew),
+                    Case::new(format!("{what}, local"), Hook::Xdp, &local).passes(Reason::LocalNew),
                 );
-                cases.push(
-                    Case::new(format!("{what}, local"), Hook::Ingress, &local).delivers(
-                        Reason::LocalNew,
-                        &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
-                    ),
-                );
+                cases.push(Case::new(format!("{what}, local"), Hook::Ingress, &local).delivers(
+                    Reason::LocalNew,
+                    &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
+                ));
                 let reply = from_local(transport, family).vlans(tags);
                 cases.push(
                     Case::new(format!("{what}, reply"), Hook::Egress, &reply)

@@ -5,6 +5,7 @@ mod checksums;
 mod collisions;
 mod errors;
 mod flows;
+mod given;
 mod headers;
 mod loading;
 mod refused;

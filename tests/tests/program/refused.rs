@@ -9,7 +9,8 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{Case, Given, INWARD, check_all, from_local, to_frontend, transports},
+    case::{Case, INWARD, check_all},
+    given::{Given, from_local, to_frontend, transports},
     world::{self, BACKEND, NODE, NODE_INSIDE, at},
 };
 
@@ -66,9 +67,7 @@ fn truncated() -> Result<()> {
         for hook in INWARD {
             for len in shortest(hook, &packet)..frame.len() {
                 let what = format!("{what}, cut after {len} of {} bytes", frame.len());
-                cases.push(
-                    Case::raw(what, hook, frame[..len].to_vec()).passes(Reason::Malformed),
-                );
+                cases.push(Case::raw(what, hook, frame[..len].to_vec()).passes(Reason::Malformed));
             }
         }
     }
@@ -301,15 +300,21 @@ fn leaving() -> Result<()> {
             let frame = reply.bytes();
             for len in shortest(Hook::Egress, &reply)..frame.len() {
                 cases.push(
-                    Case::raw(format!("{name}, {len} bytes of it"), Hook::Egress, frame[..len].to_vec())
-                        .given(flow)
-                        .passes(Reason::Malformed),
+                    Case::raw(
+                        format!("{name}, {len} bytes of it"),
+                        Hook::Egress,
+                        frame[..len].to_vec(),
+                    )
+                    .given(flow)
+                    .passes(Reason::Malformed),
                 );
             }
             let remote = Given::remote(protocol, family);
-            let looped = reply
-                .coming_from(at(BACKEND, family, world::REMOTE_PORT))
-                .going_to(at(NODE_INSIDE, family, world::SNAT));
+            let looped = reply.coming_from(at(BACKEND, family, world::REMOTE_PORT)).going_to(at(
+                NODE_INSIDE,
+                family,
+                world::SNAT,
+            ));
             cases.push(
                 Case::new(format!("{name} that looks like another's reply"), Hook::Egress, &looped)
                     .given(remote)

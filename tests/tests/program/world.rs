@@ -12,13 +12,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use redirector_common::{
-    Address, Backend, Family, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol,
-    Service,
+    Address, Backend, Family, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags,
+    Protocol, Service,
     map_name::MapName,
     node::{PortBlock, port_index},
     service::MaglevLine,
 };
-use redirector_tests::{namespace::Namespace, program::Programs, topology::{Addresses, FAMILIES}};
+use redirector_tests::{
+    namespace::Namespace,
+    program::Programs,
+    topology::{Addresses, FAMILIES},
+};
 
 /// A client; it has no other name on the node than its packets'.
 pub(crate) const CLIENT: Addresses = Addresses::new(1, 2);
@@ -173,9 +177,8 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
     set_block(programs, 1)?;
     for (slot, Nic { name, net, xdp_transmit, named, .. }) in (1..).zip(INTERFACES) {
         let own = Addresses::new(net, 1);
-        let [ipv4, ipv6] = FAMILIES.map(|family| {
-            if named { own.of(family).into() } else { Address::UNSPECIFIED }
-        });
+        let [ipv4, ipv6] =
+            FAMILIES.map(|family| if named { own.of(family).into() } else { Address::UNSPECIFIED });
         let value = Interface::new(slot, ipv4, ipv6, xdp_transmit);
         programs.set(MapName::Interfaces, ifindex(name)?, value)?;
     }
@@ -199,12 +202,7 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
 
 /// How many ports, from [`SNAT`] on, the translation block has. With one, results are certain.
 pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
-    let node = NodeConfig {
-        snat_first: SNAT,
-        snat_count: count,
-        lookup_ifindex: ifindex("lo")?,
-        ..NodeConfig::default()
-    };
+    let node = NodeConfig { snat_first: SNAT, snat_count: count, lookup_ifindex: ifindex("lo")? };
     programs.set(MapName::Node, 0, node)
 }
 

@@ -25,8 +25,7 @@ fn other_services() -> Result<()> {
             let names: Vec<String> = (0..20)
                 .map(|i| format!("{}:{}/tcp", 10_000 + round * 100 + i, 20_000 + i))
                 .collect();
-            let names: Vec<&str> =
-                names.iter().map(String::as_str).chain(NAMES).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).chain(NAMES).collect();
             await_services(lab, &names)?;
             load.beat()?;
         }
@@ -44,10 +43,14 @@ fn another_backend() -> Result<()> {
         for backend in ["198.18.2.77", "198.18.2.78"] {
             let more = format!("backends:\n      - {{address: {backend}, port: 9999}}\n");
             lab.write_config(&CONFIG.replace("backends:\n", &more))?;
-            redirector_tests::wait::until_true("the backend", redirector_tests::wait::SOON, || {
-                let web = lab.cli().json(&["service", "get", "web"])?;
-                Ok(web.to_string().contains(backend))
-            })?;
+            redirector_tests::wait::until_true(
+                "the backend",
+                redirector_tests::wait::SOON,
+                || {
+                    let web = lab.cli().json(&["service", "get", "web"])?;
+                    Ok(web.to_string().contains(backend))
+                },
+            )?;
             load.beat()?;
         }
         load.finish()

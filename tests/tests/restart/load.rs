@@ -55,7 +55,8 @@ impl Load {
     /// Ends it, and fails if anything was lost.
     pub(crate) fn finish(self) -> Result<()> {
         for (place, family, pulse) in self.pulses {
-            let sent = pulse.finish().with_context(|| format!("UDP to {place:?} over {family:?}"))?;
+            let sent =
+                pulse.finish().with_context(|| format!("UDP to {place:?} over {family:?}"))?;
             ensure!(sent > 100, "only {sent} datagrams were sent");
         }
         for (place, family, stream) in self.streams {
