@@ -151,11 +151,17 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// What failed, in one line.
+/// What failed, in one line: the error and its causes, each said once.
 fn failure(error: &anyhow::Error) -> String {
-    let text = format!("error: {error:#}");
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ")
+    let mut text = String::from("error");
+    for cause in error.chain().map(ToString::to_string) {
+        let lines = cause.lines().map(str::trim).filter(|line| !line.is_empty());
+        let cause = lines.collect::<Vec<_>>().join("; ");
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -196,7 +196,7 @@ impl Pinned {
     ///
     /// If the map cannot be read.
     pub fn ports(&self) -> Result<BTreeMap<(Protocol, u32), PortFlags>, PinnedError> {
-        let blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        let blocks = self.port_blocks()?;
         let per_protocol = 65536 / PORTS_PER_BLOCK;
         let mut ports = BTreeMap::new();
         for (index, block) in blocks {
@@ -209,6 +209,13 @@ impl Pinned {
             }
         }
         Ok(ports)
+    }
+
+    /// Elements of `PORTS` with a port that concerns us.
+    fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
+        let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.retain(|_, block| *block != PortBlock::default());
+        Ok(blocks)
     }
 
     /// Interfaces that the agent knows, by index.
@@ -283,7 +290,7 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn entries(&self, name: MapName) -> Result<usize, PinnedError> {
         Ok(match name {
-            MapName::Ports => self.ports()?.len(),
+            MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
             MapName::Maglev => self.maglev()?.len(),
