@@ -189,6 +189,12 @@ mod tests {
     }
 
     #[test]
+    fn a_cause_that_the_error_names_is_not_repeated() {
+        let error = anyhow::anyhow!("no such device").context("eth7: no such device");
+        assert_eq!(failure(&error), "error: eth7: no such device");
+    }
+
+    #[test]
     fn a_reader_that_went_away_is_no_failure() {
         let error = anyhow::Error::new(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(is_broken_pipe(&error.context("printing")));
