@@ -79,7 +79,7 @@ fn list(args: &ListArgs) -> Result<()> {
     rows.retain(|row| args.selection.matches(row));
     if let Some(limit) = args.limit {
         if rows.len() > limit {
-            eprintln!("showing {limit} of {} flows", rows.len());
+            render::say(&format!("showing {limit} of {} flows", rows.len()));
         }
         rows.truncate(limit);
     }

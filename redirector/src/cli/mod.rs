@@ -131,7 +131,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("{}", failure(error));
+    render::say(&failure(error));
     ExitCode::FAILURE
 }
 
