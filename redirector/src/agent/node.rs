@@ -12,7 +12,7 @@ use super::account::Account;
 use super::interfaces::{self, Slots};
 use super::{Options, Shared};
 use crate::config::{self, Config, XdpMode};
-use crate::dataplane::attach::{self, Attached, Attacher, find_interfaces};
+use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
@@ -125,7 +125,11 @@ impl Node {
         self.write_entries(host, &[])?;
         let mut attached = Vec::new();
         for interface in find_interfaces(host, &self.chosen)? {
-            let got = self.attacher.attach(interface, xdp_mode(&self.options, &self.config))?;
+            let mode = xdp_mode(&self.options, &self.config);
+            let mut got = self.attacher.attach(interface, mode)?;
+            if let Some(error) = got.xdp_error.take() {
+                return Err(error.into());
+            }
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
         self.write_entries(host, &attached)?;
@@ -175,7 +179,7 @@ impl Node {
                 Ok(found) => match found.first() {
                     Some(interface) => {
                         let got = self.attacher.attach(interface, mode);
-                        describe(interface, slot, got.map_err(|error| error.to_string()))
+                        describe(interface, slot, got)
                     }
                     None => continue,
                 },
@@ -391,22 +395,25 @@ fn xdp_mode(options: &Options, config: &Config) -> XdpMode {
     options.xdp_mode.unwrap_or(config.xdp_mode)
 }
 
-fn describe(interface: &Interface, slot: u16, got: Result<Attached, String>) -> InterfaceStatus {
-    let (got, error) = match got {
-        Ok(got) => (got, None),
-        Err(error) => {
-            let nothing = Attached { xdp: XdpState::Off, xdp_reason: None, tc: TcState::Off };
-            (nothing, Some(error))
-        }
-    };
-    InterfaceStatus {
-        name: interface.name.clone(),
-        ifindex: interface.index,
-        xdp: got.xdp,
-        xdp_reason: got.xdp_reason,
-        tc: got.tc,
-        slot,
-        error,
+fn describe(
+    interface: &Interface,
+    slot: u16,
+    got: Result<Attached, AttachError>,
+) -> InterfaceStatus {
+    match got {
+        Ok(got) => InterfaceStatus {
+            name: interface.name.clone(),
+            ifindex: interface.index,
+            xdp: got.xdp,
+            xdp_reason: got.xdp_reason,
+            tc: got.tc,
+            slot,
+            error: got.xdp_error.map(|error| error.to_string()),
+        },
+        Err(error) => InterfaceStatus {
+            ifindex: interface.index,
+            ..absent(&interface.name, slot, error.to_string())
+        },
     }
 }
 
