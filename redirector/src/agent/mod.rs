@@ -78,6 +78,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_clock(&mut tasks, &sender);
+    events::watch_features(&mut tasks, &sender)?;
     if let Some(config) = options.config {
         events::watch_file(&mut tasks, &sender, config);
     }

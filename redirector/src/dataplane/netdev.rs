@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_GENERIC;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
 
 use super::netlink_raw::{self, ACK, DUMP, Question, REQUEST};
 
@@ -13,6 +13,9 @@ const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
@@ -32,21 +35,9 @@ const GENERIC_HEADER: usize = 4;
 /// If the kernel cannot be asked.
 pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
     let socket = netlink_raw::open(NETLINK_GENERIC)?;
-    let mut name = Vec::new();
-    push_attribute(&mut name, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
-    let question = question(GENL_ID_CTRL, REQUEST | ACK, CTRL_CMD_GETFAMILY, &name);
-    let mut family = None;
-    match ask(&socket, &question, |attributes| {
-        family = attributes.get(&CTRL_ATTR_FAMILY_ID).and_then(|id| number(id));
-    }) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let Some(family) = family.and_then(|id| u16::try_from(id).ok()) else {
+    let Some(Family { id: family, .. }) = find_family(&socket)? else {
         return Ok(None);
     };
-
     let mut transmit = BTreeMap::new();
     let question = self::question(family, REQUEST | DUMP, NETDEV_CMD_DEV_GET, &[]);
     ask(&socket, &question, |attributes| {
@@ -57,6 +48,75 @@ pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
         }
     })?;
     Ok(Some(transmit))
+}
+
+/// Hears of interfaces that become able, or unable, to send frames for XDP.
+pub struct FeatureChanges {
+    socket: TokioSocket,
+}
+
+impl FeatureChanges {
+    /// Begins to listen; `None` on kernels that don't tell.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn new() -> io::Result<Option<Self>> {
+        let family = find_family(&netlink_raw::open(NETLINK_GENERIC)?)?;
+        let Some(group) = family.and_then(|family| family.changes) else {
+            return Ok(None);
+        };
+        let mut socket = TokioSocket::new(NETLINK_GENERIC)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_mut().add_membership(group)?;
+        Ok(Some(Self { socket }))
+    }
+
+    /// Waits for the next change. Several may be told of as one.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        match self.socket.recv_from_full().await {
+            // More was told than there was room for: a change all the same.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            outcome => outcome.map(drop),
+        }
+    }
+}
+
+/// The family's number, and that of the group that hears of changes.
+struct Family {
+    id: u16,
+    changes: Option<u32>,
+}
+
+fn find_family(socket: &Socket) -> io::Result<Option<Family>> {
+    let mut name = Vec::new();
+    push_attribute(&mut name, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
+    let question = question(GENL_ID_CTRL, REQUEST | ACK, CTRL_CMD_GETFAMILY, &name);
+    let mut family = None;
+    let asked = ask(socket, &question, |attributes| {
+        let id = attributes.get(&CTRL_ATTR_FAMILY_ID).and_then(|id| number(id));
+        let groups = attributes.get(&CTRL_ATTR_MCAST_GROUPS).copied().unwrap_or(&[]);
+        let changes = parse_attributes(groups).into_values().find_map(group_of_changes);
+        if let Some(id) = id.and_then(|id| u16::try_from(id).ok()) {
+            family = Some(Family { id, changes });
+        }
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        asked => asked.map(|()| family),
+    }
+}
+
+fn group_of_changes(group: &[u8]) -> Option<u32> {
+    let group = parse_attributes(group);
+    if *group.get(&CTRL_ATTR_MCAST_GRP_NAME)? != b"mgmt\0" {
+        return None;
+    }
+    u32::try_from(number(group.get(&CTRL_ATTR_MCAST_GRP_ID)?)?).ok()
 }
 
 fn question(family: u16, flags: u16, command: u8, attributes: &[u8]) -> Question {
