@@ -39,8 +39,8 @@ pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
         return Ok(None);
     };
     let mut transmit = BTreeMap::new();
-    let question = self::question(family, REQUEST | DUMP, NETDEV_CMD_DEV_GET, &[]);
-    ask(&socket, &question, |attributes| {
+    let devices = question(family, REQUEST | DUMP, NETDEV_CMD_DEV_GET, &[]);
+    ask(&socket, &devices, |attributes| {
         let get = |kind| attributes.get(&kind).and_then(|value| number(value));
         let index = get(NETDEV_A_DEV_IFINDEX).and_then(|index| u32::try_from(index).ok());
         if let (Some(index), Some(features)) = (index, get(NETDEV_A_DEV_XDP_FEATURES)) {
