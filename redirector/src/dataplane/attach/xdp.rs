@@ -31,14 +31,11 @@ impl Attacher {
                 Some(program) if program.is_generic => XdpState::Generic,
                 _ => XdpState::Native,
             };
-            if wanted.contains(&state) {
-                if link.program != self.xdp_program()? {
-                    self.replace_xdp(interface)?;
-                }
+            if wanted.contains(&state) && self.keep_xdp(interface, link.program)? {
                 let reason = (state != wanted[0]).then(|| "kept from an earlier agent".to_owned());
                 return Ok((state, reason));
             }
-            // Another mode is another attachment. TC serves meanwhile.
+            // Another mode takes another link. TC serves meanwhile.
             remove_pin(&path)?;
         } else if let Some(other) = interface.xdp {
             return Err(busy(interface, other.id));
@@ -107,31 +104,27 @@ impl Attacher {
         }
     }
 
-    /// Puts our program in the place of an earlier agent's, in one step.
-    fn replace_xdp(&mut self, interface: &Interface) -> Result<(), AttachError> {
-        let path = self.pins.link(Hook::Xdp, &interface.name);
+    /// Sees to it that the pinned link runs our program, which takes the place of an earlier
+    /// agent's in one step; `false` if the link does not take it.
+    fn keep_xdp(&mut self, interface: &Interface, running: u32) -> Result<bool, AttachError> {
         let program = self.programs.xdp()?;
-        let link = PinnedLink::from_pin(&path)
+        if running == program_id(Hook::Xdp, program.info())? {
+            return Ok(true);
+        }
+        let link = PinnedLink::from_pin(self.pins.link(Hook::Xdp, &interface.name))
             .and_then(|pinned| XdpLink::try_from(FdLink::from(pinned)))
-            .map_err(|error| LinkErrorText(error.to_string()));
+            .map_err(|error| error.to_string());
         let replaced = link.and_then(|link| {
-            program
-                .attach_to_link(link)
-                .and_then(|id| program.take_link(id))
-                .map_err(|error| LinkErrorText(describe(&error)))
+            let id = program.attach_to_link(link);
+            // The link lives on in its pin.
+            id.and_then(|id| program.take_link(id)).map(drop).map_err(|error| describe(&error))
         });
-        // The link lives on in its pin.
-        replaced
-            .map(drop)
-            .map_err(|error| AttachError::Pin { path, source: std::io::Error::other(error.0) })
-    }
-
-    fn xdp_program(&mut self) -> Result<u32, AttachError> {
-        program_id(Hook::Xdp, self.programs.xdp()?.info())
+        if let Err(reason) = &replaced {
+            tracing::warn!("{}: the XDP link takes no new program: {reason}", interface.name);
+        }
+        Ok(replaced.is_ok())
     }
 }
-
-struct LinkErrorText(String);
 
 pub(super) fn program_id(
     hook: Hook,
