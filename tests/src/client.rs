@@ -35,9 +35,21 @@ pub fn tcp(host: &Namespace, to: SocketAddr) -> Result<TcpStream> {
 ///
 /// If it can't be made.
 pub fn tcp_from(host: &Namespace, port: u16, to: SocketAddr) -> Result<TcpStream> {
-    let socket = bound(host, port, to, Type::STREAM)?;
+    connect(bound(host, port, to, Type::STREAM)?, to, PATIENCE)
+}
+
+/// A TCP connection from a host, if it can be made in so much time.
+///
+/// # Errors
+///
+/// If it can't.
+pub fn tcp_within(host: &Namespace, to: SocketAddr, patience: Duration) -> Result<TcpStream> {
+    connect(bound(host, 0, to, Type::STREAM)?, to, patience)
+}
+
+fn connect(socket: Socket, to: SocketAddr, patience: Duration) -> Result<TcpStream> {
     socket
-        .connect_timeout(&to.into(), PATIENCE)
+        .connect_timeout(&to.into(), patience)
         .with_context(|| format!("connecting to {to} over TCP"))?;
     Ok(socket.into())
 }
