@@ -263,6 +263,19 @@ impl Lab {
     }
 
     fn print_state(&self) {
+        for (h, i) in [
+            (&self.net.client, "eth0"),
+            (&self.net.node1, "eth0"),
+            (&self.net.node1, "eth1"),
+            (&self.net.node2, "eth0"),
+        ] {
+            let t = h.run("ethtool", ["-S", i]).unwrap_or_default();
+            eprintln!(
+                "--- {} {i}: {}",
+                h.name(),
+                t.lines().filter(|l| !l.ends_with(": 0")).collect::<Vec<_>>().join(" ")
+            );
+        }
         eprintln!("--- the agent's log:\n{}", self.log());
         for command in
             [["status"].as_slice(), &["service", "list"], &["flow", "list"], &["counters"]]

@@ -198,6 +198,12 @@ impl Packet {
         Self { transport: Transport::Tcp(flags), ..self }
     }
 
+    /// Whether it carries TCP.
+    #[must_use]
+    pub const fn is_tcp(&self) -> bool {
+        matches!(self.transport, Transport::Tcp(_))
+    }
+
     /// The source.
     #[must_use]
     pub const fn source(&self) -> SocketAddr {

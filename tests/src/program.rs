@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
     maps::{Array, HashMap, MapData, PerCpuArray},
-    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp, XdpMode},
+    programs::{Program, SchedClassifier, TestRun as _, Xdp, XdpMode},
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
@@ -35,7 +35,7 @@ impl Verdict {
             (Hook::Xdp, 1) | (Hook::Ingress | Hook::Egress, 2) => Self::Drop,
             (Hook::Xdp, 2) | (Hook::Ingress | Hook::Egress, 0) => Self::Pass,
             (Hook::Xdp, 4) | (Hook::Ingress | Hook::Egress, 7) => Self::Redirect,
-            _ => anyhow::bail!("{} answered {code}", hook.name()),
+            _ => bail!("{} answered {code}", hook.name()),
         })
     }
 }
@@ -96,15 +96,13 @@ impl Programs {
 
     fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
         let mut ebpf = loader.load(OBJECT)?;
-        for hook in Hook::ALL {
-            let name = function(hook);
-            let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
-            match hook {
-                Hook::Xdp => <&mut Xdp>::try_from(program)?.load()?,
-                Hook::Ingress | Hook::Egress => {
-                    <&mut SchedClassifier>::try_from(program)?.load()?;
-                }
-            }
+        for (name, program) in ebpf.programs_mut() {
+            let loaded = if let Program::Xdp(program) = program {
+                program.load()
+            } else {
+                <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
+            };
+            loaded.with_context(|| format!("loading {name}"))?;
         }
         Ok(Self { ebpf })
     }
@@ -116,47 +114,34 @@ impl Programs {
     ///
     /// If the interface does not take it.
     pub fn attach_xdp(&mut self, interface: &str) -> Result<()> {
-        let program = self.ebpf.program_mut(function(Hook::Xdp)).context("no such program")?;
+        let program = self.ebpf.program_mut(functions(Hook::Xdp)[0]).context("no such program")?;
         <&mut Xdp>::try_from(program)?.attach(interface, XdpMode::Driver)?;
         Ok(())
     }
 
-    /// How large a program is.
+    /// How large each program is, by name.
     ///
     /// # Errors
     ///
     /// If the kernel does not say.
-    pub fn size(&self, hook: Hook) -> Result<Size> {
-        let info = self.info(hook)?;
-        Ok(Size {
-            verified: info.verified_instruction_count().context("no instruction count")?,
-            machine_code: info.size_jitted(),
-        })
+    pub fn sizes(&self) -> Result<BTreeMap<String, Size>> {
+        let size = |(name, program): (&str, &Program)| {
+            let info = program.info()?;
+            let verified = info.verified_instruction_count().context("no instruction count")?;
+            Ok((name.to_owned(), Size { verified, machine_code: info.size_jitted() }))
+        };
+        self.ebpf.programs().map(size).collect()
     }
 
-    fn info(&self, hook: Hook) -> Result<ProgramInfo> {
-        let program = self.ebpf.program(function(hook)).context("no such program")?;
-        Ok(program.info()?)
-    }
-
-    /// Runs one packet that came in by (or, at egress, goes out of) the interface.
+    /// Runs one packet that came in by (or, at egress, goes out of) the interface. At TC it may be
+    /// a super-packet, which will be cut into segments with so many bytes of payload.
     ///
     /// # Errors
     ///
     /// If the kernel refuses to run it, or the program's answer has no meaning.
-    pub fn run(&self, hook: Hook, ifindex: u32, packet: &[u8]) -> Result<Outcome> {
-        self.run_segments(hook, ifindex, packet, 0)
-    }
-
-    /// As [`Self::run`]; at TC, the packet is a super-packet that will be cut into segments with
-    /// this many bytes of payload.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::run`].
-    pub fn run_segments(
+    pub fn run(
         &self,
-        hook: Hook,
+        (hook, function): (Hook, &str),
         ifindex: u32,
         packet: &[u8],
         segment: u32,
@@ -175,14 +160,15 @@ impl Programs {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let program = self.ebpf.program(function(hook)).context("no such program")?;
+        let program = self.ebpf.program(function);
+        let program = program.with_context(|| format!("no program {function}"))?;
         let result = match hook {
             Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
             Hook::Ingress | Hook::Egress => {
                 <&SchedClassifier>::try_from(program)?.test_run(options)
             }
         }
-        .with_context(|| format!("running {} bytes through {}", packet.len(), hook.name()))?;
+        .with_context(|| format!("running {} bytes through {}", packet.len(), function))?;
         output.truncate(usize::try_from(result.data_size_out)?);
         Ok(Outcome {
             verdict: Verdict::from_code(hook, result.return_value)?,
@@ -276,12 +262,13 @@ impl Programs {
     }
 }
 
-/// The name of a hook's program in the object.
-const fn function(hook: Hook) -> &'static str {
+/// The names of a hook's programs in the object. There are two for XDP, in the driver and generic.
+#[must_use]
+pub const fn functions(hook: Hook) -> &'static [&'static str] {
     match hook {
-        Hook::Xdp => "redirector_xdp",
-        Hook::Ingress => "redirector_in",
-        Hook::Egress => "redirector_out",
+        Hook::Xdp => &["redirector_xdp", "redirector_gen"],
+        Hook::Ingress => &["redirector_in"],
+        Hook::Egress => &["redirector_out"],
     }
 }
 

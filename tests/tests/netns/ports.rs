@@ -141,3 +141,44 @@ fn the_block_is_reserved() -> Result<()> {
         Ok(())
     })
 }
+
+/// A client that reset its connection uses the port again at once: a new flow in the old one's
+/// place.
+#[test]
+fn a_port_used_again() -> Result<()> {
+    Lab::run_with(CONFIG, |lab| {
+        let _servers = serve_echo(lab)?;
+        for family in FAMILIES {
+            for place in PLACES {
+                for round in 0..10 {
+                    let stream = client::tcp_from(&lab.net.client, 45004, place.tcp(family))?;
+                    client::echo(&stream, b"hello")
+                        .with_context(|| format!("{place:?} over {family:?}, round {round}"))?;
+                    client::reset(stream)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Flows that have ended are collected.
+#[test]
+fn ended_flows_go() -> Result<()> {
+    Lab::run_with(CONFIG, |lab| {
+        let _servers = serve_echo(lab)?;
+        let stays = client::tcp(&lab.net.client, Place::Local.tcp(Family::V4))?;
+        client::echo(&stays, b"hello")?;
+        for family in FAMILIES {
+            for place in PLACES {
+                let stream = client::tcp(&lab.net.client, place.tcp(family))?;
+                client::echo(&stream, b"hello")?;
+                client::reset(stream)?;
+            }
+        }
+        wait::until_true("reset flows to go", Duration::from_secs(40), || {
+            Ok(lab.cli().rows(&["flow", "list"])?.len() == 1)
+        })?;
+        client::echo(&stays, b"still here")
+    })
+}

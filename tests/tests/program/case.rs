@@ -7,7 +7,7 @@ use redirector::dataplane::pins::Hook;
 use redirector_common::{Direction, Flow, FlowState, Reason, Tuple};
 use redirector_tests::{
     packet::Packet,
-    program::{Counted, Programs, Verdict, check_pairs},
+    program::{Counted, Programs, Verdict, check_pairs, functions},
 };
 
 use crate::{given::Given, world};
@@ -115,8 +115,15 @@ impl Case {
         Self { after: Some((flow.forward_key(), state)), ..self }
     }
 
-    /// Runs the row.
+    /// Runs the row, through each of the hook's programs.
     pub(crate) fn check(&self, programs: &mut Programs) -> Result<()> {
+        for function in functions(self.hook) {
+            self.check_program(programs, function).with_context(|| (*function).to_owned())?;
+        }
+        Ok(())
+    }
+
+    fn check_program(&self, programs: &mut Programs, function: &str) -> Result<()> {
         programs.clear_flows()?;
         world::set_block(programs, self.block)?;
         for flow in &self.flows {
@@ -124,7 +131,7 @@ impl Case {
         }
         let before = programs.flows()?;
         let ifindex = world::ifindex(self.interface)?;
-        let outcome = programs.run_segments(self.hook, ifindex, &self.input, self.segment)?;
+        let outcome = programs.run((self.hook, function), ifindex, &self.input, self.segment)?;
         let (verdict, reason, bytes) = self.expectation();
         let counts = !matches!(self.expected, Expected::Pass(_)) || self.hook == Hook::Ingress;
         let counted: Vec<_> =

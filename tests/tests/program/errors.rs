@@ -37,7 +37,7 @@ fn no_backend() -> Result<()> {
             }
             let packet = match family {
                 Family::V4 => packet.options(10),
-                Family::V6 => packet.extensions(&[Extension::destination_options(3)]),
+                Family::V6 => packet.extensions(&[Extension::destination_options(2)]),
             };
             let what = format!("{name} behind a long header, no backend");
             rejected(&mut cases, &what, &packet, reason, error);

@@ -35,7 +35,7 @@ fn check(modes: &[&str], disturb: impl Fn(&mut Lab) -> Result<()>) -> Result<()>
 
 #[test]
 fn killed() -> Result<()> {
-    check(&["native", "off"], Lab::kill)
+    check(&["native", "generic", "off"], Lab::kill)
 }
 
 #[test]
