@@ -1,1 +1,25 @@
-//! Fixtures of the integration tests: namespaces, packet builders, servers and clients.
+//! What the integration tests are made of: hosts in network namespaces, real servers and
+//! clients, the agent and its commands, packets built by a library that is not ours.
+//!
+//! Everything cleans up after itself when dropped, also when a test panics. Nothing sleeps for
+//! a condition: [`wait::until`] awaits it.
+//!
+//! * [`namespace`], [`topology`]: hosts and the links between them;
+//! * [`server`], [`client`], [`transfer`]: real traffic;
+//! * [`agent`], [`bpffs`], [`cli`]: the program under test;
+//! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
+
+pub mod agent;
+pub mod bpffs;
+pub mod cli;
+pub mod client;
+mod extension;
+pub mod icmp;
+pub mod namespace;
+pub mod packet;
+pub mod program;
+pub mod server;
+pub mod site;
+pub mod topology;
+pub mod transfer;
+pub mod wait;

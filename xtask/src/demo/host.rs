@@ -1,6 +1,5 @@
 //! A host: a network namespace, and what runs in it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -14,8 +13,6 @@ pub(super) const BIN: &str = "/run/bin";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Host {
     pub(super) name: &'static str,
-    pub(super) v4: Ipv4Addr,
-    pub(super) v6: Ipv6Addr,
 }
 
 /// How a command ended, and all that it printed.

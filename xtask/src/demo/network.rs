@@ -1,4 +1,8 @@
-//! Three hosts and the Ethernet between them.
+//! Three hosts and the links between them.
+//!
+//! ```text
+//! client eth0 ── eth0 node1 eth1 ── eth0 node2
+//! ```
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -7,49 +11,67 @@ use anyhow::Result;
 use super::host::Host;
 use crate::process;
 
-/// Addresses for documentation: RFC 5737 and RFC 3849.
-const fn host(name: &'static str, number: u8) -> Host {
-    Host {
-        name,
-        v4: Ipv4Addr::new(192, 0, 2, number),
-        v6: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16),
-    }
-}
-
-pub(super) const CLIENT: Host = host("client", 9);
-pub(super) const NODE1: Host = host("node1", 1);
-pub(super) const NODE2: Host = host("node2", 2);
+pub(super) const CLIENT: Host = Host { name: "client" };
+pub(super) const NODE1: Host = Host { name: "node1" };
+pub(super) const NODE2: Host = Host { name: "node2" };
 pub(super) const HOSTS: [Host; 3] = [CLIENT, NODE1, NODE2];
 
-/// The Ethernet switch: a bridge in a namespace of its own, with no address.
-const SWITCH: &str = "switch";
-
-/// Makes the switch and the hosts, each with an eth0 on the switch.
-pub(super) fn build() -> Result<()> {
-    ip(&format!("netns add {SWITCH}"))?;
-    ip(&format!("-n {SWITCH} link add br0 type bridge mcast_snooping 0"))?;
-    ip(&format!("-n {SWITCH} link set br0 up"))?;
-    HOSTS.into_iter().try_for_each(connect)
+/// An end of a link: an interface of a host, with an address of each family.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct End {
+    pub(super) host: Host,
+    interface: &'static str,
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Ipv6Addr,
 }
 
-fn connect(host: Host) -> Result<()> {
-    let Host { name, v4, v6 } = host;
-    ip(&format!("netns add {name}"))?;
-    ip(&format!("-n {name} link set lo up"))?;
-    ip(&format!("-n {SWITCH} link add {name} type veth peer name eth0 netns {name}"))?;
-    ip(&format!("-n {SWITCH} link set {name} master br0 up"))?;
-    // A checksum that is left to the "hardware" of a veth is never filled in.
-    host.run(&["ethtool", "-K", "eth0", "tx", "off"])?;
-    // A veth takes frames from its peer's XDP program only with GRO (or XDP) of its own.
-    process::output(
-        std::process::Command::new("nsenter")
-            .arg(format!("--net=/run/netns/{SWITCH}"))
-            .args(["ethtool", "-K", name, "tx", "off", "gro", "on"]),
-    )?;
-    ip(&format!("-n {name} address add {v4}/24 dev eth0"))?;
+/// Addresses for documentation: RFC 5737 and RFC 3849.
+const fn outside(host: Host, interface: &'static str, number: u8) -> End {
+    let v4 = Ipv4Addr::new(198, 51, 100, number);
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, number as u16);
+    End { host, interface, v4, v6 }
+}
+
+const fn inside(host: Host, interface: &'static str, number: u8) -> End {
+    let v4 = Ipv4Addr::new(192, 0, 2, number);
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, number as u16);
+    End { host, interface, v4, v6 }
+}
+
+pub(super) const CLIENT_END: End = outside(CLIENT, "eth0", 9);
+pub(super) const NODE1_OUTSIDE: End = outside(NODE1, "eth0", 1);
+pub(super) const NODE1_INSIDE: End = inside(NODE1, "eth1", 1);
+pub(super) const NODE2_END: End = inside(NODE2, "eth0", 2);
+pub(super) const ENDS: [End; 4] = [CLIENT_END, NODE1_OUTSIDE, NODE1_INSIDE, NODE2_END];
+
+/// Makes the hosts and the links.
+pub(super) fn build() -> Result<()> {
+    for Host { name } in HOSTS {
+        ip(&format!("netns add {name}"))?;
+        ip(&format!("-n {name} link set lo up"))?;
+    }
+    link(CLIENT_END, NODE1_OUTSIDE)?;
+    link(NODE1_INSIDE, NODE2_END)
+}
+
+/// Joins two hosts by a pair of veth devices.
+fn link(one: End, other: End) -> Result<()> {
+    ip(&format!(
+        "link add {} netns {} type veth peer name {} netns {}",
+        one.interface, one.host.name, other.interface, other.host.name
+    ))?;
+    [one, other].into_iter().try_for_each(configure)
+}
+
+fn configure(End { host, interface, v4, v6 }: End) -> Result<()> {
+    let name = host.name;
+    // A checksum that is left to the "hardware" of a veth is never filled in. And a veth takes
+    // frames from the XDP programs of its peer only with GRO (or XDP) of its own.
+    host.run(&["ethtool", "-K", interface, "tx", "off", "gro", "on"])?;
+    ip(&format!("-n {name} address add {v4}/24 dev {interface}"))?;
     // Nobody else can have the address: there is no need to wait until that is certain.
-    ip(&format!("-n {name} address add {v6}/64 dev eth0 nodad"))?;
-    ip(&format!("-n {name} link set eth0 up"))
+    ip(&format!("-n {name} address add {v6}/64 dev {interface} nodad"))?;
+    ip(&format!("-n {name} link set {interface} up"))
 }
 
 fn ip(arguments: &str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The servers of the demo: real ones, that tell the client what they see.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -51,7 +51,7 @@ fn serve_http(name: &str, port: u16) -> Result<()> {
 
 fn answer(client: &TcpStream, name: &str) -> std::io::Result<()> {
     client.set_read_timeout(Some(PATIENCE))?;
-    let body = greet(name, client.local_addr()?.port(), client.peer_addr()?);
+    let body = greet(name, client.local_addr()?.port(), client.peer_addr()?.ip());
     let mut request = BufReader::new(client);
     let mut line = String::new();
     // The head of a request ends with an empty line.
@@ -74,7 +74,7 @@ fn serve_udp(name: &str, port: u16) -> Result<()> {
     let mut datagram = [0; 1500];
     loop {
         let answered = socket.recv_from(&mut datagram).and_then(|(len, client)| {
-            let mut answer = greet(name, port, client).into_bytes();
+            let mut answer = greet(name, port, client.ip()).into_bytes();
             answer.extend_from_slice(datagram.get(..len).unwrap_or_default());
             socket.send_to(&answer, client)
         });
@@ -85,8 +85,9 @@ fn serve_udp(name: &str, port: u16) -> Result<()> {
     }
 }
 
-fn greet(name: &str, port: u16, client: SocketAddr) -> String {
-    format!("I am {name}, on port {port}. You are {}.\n", client.ip().to_canonical())
+/// What a server says: its name, its own port, and the client's address as it sees it.
+pub(super) fn greet(name: &str, port: u16, client: IpAddr) -> String {
+    format!("I am {name}, on port {port}. You are {}.\n", client.to_canonical())
 }
 
 #[cfg(test)]
@@ -95,7 +96,7 @@ mod tests {
 
     #[test]
     fn an_ipv4_client_is_shown_as_one() {
-        let client = "[::ffff:192.0.2.9]:1".parse().unwrap();
+        let client = "::ffff:192.0.2.9".parse().unwrap();
         assert_eq!(greet("web", 80, client), "I am web, on port 80. You are 192.0.2.9.\n");
     }
 }

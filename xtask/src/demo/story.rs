@@ -1,6 +1,7 @@
 //! What the demo does, in order. Every step checks that it went as it says.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Child;
 use std::thread::sleep;
@@ -9,10 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::host::{BIN, Host, Shown};
-use super::network::{self, CLIENT, HOSTS, NODE1, NODE2};
+use super::network::{
+    self, CLIENT, CLIENT_END, ENDS, End, NODE1, NODE1_INSIDE, NODE1_OUTSIDE, NODE2, NODE2_END,
+};
+use super::server::greet;
 
 const CONFIG: &str = "/run/redirector.yaml";
 const LOG: &str = "/run/redirector.log";
+/// Where the agent keeps maps and programs, unless told otherwise.
+const PINS: &str = "/sys/fs/bpf/redirector";
 /// The agent's own server on node 1.
 const READY: &str = "http://127.0.0.1:9961/readyz";
 
@@ -26,11 +32,12 @@ pub(super) fn tell(agent: &Path) -> Result<()> {
     std::os::unix::fs::symlink(agent, format!("{BIN}/redirector"))
         .with_context(|| format!("cannot link to {}", agent.display()))?;
 
-    chapter("Three hosts on one Ethernet, each a network namespace");
+    chapter("Three hosts, each a network namespace: client ── node1 ── node2");
     network::build()?;
-    for Host { name, v4, v6 } in HOSTS {
-        println!("  {name:<7} {v4:<10} {v6}");
+    for End { host, v4, v6, .. } in ENDS {
+        println!("  {:<7} {:<13} {v6}", host.name, v4.to_string());
     }
+    println!("  No host is a router, and node2 does not know the way to the client.");
 
     chapter("Servers in the host network of node1 and node2");
     println!("  node1: HTTP on port 8080, UDP echo on port 5353");
@@ -38,8 +45,8 @@ pub(super) fn tell(agent: &Path) -> Result<()> {
     let _servers = start_servers()?;
 
     chapter("Before: nothing listens on the ports that clients know");
-    for address in ["192.0.2.1", "[2001:db8::1]"] {
-        curl(&format!("http://{address}/"))?.must_fail()?;
+    for url in urls(80) {
+        curl(&url)?.must_fail()?;
     }
 
     chapter("The agent on node1, with this file");
@@ -86,7 +93,7 @@ struct Running {
 
 fn start_agent() -> Result<Running> {
     let config = format!(
-        "interfaces: [eth0]
+        "interfaces: [eth0, eth1]
 publish:
   - \"80:8080\"           # port 80 of this node: its own port 8080
   - \"53:5353/udp\"
@@ -98,7 +105,7 @@ services:
       - {{address: {}, port: 8080}}
       - {{address: \"{}\", port: 8080}}
 ",
-        NODE2.v4, NODE2.v6
+        NODE2_END.v4, NODE2_END.v6
     );
     for line in config.lines() {
         println!("  {line}");
@@ -127,26 +134,32 @@ services:
 fn published_ports() -> Result<()> {
     chapter("After: a port of node1 that its own server answers");
     println!("  The server sees the client's own address.");
-    curl("http://192.0.2.1/")?.must_contain("I am node1, on port 8080. You are 192.0.2.9.")?;
-    curl("http://[2001:db8::1]/")?
-        .must_contain("I am node1, on port 8080. You are 2001:db8::9.")?;
+    let [v4, v6] = urls(80);
+    curl(&v4)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v4))?;
+    curl(&v6)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v6))?;
 
     chapter("After: a port of node1 that node2 answers");
-    println!("  The answer must come back through node1: so node2 sees node1's address.");
-    curl("http://192.0.2.1:8081/")?.must_contain("I am node2, on port 8080. You are 192.0.2.1.")?;
-    curl("http://[2001:db8::1]:8081/")?
-        .must_contain("I am node2, on port 8080. You are 2001:db8::1.")?;
+    println!("  The answer has to come back through node1, so node2 sees node1's address.");
+    let [v4, v6] = urls(8081);
+    curl(&v4)?.must_contain(&greeting(NODE2, 8080, NODE1_INSIDE.v4))?;
+    curl(&v6)?.must_contain(&greeting(NODE2, 8080, NODE1_INSIDE.v6))?;
 
     chapter("After: UDP");
-    for (option, address, seen) in
-        [("-4u", "192.0.2.1", "192.0.2.9"), ("-6u", "2001:db8::1", "2001:db8::9")]
-    {
-        let line = format!("echo hello | nc {option} -w 1 {address} 53");
-        CLIENT
-            .show(&line)?
-            .must_contain(&format!("I am node1, on port 5353. You are {seen}.\nhello"))?;
-    }
-    Ok(())
+    let End { v4, v6, .. } = NODE1_OUTSIDE;
+    echo(&format!("-4 {v4}"))?.must_contain(&greeting(NODE1, 5353, CLIENT_END.v4))?;
+    echo(&format!("-6 {v6}"))?.must_contain(&greeting(NODE1, 5353, CLIENT_END.v6))
+}
+
+/// A port of node 1 as the client names it, in each family.
+fn urls(port: u16) -> [String; 2] {
+    let End { v4, v6, .. } = NODE1_OUTSIDE;
+    let port = if port == 80 { String::new() } else { format!(":{port}") };
+    [format!("http://{v4}{port}/"), format!("http://[{v6}]{port}/")]
+}
+
+/// What a server says to a client.
+fn greeting(server: Host, port: u16, client: impl Into<IpAddr>) -> String {
+    greet(server.name, port, client.into())
 }
 
 /// What an operator would look at.
@@ -163,23 +176,27 @@ fn survive(agent: &mut Child) -> Result<()> {
     println!("\n  node1$ kill -9 {}", agent.id());
     agent.kill().context("cannot kill the agent")?;
     agent.wait().context("cannot wait for the agent")?;
-    curl("http://192.0.2.1/")?.must_contain("I am node1")?;
-    curl("http://[2001:db8::1]:8081/")?.must_contain("I am node2")
+    let [local, _] = urls(80);
+    let [_, elsewhere] = urls(8081);
+    curl(&local)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v4))?;
+    curl(&elsewhere)?.must_contain(&greeting(NODE2, 8080, NODE1_INSIDE.v6))
 }
 
 fn detach() -> Result<()> {
     chapter("Detached: nothing is left");
     NODE1.show("redirector detach")?.must_succeed()?;
-    curl("http://192.0.2.1/")?.must_fail()?;
-    let left = std::fs::read_dir("/sys/fs/bpf")
-        .context("cannot look into /sys/fs/bpf")?
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect::<Vec<_>>();
-    if !left.is_empty() {
-        bail!("left behind in /sys/fs/bpf: {}", left.join(", "));
+    for url in urls(80) {
+        curl(&url)?.must_fail()?;
+    }
+    if Path::new(PINS).exists() {
+        bail!("{PINS} is still there");
     }
     Ok(())
+}
+
+/// Sends a datagram to port 53 and waits for the answer.
+fn echo(to: &str) -> Result<Shown> {
+    CLIENT.show(&format!("echo hello | nc -u -w 1 {to} 53"))
 }
 
 fn curl(url: &str) -> Result<Shown> {

@@ -1,0 +1,313 @@
+//! Real clients.
+
+use std::{
+    collections::BTreeSet,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+
+use crate::{namespace::Namespace, wait};
+
+/// How long a client or server waits for the other before it gives up.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A TCP connection from a host.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub fn tcp(host: &Namespace, to: SocketAddr) -> Result<TcpStream> {
+    tcp_from(host, 0, to)
+}
+
+/// A TCP connection from a port of a host.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub fn tcp_from(host: &Namespace, port: u16, to: SocketAddr) -> Result<TcpStream> {
+    let socket = bound(host, port, to, Type::STREAM)?;
+    socket
+        .connect_timeout(&to.into(), PATIENCE)
+        .with_context(|| format!("connecting to {to} over TCP"))?;
+    Ok(socket.into())
+}
+
+/// A UDP socket of a host, connected.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub fn udp(host: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
+    udp_from(host, 0, to)
+}
+
+/// A UDP socket on a port of a host, connected.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub fn udp_from(host: &Namespace, port: u16, to: SocketAddr) -> Result<UdpSocket> {
+    let socket = bound(host, port, to, Type::DGRAM)?;
+    socket.set_recv_buffer_size(4 << 20)?;
+    socket.connect(&to.into()).with_context(|| format!("connecting to {to} over UDP"))?;
+    Ok(socket.into())
+}
+
+fn bound(host: &Namespace, port: u16, to: SocketAddr, kind: Type) -> Result<Socket> {
+    // A socket stays in the namespace in which it was made, whoever uses it.
+    let socket = host.enter(move || Ok(Socket::new(Domain::for_address(to), kind, None)?))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    if port != 0 {
+        socket.set_reuse_address(true)?;
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        socket
+            .bind(&SocketAddr::new(any, port).into())
+            .with_context(|| format!("binding the client's port {port}"))?;
+    }
+    Ok(socket)
+}
+
+/// What a `Whoami` server said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whoami {
+    /// The server's name.
+    pub server: String,
+    /// The client as the server saw it.
+    pub client: SocketAddr,
+}
+
+impl Whoami {
+    fn parse(text: &str) -> Result<Self> {
+        let parse = || {
+            let (server, client) = text.trim().strip_prefix("server=")?.split_once(" client=")?;
+            Some(Self { server: server.to_owned(), client: client.parse().ok()? })
+        };
+        parse().with_context(|| format!("not an answer of a whoami server: {text:?}"))
+    }
+}
+
+/// Asks a `Whoami` server over TCP.
+///
+/// # Errors
+///
+/// If there is no connection or no answer.
+pub fn whoami(host: &Namespace, to: SocketAddr) -> Result<Whoami> {
+    ask(&tcp(host, to)?)
+}
+
+/// Asks a `Whoami` server at the other end of a connection.
+///
+/// # Errors
+///
+/// If there is no answer.
+pub fn ask(mut stream: &TcpStream) -> Result<Whoami> {
+    stream.write_all(b"who am I?\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).context("reading the answer")?;
+    Whoami::parse(&answer)
+}
+
+/// Asks a `Whoami` server over UDP.
+///
+/// # Errors
+///
+/// If there is no answer.
+pub fn whoami_udp(host: &Namespace, to: SocketAddr) -> Result<Whoami> {
+    let socket = udp(host, to)?;
+    let answer = round_trip(&socket, b"who am I?\n")?;
+    Whoami::parse(&String::from_utf8(answer)?)
+}
+
+/// Sends a datagram and returns the answer.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn round_trip(socket: &UdpSocket, datagram: &[u8]) -> Result<Vec<u8>> {
+    socket.send(datagram).context("sending a datagram")?;
+    let mut answer = vec![0; 64 * 1024];
+    let count = socket.recv(&mut answer).context("waiting for the answer to a datagram")?;
+    answer.truncate(count);
+    Ok(answer)
+}
+
+/// Sends data over a connection to an echo server and checks what comes back.
+///
+/// # Errors
+///
+/// If the connection breaks or the answer differs.
+pub fn echo(mut stream: &TcpStream, data: &[u8]) -> Result<()> {
+    stream.write_all(data)?;
+    let mut answer = vec![0; data.len()];
+    stream.read_exact(&mut answer).context("waiting for the echo")?;
+    ensure!(answer == data, "the echo differs from what was sent");
+    Ok(())
+}
+
+/// Ends a connection to an echo server in an orderly way.
+///
+/// # Errors
+///
+/// If the connection breaks, or the server has more to say.
+pub fn finish(mut stream: &TcpStream) -> Result<()> {
+    stream.shutdown(Shutdown::Write)?;
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).context("waiting for the end")?;
+    ensure!(rest.is_empty(), "{} bytes more than were sent", rest.len());
+    Ok(())
+}
+
+/// Fetches a page with curl.
+///
+/// # Errors
+///
+/// If curl fails: the message holds why.
+pub fn curl(host: &Namespace, to: SocketAddr) -> Result<String> {
+    let url = format!("http://{to}/");
+    host.run("curl", ["--silent", "--show-error", "--max-time", "10", &url])
+}
+
+/// Datagrams sent to an echo server at a steady pace, each of which must come back.
+#[derive(Debug)]
+pub struct Pulse {
+    stop: Arc<AtomicBool>,
+    received: Arc<AtomicU64>,
+    sender: JoinHandle<Result<u64>>,
+    receiver: JoinHandle<Result<BTreeSet<u64>>>,
+}
+
+impl Pulse {
+    /// Starts sending, a datagram every `interval`.
+    ///
+    /// # Errors
+    ///
+    /// If the socket can't be duplicated.
+    pub fn start(socket: UdpSocket, interval: Duration) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let received = Arc::new(AtomicU64::new(0));
+        let outgoing = socket.try_clone()?;
+        let stop_sender = stop.clone();
+        let sender = thread::spawn(move || {
+            let start = Instant::now();
+            let mut next = 0;
+            while !stop_sender.load(Ordering::Relaxed) {
+                outgoing
+                    .send(&u64::to_be_bytes(next))
+                    .with_context(|| format!("sending datagram {next}"))?;
+                next += 1;
+                let due = interval * u32::try_from(next)?;
+                thread::sleep(due.saturating_sub(start.elapsed()));
+            }
+            Ok(next)
+        });
+        let (stop_receiver, count) = (stop.clone(), received.clone());
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let receiver = thread::spawn(move || {
+            let mut answers = BTreeSet::new();
+            let mut buffer = [0; 8];
+            loop {
+                match socket.recv(&mut buffer) {
+                    Ok(8) => {
+                        answers.insert(u64::from_be_bytes(buffer));
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(length) => bail!("an answer of {length} bytes"),
+                    // Half a second of silence after the last one was sent: none is on its way.
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        if stop_receiver.load(Ordering::Relaxed) {
+                            return Ok(answers);
+                        }
+                    }
+                    Err(error) => return Err(error).context("receiving an echo"),
+                }
+            }
+        });
+        Ok(Self { stop, received, sender, receiver })
+    }
+
+    /// Waits until `count` more datagrams have come back.
+    ///
+    /// # Errors
+    ///
+    /// If they don't.
+    pub fn beat(&self, count: u64) -> Result<()> {
+        let goal = self.received.load(Ordering::Relaxed) + count;
+        wait::until_true("datagrams to come back", wait::SOON, || {
+            Ok(self.received.load(Ordering::Relaxed) >= goal)
+        })
+    }
+
+    /// Stops, and returns how many were sent.
+    ///
+    /// # Errors
+    ///
+    /// If one did not come back: says which.
+    pub fn finish(self) -> Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().map_err(|_| anyhow!("the sender panicked"))??;
+        let answers = self.receiver.join().map_err(|_| anyhow!("the receiver panicked"))??;
+        let lost: Vec<u64> = (0..sent).filter(|number| !answers.contains(number)).collect();
+        ensure!(
+            lost.is_empty(),
+            "{} of {sent} datagrams did not come back; the first: {:?}",
+            lost.len(),
+            &lost[..lost.len().min(20)]
+        );
+        Ok(sent)
+    }
+}
+
+/// Resets a connection instead of closing it.
+///
+/// # Errors
+///
+/// If the kernel refuses the option.
+pub fn reset(stream: TcpStream) -> Result<()> {
+    let socket = Socket::from(stream);
+    socket.set_linger(Some(Duration::ZERO))?;
+    drop(socket);
+    Ok(())
+}
+
+/// Puts a frame on the wire as it is.
+///
+/// # Errors
+///
+/// If the interface does not take it.
+pub fn inject(host: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
+    let (interface, frame) = (interface.to_owned(), frame.to_vec());
+    host.enter(move || {
+        let index = nix::net::if_::if_nametoindex(interface.as_str())?;
+        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+        let sent = socket.send_to(&frame, &link_address(index)?)?;
+        ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
+        Ok(())
+    })
+}
+
+/// `struct sockaddr_ll`, of which sending raw frames needs only the interface.
+fn link_address(ifindex: u32) -> Result<SockAddr> {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: a storage is large enough and aligned for every kind of address, and all zeroes is
+    // a valid `sockaddr_ll`.
+    let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    link.sll_family = u16::try_from(libc::AF_PACKET)?;
+    link.sll_ifindex = i32::try_from(ifindex)?;
+    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>())?;
+    // SAFETY: the storage holds a `sockaddr_ll` of this length.
+    Ok(unsafe { SockAddr::new(storage, len) })
+}

@@ -1,0 +1,310 @@
+//! Single packets through single programs: `BPF_PROG_TEST_RUN`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRunOptions,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+    programs::{ProgramInfo, SchedClassifier, TestRun as _, Xdp, XdpMode},
+};
+use redirector::dataplane::{loader::OBJECT, pins::Hook};
+use redirector_common::{
+    Flow, Reason, Tuple,
+    map_name::MapName,
+    node::{Counter, CounterBlock, MAX_SLOTS},
+};
+
+/// Larger than any packet that comes out.
+const OUTPUT_LEN: usize = 16 * 1024;
+
+/// What a program answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// `XDP_PASS`, `TC_ACT_OK`.
+    Pass,
+    /// `XDP_DROP`, `TC_ACT_SHOT`.
+    Drop,
+    /// `XDP_REDIRECT`, `TC_ACT_REDIRECT`.
+    Redirect,
+}
+
+impl Verdict {
+    fn from_code(hook: Hook, code: u32) -> Result<Self> {
+        Ok(match (hook, code) {
+            (Hook::Xdp, 1) | (Hook::Ingress | Hook::Egress, 2) => Self::Drop,
+            (Hook::Xdp, 2) | (Hook::Ingress | Hook::Egress, 0) => Self::Pass,
+            (Hook::Xdp, 4) | (Hook::Ingress | Hook::Egress, 7) => Self::Redirect,
+            _ => anyhow::bail!("{} answered {code}", hook.name()),
+        })
+    }
+}
+
+/// What one packet brought about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The program's answer.
+    pub verdict: Verdict,
+    /// The packet as it left the program.
+    pub packet: Vec<u8>,
+    /// What was counted, over all interfaces and CPUs.
+    pub counted: BTreeMap<&'static str, Counted>,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// The programs, loaded with maps of their own. Nothing is attached or pinned.
+#[derive(Debug)]
+pub struct Programs {
+    ebpf: Ebpf,
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Instructions that the verifier walked.
+    pub verified: u32,
+    /// Bytes of machine code.
+    pub machine_code: u32,
+}
+
+impl Programs {
+    /// Loads them. They look routes up in the namespace of the thread that runs them.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses one: the message holds what the verifier said. This needs root.
+    pub fn load() -> Result<Self> {
+        Self::load_by(&mut EbpfLoader::new())
+    }
+
+    /// Loads them with room for so many halves of flows.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_with_flows(capacity: u32) -> Result<Self> {
+        Self::load_by(EbpfLoader::new().map_max_entries(MapName::Flows.name(), capacity))
+    }
+
+    fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
+        let mut ebpf = loader.load(OBJECT)?;
+        for hook in Hook::ALL {
+            let name = function(hook);
+            let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+            match hook {
+                Hook::Xdp => <&mut Xdp>::try_from(program)?.load()?,
+                Hook::Ingress | Hook::Egress => {
+                    <&mut SchedClassifier>::try_from(program)?.load()?;
+                }
+            }
+        }
+        Ok(Self { ebpf })
+    }
+
+    /// Attaches the XDP program to an interface of this thread's namespace, in the driver, for as
+    /// long as `self` lives.
+    ///
+    /// # Errors
+    ///
+    /// If the interface does not take it.
+    pub fn attach_xdp(&mut self, interface: &str) -> Result<()> {
+        let program = self.ebpf.program_mut(function(Hook::Xdp)).context("no such program")?;
+        <&mut Xdp>::try_from(program)?.attach(interface, XdpMode::Driver)?;
+        Ok(())
+    }
+
+    /// How large a program is.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not say.
+    pub fn size(&self, hook: Hook) -> Result<Size> {
+        let info = self.info(hook)?;
+        Ok(Size {
+            verified: info.verified_instruction_count().context("no instruction count")?,
+            machine_code: info.size_jitted(),
+        })
+    }
+
+    fn info(&self, hook: Hook) -> Result<ProgramInfo> {
+        let program = self.ebpf.program(function(hook)).context("no such program")?;
+        Ok(program.info()?)
+    }
+
+    /// Runs one packet that came in by (or, at egress, goes out of) the interface.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to run it, or the program's answer has no meaning.
+    pub fn run(&self, hook: Hook, ifindex: u32, packet: &[u8]) -> Result<Outcome> {
+        let before = self.counters()?;
+        let mut output = vec![0; OUTPUT_LEN];
+        let context = match hook {
+            Hook::Xdp => xdp_context(ifindex, packet.len())?,
+            // `ingress_ifindex` is zero at egress: made by a socket of this host.
+            Hook::Ingress => skb_context(ifindex, ifindex),
+            Hook::Egress => skb_context(ifindex, 0),
+        };
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut output),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        };
+        let program = self.ebpf.program(function(hook)).context("no such program")?;
+        let result = match hook {
+            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
+            Hook::Ingress | Hook::Egress => {
+                <&SchedClassifier>::try_from(program)?.test_run(options)
+            }
+        }
+        .with_context(|| format!("running {} bytes through {}", packet.len(), hook.name()))?;
+        output.truncate(usize::try_from(result.data_size_out)?);
+        Ok(Outcome {
+            verdict: Verdict::from_code(hook, result.return_value)?,
+            packet: output,
+            counted: difference(&before, &self.counters()?),
+        })
+    }
+
+    /// Writes an element of an array map.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such map or element.
+    pub fn set<V: Pod>(&mut self, map: MapName, index: u32, value: V) -> Result<()> {
+        Ok(self.array(map)?.set(index, value, 0)?)
+    }
+
+    /// Changes an element of an array map.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such map or element.
+    pub fn change<V: Pod>(
+        &mut self,
+        map: MapName,
+        index: u32,
+        change: impl FnOnce(&mut V),
+    ) -> Result<()> {
+        let mut array = self.array(map)?;
+        let mut value = array.get(&index, 0)?;
+        change(&mut value);
+        Ok(array.set(index, value, 0)?)
+    }
+
+    fn array<V: Pod>(&mut self, map: MapName) -> Result<Array<&mut MapData, V>> {
+        let map = self.ebpf.map_mut(map.name()).with_context(|| format!("no map {map:?}"))?;
+        Ok(Array::try_from(map)?)
+    }
+
+    /// Writes an entry of a hash map.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such map, or it is full.
+    pub fn insert<K: Pod, V: Pod>(&mut self, map: MapName, key: K, value: V) -> Result<()> {
+        let map = self.ebpf.map_mut(map.name()).with_context(|| format!("no map {map:?}"))?;
+        let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(map)?;
+        Ok(map.insert(key, value, 0)?)
+    }
+
+    /// All halves of all flows.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be read.
+    pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>> {
+        let map = self.ebpf.map(MapName::Flows.name()).context("no map FLOWS")?;
+        let map: HashMap<&MapData, Tuple, Flow> = HashMap::try_from(map)?;
+        map.iter().map(|entry| Ok(entry?)).collect()
+    }
+
+    /// Removes all flows.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be written.
+    pub fn clear_flows(&mut self) -> Result<()> {
+        let keys: Vec<Tuple> = self.flows()?.into_keys().collect();
+        let map = self.ebpf.map_mut(MapName::Flows.name()).context("no map FLOWS")?;
+        let mut map: HashMap<&mut MapData, Tuple, Flow> = HashMap::try_from(map)?;
+        for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// By Reason, over all interfaces and CPUs.
+    fn counters(&self) -> Result<Vec<Counter>> {
+        let map = self.ebpf.map(MapName::Counters.name()).context("no map COUNTERS")?;
+        let map: PerCpuArray<&MapData, CounterBlock> = PerCpuArray::try_from(map)?;
+        let mut sums = vec![Counter::default(); Reason::ALL.len()];
+        for slot in 0..MAX_SLOTS {
+            for block in map.get(&slot, 0)?.iter() {
+                for (sum, counter) in sums.iter_mut().zip(&block.reasons) {
+                    sum.packets += counter.packets;
+                    sum.bytes += counter.bytes;
+                }
+            }
+        }
+        Ok(sums)
+    }
+}
+
+/// The name of a hook's program in the object.
+const fn function(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Xdp => "redirector_xdp",
+        Hook::Ingress => "redirector_in",
+        Hook::Egress => "redirector_out",
+    }
+}
+
+fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, Counted> {
+    let pairs = Reason::ALL.iter().zip(before.iter().zip(after));
+    let differences = pairs.map(|(reason, (before, after))| {
+        let packets = after.packets - before.packets;
+        (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
+    });
+    differences.filter(|(_, counted)| *counted != Counted::default()).collect()
+}
+
+/// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
+    let words = [0, u32::try_from(len)?, 0, ifindex, 0, 0];
+    Ok(words.into_iter().flat_map(u32::to_ne_bytes).collect())
+}
+
+/// `struct __sk_buff`, of which only what the kernel lets one choose is not zero.
+fn skb_context(ifindex: u32, ingress_ifindex: u32) -> Vec<u8> {
+    const LEN: usize = 192;
+    const INGRESS_IFINDEX: usize = 36;
+    const IFINDEX: usize = 40;
+    let mut context = vec![0; LEN];
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+/// Asserts that every half in `flows` has its partner.
+///
+/// # Errors
+///
+/// If one has not.
+pub fn check_pairs(flows: &BTreeMap<Tuple, Flow>) -> Result<()> {
+    for (key, flow) in flows {
+        let partner = flows.get(&flow.translated.reversed());
+        let back = partner.map(|partner| partner.translated.reversed());
+        ensure!(back == Some(*key), "{key:?} has no partner at {:?}", flow.translated.reversed());
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! Awaiting conditions.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+
+/// How long a condition that should hold soon may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// Between two looks at a condition.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Waits until `probe` yields something and returns that.
+///
+/// # Errors
+///
+/// If `probe` fails, or has yielded nothing for `timeout`: the message names `what`.
+pub fn until<T>(
+    what: &str,
+    timeout: Duration,
+    mut probe: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(found) = probe()? {
+            return Ok(found);
+        }
+        if Instant::now() >= deadline {
+            bail!("waited {timeout:?} in vain for {what}");
+        }
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// Waits until `condition` holds.
+///
+/// # Errors
+///
+/// As [`until`].
+pub fn until_true(
+    what: &str,
+    timeout: Duration,
+    mut condition: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    until(what, timeout, || Ok(condition()?.then_some(())))
+}

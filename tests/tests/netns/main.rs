@@ -1,0 +1,11 @@
+//! Netns tier: real clients and servers through the agent's data path, between network
+//! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
+
+mod connections;
+mod edges;
+mod modes;
+mod ports;
+mod refusals;
+mod reload;
+mod services;
+mod shapes;

@@ -1,0 +1,51 @@
+//! Published ports and static services, from outside.
+
+use anyhow::{Result, ensure};
+use redirector_tests::{
+    agent::Lab,
+    client,
+    topology::{CLIENT, FAMILIES, NODE1_INSIDE},
+};
+
+use redirector_tests::site::{CONFIG, PLACES, Place, check_answers, serve_names};
+
+/// Nothing answers before the agent runs; then every frontend does, and a local backend sees the
+/// client itself, one elsewhere the node.
+#[test]
+fn answers_come_from_the_right_backend() -> Result<()> {
+    Lab::run(|lab| {
+        let _servers = serve_names(lab)?;
+        for family in FAMILIES {
+            for place in PLACES {
+                let refused = client::whoami(&lab.net.client, place.tcp(family)).is_err();
+                ensure!(refused, "{place:?} over {family:?} answers before the agent runs");
+            }
+        }
+        lab.write_config(CONFIG)?;
+        lab.start(&[])?;
+        check_answers(lab)
+    })
+}
+
+#[test]
+fn curl() -> Result<()> {
+    Lab::run_with(CONFIG, |lab| {
+        let _servers = serve_names(lab)?;
+        for family in FAMILIES {
+            for place in PLACES {
+                let page = client::curl(&lab.net.client, place.tcp(family))?;
+                let seen = match place {
+                    Place::Local => CLIENT.of(family),
+                    Place::Remote => NODE1_INSIDE.of(family),
+                };
+                let seen = std::net::SocketAddr::new(seen, 0).to_string();
+                let seen = seen.trim_end_matches('0');
+                ensure!(
+                    page.starts_with(&format!("server={} client={seen}", place.name())),
+                    "{place:?} over {family:?}: {page}, expected {seen}"
+                );
+            }
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,226 @@
+//! A row of the tables: a packet, where it goes in, and what must come of it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use redirector::dataplane::pins::Hook;
+use redirector_common::{Direction, Flow, FlowState, Reason, Tuple};
+use redirector_tests::{
+    packet::Packet,
+    program::{Counted, Programs, Verdict, check_pairs},
+};
+
+use crate::{given::Given, world};
+
+/// Both hooks that see what comes in.
+pub(crate) const INWARD: [Hook; 2] = [Hook::Xdp, Hook::Ingress];
+
+/// What must come of a packet.
+#[derive(Clone, Debug)]
+pub(crate) enum Expected {
+    /// Passed on, byte for byte; counted so by TC ingress, and by the others not at all.
+    Pass(Reason),
+    /// Gone.
+    Drop(Reason),
+    /// Passed to this host's stack or out of it, as these bytes.
+    Deliver(Reason, Vec<u8>),
+    /// Sent out of an interface, as these bytes.
+    Forward(Reason, Vec<u8>),
+}
+
+/// A row.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    description: String,
+    hook: Hook,
+    interface: &'static str,
+    block: u16,
+    flows: Vec<Given>,
+    input: Vec<u8>,
+    expected: Expected,
+    after: Option<(Tuple, FlowState)>,
+}
+
+impl Case {
+    /// `packet` comes in by `eth0` (at egress: goes out of it).
+    pub(crate) fn new(description: impl Into<String>, hook: Hook, packet: &Packet) -> Self {
+        Self::raw(description, hook, packet.bytes())
+    }
+
+    /// As [`Self::new`], for bytes that are no whole packet.
+    pub(crate) fn raw(description: impl Into<String>, hook: Hook, input: Vec<u8>) -> Self {
+        Self {
+            description: format!("{}, {}", description.into(), hook.name()),
+            hook,
+            interface: "eth0",
+            block: 1,
+            flows: Vec::new(),
+            input,
+            expected: Expected::Pass(Reason::NotOurs),
+            after: None,
+        }
+    }
+
+    /// By this interface instead.
+    pub(crate) fn by(self, interface: &'static str) -> Self {
+        Self { interface, ..self }
+    }
+
+    /// With a translation block of this many ports instead of one.
+    pub(crate) fn block(self, block: u16) -> Self {
+        Self { block, ..self }
+    }
+
+    /// With this flow in the table.
+    pub(crate) fn given(mut self, flow: Given) -> Self {
+        self.flows.push(flow);
+        self
+    }
+
+    /// The packet passes, for this Reason.
+    pub(crate) fn passes(self, reason: Reason) -> Self {
+        Self { expected: Expected::Pass(reason), ..self }
+    }
+
+    /// The packet is dropped, for this Reason.
+    pub(crate) fn drops(self, reason: Reason) -> Self {
+        Self { expected: Expected::Drop(reason), ..self }
+    }
+
+    /// The packet goes on to the stack, or from it, like this.
+    pub(crate) fn delivers(self, reason: Reason, packet: &Packet) -> Self {
+        Self { expected: Expected::Deliver(reason, packet.bytes()), ..self }
+    }
+
+    /// The packet leaves by another interface like this.
+    pub(crate) fn forwards(self, reason: Reason, packet: &Packet) -> Self {
+        self.sends(reason, packet.bytes())
+    }
+
+    /// These bytes leave in the packet's place.
+    pub(crate) fn sends(self, reason: Reason, bytes: Vec<u8>) -> Self {
+        Self { expected: Expected::Forward(reason, bytes), ..self }
+    }
+
+    /// Afterwards both halves of this flow are in this state, and the one that the packet
+    /// belongs to has counted it.
+    pub(crate) fn then(self, flow: &Given, state: FlowState) -> Self {
+        Self { after: Some((flow.forward_key(), state)), ..self }
+    }
+
+    /// Runs the row.
+    pub(crate) fn check(&self, programs: &mut Programs) -> Result<()> {
+        programs.clear_flows()?;
+        world::set_block(programs, self.block)?;
+        for flow in &self.flows {
+            flow.insert(programs)?;
+        }
+        let before = programs.flows()?;
+        let outcome = programs.run(self.hook, world::ifindex(self.interface)?, &self.input)?;
+        let (verdict, reason, bytes) = self.expectation();
+        let counts = !matches!(self.expected, Expected::Pass(_)) || self.hook == Hook::Ingress;
+        let counted: Vec<_> =
+            outcome.counted.iter().map(|(name, counted)| (*name, *counted)).collect();
+        let size = Counted { packets: 1, bytes: self.input.len() as u64 };
+        let expected = if counts { vec![(reason.name(), size)] } else { Vec::new() };
+        ensure!(
+            outcome.verdict == verdict && counted == expected,
+            "{:?} counted as {counted:?}; expected {verdict:?} as {expected:?}",
+            outcome.verdict
+        );
+        if let Some(bytes) = bytes {
+            compare(&outcome.packet, bytes)?;
+        }
+        let after = programs.flows()?;
+        check_pairs(&after)?;
+        if matches!(self.expected, Expected::Pass(_) | Expected::Drop(_)) {
+            ensure!(before == after, "flows changed from {before:?} to {after:?}");
+        }
+        self.check_flow(&before, &after)
+    }
+
+    fn expectation(&self) -> (Verdict, Reason, Option<&[u8]>) {
+        match &self.expected {
+            Expected::Pass(reason) => (Verdict::Pass, *reason, Some(&self.input)),
+            Expected::Drop(reason) => (Verdict::Drop, *reason, None),
+            Expected::Deliver(reason, bytes) => (Verdict::Pass, *reason, Some(bytes)),
+            Expected::Forward(reason, bytes) => (Verdict::Redirect, *reason, Some(bytes)),
+        }
+    }
+
+    fn check_flow(
+        &self,
+        before: &BTreeMap<Tuple, Flow>,
+        after: &BTreeMap<Tuple, Flow>,
+    ) -> Result<()> {
+        let Some((key, state)) = self.after else {
+            return Ok(());
+        };
+        let forward = after.get(&key).context("the flow is not there afterwards")?;
+        let reply_key = forward.translated.reversed();
+        let reply = after.get(&reply_key).context("its reply half is not there afterwards")?;
+        ensure!(
+            forward.state() == state && reply.state() == state,
+            "halves are {:?} and {:?}; expected {state:?}",
+            forward.state(),
+            reply.state()
+        );
+        ensure!(
+            forward.direction() == Direction::Forward && reply.direction() == Direction::Reply,
+            "halves are {:?} and {:?}",
+            forward.direction(),
+            reply.direction()
+        );
+        let packets = |flows: &BTreeMap<Tuple, Flow>| {
+            [key, reply_key].map(|key| flows.get(&key).map_or(0, |flow| flow.packets))
+        };
+        let counted: u64 = packets(after).iter().sum();
+        // A flow that began anew starts from zero.
+        let counted_before: u64 = if before.get(&key).map(|f| f.created) == Some(forward.created) {
+            packets(before).iter().sum()
+        } else {
+            0
+        };
+        ensure!(counted == counted_before + 1, "{counted} packets after {counted_before}");
+        Ok(())
+    }
+}
+
+/// Runs every row and fails with all that failed.
+pub(crate) fn check_all(cases: Vec<Case>) -> Result<()> {
+    let node = world::build_node()?;
+    node.enter(move || {
+        let mut programs = Programs::load()?;
+        world::fill_maps(&mut programs)?;
+        let mut failures = Vec::new();
+        for case in &cases {
+            if let Err(error) = case.check(&mut programs) {
+                failures.push(format!("{}: {error:#}", case.description));
+            }
+        }
+        println!("{} cases", cases.len());
+        if !failures.is_empty() {
+            bail!("{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
+        }
+        Ok(())
+    })
+}
+
+fn compare(actual: &[u8], expected: &[u8]) -> Result<()> {
+    let differs = actual.iter().zip(expected).position(|(a, b)| a != b);
+    ensure!(
+        actual.len() == expected.len() && differs.is_none(),
+        "{} bytes came out and {} were expected; the first difference is at {differs:?}\n  \
+         out      {}\n  expected {}",
+        actual.len(),
+        expected.len(),
+        hex(actual),
+        hex(expected)
+    );
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let shown = bytes.iter().take(120).map(|byte| format!("{byte:02x}"));
+    shown.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,13 @@
+//! Program tier: every program loads, and tables of packets go through each. Needs root.
+
+mod case;
+mod checksums;
+mod collisions;
+mod errors;
+mod flows;
+mod given;
+mod headers;
+mod loading;
+mod refused;
+mod states;
+mod world;
