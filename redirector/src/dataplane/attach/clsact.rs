@@ -14,6 +14,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::tcx::attach_type;
 use super::{AttachError, Attacher, describe, error_code};
+use crate::dataplane::loader::Role;
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::netlink_raw::{self, ACK, DUMP, Question, REQUEST};
 use crate::dataplane::pins::{Hook, Pins};
@@ -43,7 +44,7 @@ impl Attacher {
             hook: hook.name(),
             reason,
         };
-        let program = self.programs.classifier(hook)?;
+        let program = self.programs.classifier(Role::at(hook))?;
         // A filter of an earlier agent is replaced in one step.
         let replaced = our_filter(&interface.name, hook)
             .and_then(|link| program.attach_to_link(link).map_err(|error| code_of(&error)));

@@ -7,6 +7,7 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 
 use super::xdp::program_id;
 use super::{AttachError, Attacher, describe, find_link, remove_pin};
+use crate::dataplane::loader::Role;
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Hook;
 
@@ -23,9 +24,9 @@ impl Attacher {
             reason,
         };
         let found = find_link(&path, interface)?;
-        let program = self.programs.classifier(hook)?;
+        let program = self.programs.classifier(Role::at(hook))?;
         if let Some(link) = found {
-            if link.program == program_id(hook, program.info())? {
+            if link.program == program_id(Role::at(hook), program.info())? {
                 return Ok(());
             }
             let link = PinnedLink::from_pin(&path)

@@ -6,7 +6,7 @@ use aya::programs::{ProgramError, XdpMode as Flags, loaded_programs};
 
 use super::{AttachError, Attacher, describe, error_code, find_link, remove_pin};
 use crate::config::XdpMode;
-use crate::dataplane::loader::LoadError;
+use crate::dataplane::loader::{LoadError, Role};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Hook;
 use crate::dataplane::status::XdpState;
@@ -31,7 +31,7 @@ impl Attacher {
                 Some(program) if program.is_generic => XdpState::Generic,
                 _ => XdpState::Native,
             };
-            if wanted.contains(&state) && self.keep_xdp(interface, link.program)? {
+            if wanted.contains(&state) && self.keep_xdp(interface, role(state), link.program)? {
                 let reason = (state != wanted[0]).then(|| "kept from an earlier agent".to_owned());
                 return Ok((state, reason));
             }
@@ -78,7 +78,7 @@ impl Attacher {
             XdpState::Generic => Flags::Skb,
             XdpState::Off => return Ok(Ok(())),
         };
-        let program = self.programs.xdp()?;
+        let program = self.programs.xdp(role(state))?;
         let link =
             program.attach_to_if_index(interface.index, flags).and_then(|id| program.take_link(id));
         let link = match link {
@@ -106,9 +106,14 @@ impl Attacher {
 
     /// Sees to it that the pinned link runs our program, which takes the place of an earlier
     /// agent's in one step; `false` if the link does not take it.
-    fn keep_xdp(&mut self, interface: &Interface, running: u32) -> Result<bool, AttachError> {
-        let program = self.programs.xdp()?;
-        if running == program_id(Hook::Xdp, program.info())? {
+    fn keep_xdp(
+        &mut self,
+        interface: &Interface,
+        role: Role,
+        running: u32,
+    ) -> Result<bool, AttachError> {
+        let program = self.programs.xdp(role)?;
+        if running == program_id(role, program.info())? {
             return Ok(true);
         }
         let link = PinnedLink::from_pin(self.pins.link(Hook::Xdp, &interface.name))
@@ -127,12 +132,20 @@ impl Attacher {
 }
 
 pub(super) fn program_id(
-    hook: Hook,
+    role: Role,
     info: Result<aya::programs::ProgramInfo, ProgramError>,
 ) -> Result<u32, AttachError> {
     info.map(|info| info.id()).map_err(|error| {
-        AttachError::Load(LoadError::Program { name: hook.program(), reason: describe(&error) })
+        AttachError::Load(LoadError::Program { name: role.name(), reason: describe(&error) })
     })
+}
+
+/// Which program a mode takes.
+const fn role(state: XdpState) -> Role {
+    match state {
+        XdpState::Generic => Role::Generic,
+        XdpState::Native | XdpState::Off => Role::Driver,
+    }
 }
 
 /// The modes to try, best first; `None`: none.
