@@ -124,6 +124,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
             Event::HostChanged | Event::Stop => {}
         }
-        node.reconcile(&host);
+        node.reconcile(&host, event == Event::Tick);
     }
 }

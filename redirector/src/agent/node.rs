@@ -10,7 +10,7 @@ use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
 
 use super::Shared;
 use super::account::Account;
-use super::interfaces::{self, Slots};
+use super::interfaces::{self, Lending, Slots};
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
@@ -85,7 +85,7 @@ impl Node {
         self.chosen = chosen;
         self.apply_settings()?;
         self.sync(host)?;
-        self.write_entries(host, &[])?;
+        self.write_entries(host, &[], true)?;
         let mut attached = Vec::new();
         for interface in find_interfaces(host, &self.chosen)? {
             let mode = self.wishes.xdp_mode();
@@ -95,7 +95,7 @@ impl Node {
             }
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
-        self.write_entries(host, &attached)?;
+        self.write_entries(host, &attached, true)?;
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
@@ -113,10 +113,11 @@ impl Node {
         &self.account.shared
     }
 
-    /// Looks at everything, and brings in line what is not.
-    pub(super) fn reconcile(&mut self, host: &Host) {
+    /// Looks at everything, and brings in line what is not. `lends`: interfaces that still have
+    /// no address of their own get the node's.
+    pub(super) fn reconcile(&mut self, host: &Host, lends: bool) {
         self.chosen = self.wishes.keep(host, &self.chosen);
-        match self.reconcile_all(host) {
+        match self.reconcile_all(host, lends) {
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 // A write that failed leaves us unsure of what is there.
@@ -128,7 +129,7 @@ impl Node {
         self.account.publish(&mut self.maps.status);
     }
 
-    fn reconcile_all(&mut self, host: &Host) -> anyhow::Result<()> {
+    fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
@@ -146,7 +147,7 @@ impl Node {
             });
         }
         self.detach_others(&self.chosen)?;
-        self.write_entries(host, &all)?;
+        self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
     }
@@ -255,7 +256,12 @@ impl Node {
         Ok(())
     }
 
-    fn write_entries(&mut self, host: &Host, attached: &[InterfaceStatus]) -> anyhow::Result<()> {
+    fn write_entries(
+        &mut self,
+        host: &Host,
+        attached: &[InterfaceStatus],
+        lends: bool,
+    ) -> anyhow::Result<()> {
         let known = netdev::read_xdp_transmit().context("cannot ask for XDP features")?;
         let is_native = |interface: &Interface| {
             let mut all = attached.iter().filter(|status| status.ifindex == interface.index);
@@ -263,7 +269,8 @@ impl Node {
         };
         let chosen: BTreeMap<String, u16> =
             self.chosen.iter().map(|name| (name.clone(), self.slots.of(name))).collect();
-        let entries = interfaces::entries(host, &chosen, |interface| match &known {
+        let lending = if lends { Lending::Now } else { Lending::Kept(&self.entries) };
+        let entries = interfaces::entries(host, &chosen, lending, |interface| match &known {
             Some(known) => known.get(&interface.index).copied().unwrap_or(false),
             None => is_native(interface),
         });
