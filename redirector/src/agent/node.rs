@@ -1,6 +1,7 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -66,6 +67,7 @@ impl Node {
         let lock = Lock::take(&pins)?;
         let is_first = is_empty(&pins);
         let started = Parts::open(&pins, kernel).and_then(|parts| {
+            parts.check_owner(&wishes)?;
             let mut node = parts.into_node(wishes, lock);
             node.bring_up(host, chosen)?;
             Ok(node)
@@ -297,6 +299,8 @@ struct Parts {
     flows: HashTable<Tuple, Flow>,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
+    /// The file of the agent before us.
+    installed_for: Option<PathBuf>,
 }
 
 impl Parts {
@@ -305,14 +309,29 @@ impl Parts {
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
-        let slots = earlier.into_iter().flat_map(|status| status.interfaces);
+        let slots = earlier.iter().flat_map(|status| &status.interfaces);
         Ok(Self {
             attacher: Attacher::new(programs, pins.clone(), kernel),
             entries: maps.interfaces.entries()?,
             flows: maps::flows(pins)?,
-            slots: Slots::new(slots.map(|interface| (interface.name, interface.slot))),
+            slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
+            installed_for: earlier.and_then(|status| status.config),
             maps,
         })
+    }
+
+    /// What is installed for a file is not replaced, and in the end removed, for the sake of a
+    /// few ports of a command line.
+    fn check_owner(&self, wishes: &Wishes) -> anyhow::Result<()> {
+        match &self.installed_for {
+            Some(config) if wishes.options().config.is_none() => anyhow::bail!(
+                "the data path of {} is installed on {}: add the ports to that file, remove it \
+                 with `redirector detach`, or choose another directory with --bpffs",
+                config.display(),
+                wishes.options().pins.dir().display()
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn into_node(self, wishes: Wishes, lock: Lock) -> Node {
