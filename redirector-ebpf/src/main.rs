@@ -24,10 +24,24 @@ use redirector_common::packet::{Hook, PacketBuf, Step, decide, decide_reply, par
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
 
-/// Forwards what leaves this host again; everything else goes on to TC ingress, unchanged.
+/// XDP in the driver.
 #[xdp(frags)]
 pub fn redirector_xdp(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(&ctx);
+    accelerate(&ctx)
+}
+
+/// XDP in its generic form. Without `frags`: for a program that takes packets in several buffers,
+/// generic XDP copies the packet and forgets the length of its Ethernet header (seen on 6.18), so
+/// that TC ingress would see it without.
+#[xdp]
+pub fn redirector_gen(ctx: XdpContext) -> u32 {
+    accelerate(&ctx)
+}
+
+/// Forwards what leaves this host again; everything else goes on to TC ingress, unchanged.
+#[inline(always)]
+fn accelerate(ctx: &XdpContext) -> u32 {
+    let mut frame = Frame::new(ctx);
     let Some((environment, packet, outcome)) = Kernel::new(ctx.ctx.cast()) else {
         return xdp_action::XDP_PASS;
     };

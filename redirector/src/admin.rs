@@ -20,10 +20,11 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:9961";
 
 /// The admin server cannot listen.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {}: choose another with --admin-address", reason(.source))]
+#[error("cannot listen on {address}: {}: choose another with --admin-address", reason(.cause))]
 pub struct ListenError {
     address: SocketAddr,
-    source: io::Error,
+    // Not `source`: the message says it already.
+    cause: io::Error,
 }
 
 /// The admin server, listening.
@@ -42,7 +43,7 @@ impl Admin {
     pub async fn bind(address: SocketAddr) -> Result<Self, ListenError> {
         match TcpListener::bind(address).await {
             Ok(listener) => Ok(Self { listener }),
-            Err(source) => Err(ListenError { address, source }),
+            Err(cause) => Err(ListenError { address, cause }),
         }
     }
 

@@ -3,6 +3,8 @@
 //! * [`config`]: the file;
 //! * [`model`]: desired state, pure;
 //! * [`dataplane`]: programs, maps and their synchronisation with the desired state;
+//! * [`agent`]: keeps them in line while it runs;
+//! * [`admin`] and [`metrics`]: what it says over HTTP;
 //! * [`cli`]: the commands.
 
 pub mod admin;

@@ -11,6 +11,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would report a broken stderr on stderr.
+        .log_internal_errors(false)
         .init();
     redirector::cli::main()
 }

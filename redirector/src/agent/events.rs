@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::watch::FileWatch;
+use crate::dataplane::netdev::FeatureChanges;
 use crate::dataplane::netlink::Changes;
 
 /// How often flows are collected and everything is looked at again.
@@ -24,7 +25,7 @@ pub(super) enum Event {
     Reload,
     /// Something happened to the file.
     FileChanged,
-    /// Interfaces, addresses or default routes.
+    /// Interfaces, their addresses or features, or default routes.
     HostChanged,
     /// Time has passed.
     Tick,
@@ -58,6 +59,22 @@ pub(super) fn watch_host(tasks: &mut Tasks, sender: &Sender<Event>, mut changes:
             sender.send(Event::HostChanged).await?;
         }
     });
+}
+
+/// Where the kernel does not tell, the clock is left.
+pub(super) fn watch_features(tasks: &mut Tasks, sender: &Sender<Event>) -> anyhow::Result<()> {
+    let changes = FeatureChanges::new().context("cannot listen for changes of XDP features")?;
+    let Some(mut changes) = changes else {
+        return Ok(());
+    };
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            changes.changed().await?;
+            sender.send(Event::HostChanged).await?;
+        }
+    });
+    Ok(())
 }
 
 pub(super) fn watch_clock(tasks: &mut Tasks, sender: &Sender<Event>) {

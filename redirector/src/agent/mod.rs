@@ -6,6 +6,7 @@ mod interfaces;
 mod node;
 mod shared;
 mod watch;
+mod wishes;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::dataplane::{netlink, prerequisites};
 use crate::model::Service;
 use events::Event;
 use node::Node;
+use wishes::Wishes;
 
 pub use shared::{Shared, Snapshot, Syncs};
 
@@ -54,7 +56,8 @@ pub struct Options {
 /// Whatever ended it other than a signal.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     // What can be wrong without touching anything comes first.
-    let config = node::load_config(&options)?;
+    let wishes = Wishes::load(options)?;
+    let options = wishes.options().clone();
     let kernel = prerequisites::check(&options.pins)?;
     let admin = match options.admin_address {
         Some(address) => Some(Admin::bind(address).await?),
@@ -71,12 +74,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
 
     let host = netlink.read().await?;
-    let mut node = Node::start(options, config, kernel, &host)?;
+    let mut node = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_clock(&mut tasks, &sender);
-    if let Some(config) = node.config_path() {
-        events::watch_file(&mut tasks, &sender, config.to_owned());
+    events::watch_features(&mut tasks, &sender)?;
+    if let Some(config) = options.config {
+        events::watch_file(&mut tasks, &sender, config);
     }
     if let Some(admin) = admin {
         let (pins, shared) = (node.pins().clone(), node.shared().clone());

@@ -1,18 +1,17 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Context;
 use redirector_common::node::NodeConfig;
 use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
 
+use super::Shared;
 use super::account::Account;
 use super::interfaces::{self, Slots};
-use super::{Options, Shared};
-use crate::config::{self, Config, XdpMode};
-use crate::dataplane::attach::{self, Attached, Attacher, find_interfaces};
+use super::wishes::Wishes;
+use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
@@ -35,10 +34,7 @@ const LOOPBACK: u32 = 1;
 
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
-    options: Options,
-    config: Config,
-    /// Contents of the file when it was last looked at.
-    file: Option<Vec<u8>>,
+    wishes: Wishes,
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
@@ -56,40 +52,21 @@ pub(super) struct Node {
     account: Account,
 }
 
-/// What the options' file says, or an empty one.
-pub(super) fn load_config(options: &Options) -> anyhow::Result<Config> {
-    match &options.config {
-        Some(path) => Ok(config::load(path)?),
-        None => Ok(Config::default()),
-    }
-}
-
 impl Node {
     /// Brings the data path up, or takes over what an earlier agent left. Maps are filled before
     /// any program is attached.
     pub(super) fn start(
-        options: Options,
-        config: Config,
+        wishes: Wishes,
         kernel: KernelVersion,
         host: &Host,
     ) -> anyhow::Result<Self> {
-        let chosen = choose(&options, &config, host, &[]);
-        anyhow::ensure!(
-            !chosen.is_empty(),
-            "no interface has a default route: name the interfaces to work on, with --interface \
-             or `interfaces:` in the file"
-        );
-        for interface in find_interfaces(host, &chosen)? {
-            attach::check(interface)?;
-        }
-        let pins = options.pins.clone();
+        let chosen = wishes.choose(host)?;
+        let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
         let lock = Lock::take(&pins)?;
         let is_first = is_empty(&pins);
-        let started = Self::open(&options, kernel).and_then(|parts| {
-            let account = Account::new(&options);
-            let file = read_file(&options);
-            let mut node = parts.into_node(options, config, file, account, lock);
+        let started = Parts::open(&pins, kernel).and_then(|parts| {
+            let mut node = parts.into_node(wishes, lock);
             node.bring_up(host, chosen)?;
             Ok(node)
         });
@@ -101,22 +78,6 @@ impl Node {
         })
     }
 
-    fn open(options: &Options, kernel: KernelVersion) -> anyhow::Result<Parts> {
-        let pins = &options.pins;
-        let programs = Programs::load(pins, &Sizes::default())?;
-        let maps = Maps::open(pins)?;
-        let earlier = maps.status.get(0).ok();
-        let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
-        let slots = earlier.into_iter().flat_map(|status| status.interfaces);
-        Ok(Parts {
-            attacher: Attacher::new(programs, pins.clone(), kernel),
-            entries: maps.interfaces.entries()?,
-            flows: maps::flows(pins)?,
-            slots: Slots::new(slots.map(|interface| (interface.name, interface.slot))),
-            maps,
-        })
-    }
-
     /// The first time, where whatever goes wrong is the end.
     fn bring_up(&mut self, host: &Host, chosen: Vec<String>) -> anyhow::Result<()> {
         self.chosen = chosen;
@@ -125,7 +86,11 @@ impl Node {
         self.write_entries(host, &[])?;
         let mut attached = Vec::new();
         for interface in find_interfaces(host, &self.chosen)? {
-            let got = self.attacher.attach(interface, xdp_mode(&self.options, &self.config))?;
+            let mode = self.wishes.xdp_mode();
+            let mut got = self.attacher.attach(interface, mode)?;
+            if let Some(error) = got.xdp_error.take() {
+                return Err(error.into());
+            }
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
         self.write_entries(host, &attached)?;
@@ -138,12 +103,8 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn config_path(&self) -> Option<&Path> {
-        self.options.config.as_deref()
-    }
-
     pub(super) fn pins(&self) -> &Pins {
-        &self.options.pins
+        &self.wishes.options().pins
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -152,7 +113,7 @@ impl Node {
 
     /// Looks at everything, and brings in line what is not.
     pub(super) fn reconcile(&mut self, host: &Host) {
-        self.chosen = choose(&self.options, &self.config, host, &self.chosen);
+        self.chosen = self.wishes.keep(host, &self.chosen);
         match self.reconcile_all(host) {
             Ok(()) => self.account.in_sync(),
             Err(error) => {
@@ -167,7 +128,7 @@ impl Node {
 
     fn reconcile_all(&mut self, host: &Host) -> anyhow::Result<()> {
         self.sync(host)?;
-        let mode = xdp_mode(&self.options, &self.config);
+        let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
         for name in &self.chosen {
             let slot = self.slots.of(name);
@@ -175,7 +136,7 @@ impl Node {
                 Ok(found) => match found.first() {
                     Some(interface) => {
                         let got = self.attacher.attach(interface, mode);
-                        describe(interface, slot, got.map_err(|error| error.to_string()))
+                        describe(interface, slot, got)
                     }
                     None => continue,
                 },
@@ -195,14 +156,12 @@ impl Node {
             return Ok(());
         }
         let began = Instant::now();
-        let mut services = self.config.services.clone();
-        services.extend(self.options.publish.iter().cloned());
-        let desired = desired::build(&services, &addresses);
+        let desired = desired::build(&self.wishes.services(), &addresses);
         let actual = match &mut self.actual {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
-        let snat = self.config.snat_ports.clone();
+        let snat = self.wishes.snat_ports();
         let encoded =
             encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
         let writes = self.maps.services.sync(actual, &encoded)?;
@@ -260,32 +219,24 @@ impl Node {
 
     fn apply_settings(&mut self) -> anyhow::Result<()> {
         Sysctls::default()
-            .apply(&mut self.maps.sysctls, self.config.snat_ports.clone())
+            .apply(&mut self.maps.sysctls, self.wishes.snat_ports())
             .context("cannot set what the data path needs in the kernel")
     }
 
     /// Reads the file if it is not what it was when it was last read.
     pub(super) fn reload_if_changed(&mut self, host: &Host) {
-        if self.config_path().is_some() && read_file(&self.options) != self.file {
+        if self.wishes.has_changed() {
             self.reload(host);
         }
     }
 
     /// Reads the file. One that is wrong changes nothing.
     pub(super) fn reload(&mut self, host: &Host) {
-        self.file = read_file(&self.options);
-        let loaded = load_config(&self.options).and_then(|config| {
-            let chosen = choose(&self.options, &config, host, &self.chosen);
-            for interface in find_interfaces(host, &chosen)? {
-                attach::check(interface)?;
-            }
-            Ok(config)
-        });
-        match loaded {
-            Ok(config) => {
+        match self.wishes.reload(host) {
+            Ok(chosen) => {
                 tracing::info!("the file was read");
                 self.account.config_accepted();
-                self.config = config;
+                self.chosen = chosen;
                 self.made_from = None;
                 self.keep_settings();
             }
@@ -329,11 +280,11 @@ impl Node {
     pub(super) fn stop(mut self) -> anyhow::Result<()> {
         self.account.change(|status| status.stopped = true);
         self.account.publish(&mut self.maps.status);
-        if !self.options.detach_on_exit {
+        if !self.wishes.options().detach_on_exit {
             tracing::info!("stopped; the data path goes on");
             return Ok(());
         }
-        detach_locked(&self.options.pins, &self.lock)?;
+        detach_locked(self.pins(), &self.lock)?;
         tracing::info!("stopped; everything is removed");
         Ok(())
     }
@@ -349,18 +300,25 @@ struct Parts {
 }
 
 impl Parts {
-    fn into_node(
-        self,
-        options: Options,
-        config: Config,
-        file: Option<Vec<u8>>,
-        account: Account,
-        lock: Lock,
-    ) -> Node {
+    fn open(pins: &Pins, kernel: KernelVersion) -> anyhow::Result<Self> {
+        let programs = Programs::load(pins, &Sizes::default())?;
+        let maps = Maps::open(pins)?;
+        let earlier = maps.status.get(0).ok();
+        let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
+        let slots = earlier.into_iter().flat_map(|status| status.interfaces);
+        Ok(Self {
+            attacher: Attacher::new(programs, pins.clone(), kernel),
+            entries: maps.interfaces.entries()?,
+            flows: maps::flows(pins)?,
+            slots: Slots::new(slots.map(|interface| (interface.name, interface.slot))),
+            maps,
+        })
+    }
+
+    fn into_node(self, wishes: Wishes, lock: Lock) -> Node {
         Node {
-            options,
-            config,
-            file,
+            account: Account::new(wishes.options()),
+            wishes,
             lock,
             attacher: self.attacher,
             maps: self.maps,
@@ -373,40 +331,29 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
-            account,
         }
     }
 }
 
-fn choose(options: &Options, config: &Config, host: &Host, before: &[String]) -> Vec<String> {
-    let asked = if options.interfaces.is_empty() {
-        config.interfaces.as_deref()
-    } else {
-        Some(options.interfaces.as_slice())
-    };
-    interfaces::choose(host, asked, before)
-}
-
-fn xdp_mode(options: &Options, config: &Config) -> XdpMode {
-    options.xdp_mode.unwrap_or(config.xdp_mode)
-}
-
-fn describe(interface: &Interface, slot: u16, got: Result<Attached, String>) -> InterfaceStatus {
-    let (got, error) = match got {
-        Ok(got) => (got, None),
-        Err(error) => {
-            let nothing = Attached { xdp: XdpState::Off, xdp_reason: None, tc: TcState::Off };
-            (nothing, Some(error))
-        }
-    };
-    InterfaceStatus {
-        name: interface.name.clone(),
-        ifindex: interface.index,
-        xdp: got.xdp,
-        xdp_reason: got.xdp_reason,
-        tc: got.tc,
-        slot,
-        error,
+fn describe(
+    interface: &Interface,
+    slot: u16,
+    got: Result<Attached, AttachError>,
+) -> InterfaceStatus {
+    match got {
+        Ok(got) => InterfaceStatus {
+            name: interface.name.clone(),
+            ifindex: interface.index,
+            xdp: got.xdp,
+            xdp_reason: got.xdp_reason,
+            tc: got.tc,
+            slot,
+            error: got.xdp_error.map(|error| error.to_string()),
+        },
+        Err(error) => InterfaceStatus {
+            ifindex: interface.index,
+            ..absent(&interface.name, slot, error.to_string())
+        },
     }
 }
 
@@ -420,10 +367,6 @@ fn absent(name: &str, slot: u16, error: String) -> InterfaceStatus {
         slot,
         error: Some(error),
     }
-}
-
-fn read_file(options: &Options) -> Option<Vec<u8>> {
-    std::fs::read(options.config.as_ref()?).ok()
 }
 
 fn is_empty(pins: &Pins) -> bool {

@@ -47,7 +47,7 @@ fn refuse(file: &Path, error: &ConfigError) -> Result<()> {
         bail!("{problem}");
     }
     for problem in error.problems() {
-        eprintln!("{problem}");
+        render::say(&problem.to_string());
     }
     bail!("{} has {} problems: correct what is named above", file.display(), error.problems().len())
 }

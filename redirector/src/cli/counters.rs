@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::ReadArgs;
 use super::render::{self, Format, Row, count};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::status::Status;
 
 /// Options of `redirector counters`.
 #[derive(Args, Debug)]
@@ -76,7 +77,15 @@ pub fn run(args: &CountersArgs) -> Result<()> {
 
 /// Every Reason of every interface, in the order of interfaces, then Reasons.
 pub(crate) fn load(maps: &Pinned) -> Result<Vec<CounterRow>, PinnedError> {
-    let names = slot_names(&maps.interfaces()?, interface_name);
+    // The agent's own names first: we may be in another network namespace than it is.
+    let said: BTreeMap<u32, String> = Status::decode(&maps.status_text()?)
+        .map(|status| status.interfaces)
+        .unwrap_or_default()
+        .into_iter()
+        .map(|interface| (interface.ifindex, interface.name))
+        .collect();
+    let name = |index| said.get(&index).cloned().unwrap_or_else(|| interface_name(index));
+    let names = slot_names(&maps.interfaces()?, name);
     Ok(counter_rows(&maps.counters()?, &names))
 }
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::BpffsArgs;
+use super::{BpffsArgs, render};
 use crate::dataplane::detach::detach;
 
 /// Options of `redirector detach`.
@@ -22,10 +22,10 @@ pub fn run(args: &DetachArgs) -> Result<()> {
     let pins = args.bpffs.pins();
     let dir = pins.dir().display();
     if !pins.dir().exists() {
-        eprintln!("nothing is installed under {dir}");
+        render::say(&format!("nothing is installed under {dir}"));
         return Ok(());
     }
     detach(&pins)?;
-    eprintln!("removed programs, maps and changes of kernel settings of {dir}");
+    render::say(&format!("removed programs, maps and changes of kernel settings of {dir}"));
     Ok(())
 }

@@ -79,7 +79,7 @@ fn list(args: &ListArgs) -> Result<()> {
     rows.retain(|row| args.selection.matches(row));
     if let Some(limit) = args.limit {
         if rows.len() > limit {
-            eprintln!("showing {limit} of {} flows", rows.len());
+            render::say(&format!("showing {limit} of {} flows", rows.len()));
         }
         rows.truncate(limit);
     }
@@ -90,7 +90,7 @@ fn flush(args: &FlushArgs) -> Result<()> {
     let maps = Pinned::open(args.bpffs.pins())?;
     let mut rows = flow_rows(&load(&maps)?, now()?);
     rows.retain(|row| args.selection.matches(row));
-    let gone = maps.remove_flows(rows.iter().flat_map(|row| row.halves))?;
+    let gone = maps.remove_flows(rows.iter().flat_map(|row| row.halves.iter().copied()))?;
     // A half that the data path or the agent took away meanwhile is gone all the same.
     tracing::debug!(halves = gone, "removed");
     let plural = if rows.len() == 1 { "" } else { "s" };

@@ -131,7 +131,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
     if is_broken_pipe(error) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("{}", failure(error));
+    render::say(&failure(error));
     ExitCode::FAILURE
 }
 
@@ -151,11 +151,17 @@ fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// What failed, in one line.
+/// What failed, in one line: the error and its causes, each said once.
 fn failure(error: &anyhow::Error) -> String {
-    let text = format!("error: {error:#}");
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines.join("; ")
+    let mut text = String::from("error");
+    for cause in error.chain().map(ToString::to_string) {
+        let lines = cause.lines().map(str::trim).filter(|line| !line.is_empty());
+        let cause = lines.collect::<Vec<_>>().join("; ");
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -180,6 +186,12 @@ mod tests {
     fn a_failure_is_one_line() {
         let error = anyhow::anyhow!("line 3\n  found: x\n\n").context("cannot read a.yaml");
         assert_eq!(failure(&error), "error: cannot read a.yaml: line 3; found: x");
+    }
+
+    #[test]
+    fn a_cause_that_the_error_names_is_not_repeated() {
+        let error = anyhow::anyhow!("no such device").context("eth7: no such device");
+        assert_eq!(failure(&error), "error: eth7: no such device");
     }
 
     #[test]

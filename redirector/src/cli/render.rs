@@ -36,7 +36,7 @@ pub trait Row: Serialize {
 /// If stdout cannot be written.
 pub fn print_rows<R: Row>(format: Format, rows: &[R], none: &str) -> anyhow::Result<()> {
     if format == Format::Table && rows.is_empty() {
-        eprintln!("{none}");
+        say(none);
         return Ok(());
     }
     match format {
@@ -72,6 +72,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
     stdout.write_all(text.as_bytes())?;
     stdout.flush()?;
     Ok(())
+}
+
+/// Says something on stderr. That nobody listens there is no failure of ours.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Rows in columns without borders, as kubectl prints them.

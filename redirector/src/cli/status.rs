@@ -147,7 +147,13 @@ fn sync(report: &Report) -> String {
         let last = sync
             .last_seconds
             .map_or(String::new(), |seconds| format!(" (last written {} ago)", age(seconds)));
-        return format!("in sync{last}");
+        return match report.agent.state {
+            AgentState::Running => format!("in sync{last}"),
+            // Nobody keeps it so.
+            AgentState::Stopped | AgentState::Dead => {
+                format!("in sync when the agent ended{last}")
+            }
+        };
     }
     let since =
         sync.out_of_sync_seconds.map_or(String::new(), |seconds| format!(" for {}", age(seconds)));

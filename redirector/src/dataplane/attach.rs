@@ -83,12 +83,14 @@ pub enum AttachError {
 }
 
 /// What an interface got.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Attached {
     /// How XDP runs.
     pub xdp: XdpState,
     /// Why not in a better way.
     pub xdp_reason: Option<String>,
+    /// Why XDP is not as asked for. TC goes on alone.
+    pub xdp_error: Option<AttachError>,
     /// How TC programs are attached.
     pub tc: TcState,
 }
@@ -114,7 +116,7 @@ impl Attacher {
     ///
     /// # Errors
     ///
-    /// If XDP or TC cannot be had as asked.
+    /// If TC cannot be had, without which there is nothing.
     pub fn attach(
         &mut self,
         interface: &Interface,
@@ -123,8 +125,12 @@ impl Attacher {
         check(interface)?;
         // TC first: it is complete by itself, and XDP only accelerates it.
         let tc = self.attach_tc(interface)?;
-        let (xdp, xdp_reason) = self.attach_xdp(interface, mode)?;
-        Ok(Attached { xdp, xdp_reason, tc })
+        Ok(match self.attach_xdp(interface, mode) {
+            Ok((xdp, xdp_reason)) => Attached { xdp, xdp_reason, xdp_error: None, tc },
+            Err(error) => {
+                Attached { xdp: XdpState::Off, xdp_reason: None, xdp_error: Some(error), tc }
+            }
+        })
     }
 
     fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {

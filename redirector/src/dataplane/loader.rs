@@ -19,7 +19,8 @@ use redirector_common::{
 use super::pins::{Hook, Pins};
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));
 
 /// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,49 +142,86 @@ impl Programs {
         }
         let mut programs =
             Self { ebpf: loader.load(OBJECT).map_err(|error| describe_load(error, sizes))? };
-        let refused = |hook: Hook| {
+        let refused = |role: Role| {
             move |error: ProgramError| LoadError::Program {
-                name: hook.program(),
+                name: role.name(),
                 reason: describe_program(&error),
             }
         };
-        programs.xdp()?.load().map_err(refused(Hook::Xdp))?;
-        for hook in [Hook::Ingress, Hook::Egress] {
-            programs.classifier(hook)?.load().map_err(refused(hook))?;
+        for role in [Role::Driver, Role::Generic] {
+            programs.xdp(role)?.load().map_err(refused(role))?;
+        }
+        for role in [Role::Ingress, Role::Egress] {
+            programs.classifier(role)?.load().map_err(refused(role))?;
         }
         Ok(programs)
     }
 
-    /// The XDP program.
+    /// An XDP program.
     ///
     /// # Errors
     ///
-    /// If the object has none.
-    pub fn xdp(&mut self) -> Result<&mut Xdp, LoadError> {
-        let program = self.program(Hook::Xdp)?;
-        program.try_into().map_err(|error| wrong_kind(Hook::Xdp, &error))
+    /// If the object has none for this.
+    pub fn xdp(&mut self, role: Role) -> Result<&mut Xdp, LoadError> {
+        let program = self.program(role)?;
+        program.try_into().map_err(|error| wrong_kind(role, &error))
     }
 
-    /// The program of a TC hook.
+    /// A TC program.
     ///
     /// # Errors
     ///
-    /// If the object has none.
-    pub fn classifier(&mut self, hook: Hook) -> Result<&mut SchedClassifier, LoadError> {
-        let program = self.program(hook)?;
-        program.try_into().map_err(|error| wrong_kind(hook, &error))
+    /// If the object has none for this.
+    pub fn classifier(&mut self, role: Role) -> Result<&mut SchedClassifier, LoadError> {
+        let program = self.program(role)?;
+        program.try_into().map_err(|error| wrong_kind(role, &error))
     }
 
-    fn program(&mut self, hook: Hook) -> Result<&mut Program, LoadError> {
-        self.ebpf.program_mut(hook.program()).ok_or_else(|| LoadError::Program {
-            name: hook.program(),
+    fn program(&mut self, role: Role) -> Result<&mut Program, LoadError> {
+        self.ebpf.program_mut(role.name()).ok_or_else(|| LoadError::Program {
+            name: role.name(),
             reason: "the object does not contain it".to_owned(),
         })
     }
 }
 
-fn wrong_kind(hook: Hook, error: &ProgramError) -> LoadError {
-    LoadError::Program { name: hook.program(), reason: error.to_string() }
+/// What a program is attached as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// XDP in the driver.
+    Driver,
+    /// XDP in the kernel's generic form.
+    Generic,
+    /// TC ingress.
+    Ingress,
+    /// TC egress.
+    Egress,
+}
+
+impl Role {
+    /// Of the program at a TC hook; XDP's is a matter of mode.
+    #[must_use]
+    pub const fn at(hook: Hook) -> Self {
+        match hook {
+            Hook::Egress => Self::Egress,
+            Hook::Ingress | Hook::Xdp => Self::Ingress,
+        }
+    }
+
+    /// Name of the program in the object file.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "redirector_xdp",
+            Self::Generic => "redirector_gen",
+            Self::Ingress => "redirector_in",
+            Self::Egress => "redirector_out",
+        }
+    }
+}
+
+fn wrong_kind(role: Role, error: &ProgramError) -> LoadError {
+    LoadError::Program { name: role.name(), reason: error.to_string() }
 }
 
 /// What a map is made of.

@@ -15,6 +15,7 @@ pub mod lock;
 pub mod maps;
 pub mod netdev;
 pub mod netlink;
+mod netlink_raw;
 pub mod pinned;
 pub mod pins;
 pub mod prerequisites;

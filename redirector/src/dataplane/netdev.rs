@@ -5,12 +5,17 @@ use std::collections::BTreeMap;
 use std::io;
 
 use rtnetlink::sys::protocols::NETLINK_GENERIC;
-use rtnetlink::sys::{Socket, SocketAddr};
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, TokioSocket};
+
+use super::netlink_raw::{self, ACK, DUMP, Question, REQUEST};
 
 const GENL_ID_CTRL: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
 const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
@@ -19,13 +24,6 @@ const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 /// The driver has `ndo_xdp_xmit`, and it works at the moment.
 const FEATURE_NDO_XMIT: u64 = 4;
 
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// Bytes of `struct nlmsghdr`.
-const HEADER: usize = 16;
 /// Bytes of `struct genlmsghdr`.
 const GENERIC_HEADER: usize = 4;
 
@@ -36,38 +34,13 @@ const GENERIC_HEADER: usize = 4;
 ///
 /// If the kernel cannot be asked.
 pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
-    let mut socket = Socket::new(NETLINK_GENERIC)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-
-    let mut name = Vec::new();
-    push_attribute(&mut name, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
-    let question = Question {
-        family: GENL_ID_CTRL,
-        flags: NLM_F_REQUEST | NLM_F_ACK,
-        command: CTRL_CMD_GETFAMILY,
-        attributes: &name,
-    };
-    let mut family = None;
-    match ask(&socket, &question, |attributes| {
-        family = attributes.get(&CTRL_ATTR_FAMILY_ID).and_then(|id| number(id));
-    }) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        Err(error) => return Err(error),
-    }
-    let Some(family) = family.and_then(|id| u16::try_from(id).ok()) else {
+    let socket = netlink_raw::open(NETLINK_GENERIC)?;
+    let Some(Family { id: family, .. }) = find_family(&socket)? else {
         return Ok(None);
     };
-
     let mut transmit = BTreeMap::new();
-    let question = Question {
-        family,
-        flags: NLM_F_REQUEST | NLM_F_DUMP,
-        command: NETDEV_CMD_DEV_GET,
-        attributes: &[],
-    };
-    ask(&socket, &question, |attributes| {
+    let devices = question(family, REQUEST | DUMP, NETDEV_CMD_DEV_GET, &[]);
+    ask(&socket, &devices, |attributes| {
         let get = |kind| attributes.get(&kind).and_then(|value| number(value));
         let index = get(NETDEV_A_DEV_IFINDEX).and_then(|index| u32::try_from(index).ok());
         if let (Some(index), Some(features)) = (index, get(NETDEV_A_DEV_XDP_FEATURES)) {
@@ -77,64 +50,91 @@ pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
     Ok(Some(transmit))
 }
 
-struct Question<'a> {
-    family: u16,
-    flags: u16,
-    command: u8,
-    attributes: &'a [u8],
+/// Hears of interfaces that become able, or unable, to send frames for XDP.
+pub struct FeatureChanges {
+    socket: TokioSocket,
 }
 
-type Attributes<'a> = BTreeMap<u16, &'a [u8]>;
+impl FeatureChanges {
+    /// Begins to listen; `None` on kernels that don't tell.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn new() -> io::Result<Option<Self>> {
+        let family = find_family(&netlink_raw::open(NETLINK_GENERIC)?)?;
+        let Some(group) = family.and_then(|family| family.changes) else {
+            return Ok(None);
+        };
+        let mut socket = TokioSocket::new(NETLINK_GENERIC)?;
+        socket.socket_mut().bind_auto()?;
+        socket.socket_mut().add_membership(group)?;
+        Ok(Some(Self { socket }))
+    }
 
-/// Sends a question and hands each part of the answer to `each`.
-fn ask(
-    socket: &Socket,
-    question: &Question<'_>,
-    mut each: impl FnMut(&Attributes<'_>),
-) -> io::Result<()> {
-    socket.send(&encode(question), 0)?;
-    loop {
-        let (answer, _) = socket.recv_from_full()?;
-        let mut rest = answer.as_slice();
-        while let Some((kind, body, next)) = split_message(rest) {
-            rest = next;
-            match kind {
-                NLMSG_DONE => return Ok(()),
-                NLMSG_ERROR => return outcome(body),
-                _ => each(&parse_attributes(body.get(GENERIC_HEADER..).unwrap_or(&[]))),
-            }
+    /// Waits for the next change. Several may be told of as one.
+    ///
+    /// # Errors
+    ///
+    /// If the socket fails.
+    pub async fn changed(&mut self) -> io::Result<()> {
+        match self.socket.recv_from_full().await {
+            // More was told than there was room for: a change all the same.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            outcome => outcome.map(drop),
         }
     }
 }
 
-fn encode(question: &Question<'_>) -> Vec<u8> {
-    let len = HEADER + GENERIC_HEADER + question.attributes.len();
-    let mut message = Vec::with_capacity(len);
-    // Our questions are tens of bytes long.
-    message.extend(u32::try_from(len).unwrap_or(u32::MAX).to_ne_bytes());
-    message.extend(question.family.to_ne_bytes());
-    message.extend(question.flags.to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend([question.command, 1, 0, 0]);
-    message.extend(question.attributes);
-    message
+/// The family's number, and that of the group that hears of changes.
+struct Family {
+    id: u16,
+    changes: Option<u32>,
 }
 
-/// Type and body of the first message, and what follows it.
-fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let len = u32::from_ne_bytes(*bytes.first_chunk::<4>()?) as usize;
-    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk::<2>()?);
-    let body = bytes.get(HEADER..len)?;
-    let next = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
-    Some((kind, body, next))
-}
-
-fn outcome(body: &[u8]) -> io::Result<()> {
-    match body.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+fn find_family(socket: &Socket) -> io::Result<Option<Family>> {
+    let mut name = Vec::new();
+    push_attribute(&mut name, CTRL_ATTR_FAMILY_NAME, b"netdev\0");
+    let question = question(GENL_ID_CTRL, REQUEST | ACK, CTRL_CMD_GETFAMILY, &name);
+    let mut family = None;
+    let asked = ask(socket, &question, |attributes| {
+        let id = attributes.get(&CTRL_ATTR_FAMILY_ID).and_then(|id| number(id));
+        let groups = attributes.get(&CTRL_ATTR_MCAST_GROUPS).copied().unwrap_or(&[]);
+        let changes = parse_attributes(groups).into_values().find_map(group_of_changes);
+        if let Some(id) = id.and_then(|id| u16::try_from(id).ok()) {
+            family = Some(Family { id, changes });
+        }
+    });
+    match asked {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        asked => asked.map(|()| family),
     }
+}
+
+fn group_of_changes(group: &[u8]) -> Option<u32> {
+    let group = parse_attributes(group);
+    if *group.get(&CTRL_ATTR_MCAST_GRP_NAME)? != b"mgmt\0" {
+        return None;
+    }
+    u32::try_from(number(group.get(&CTRL_ATTR_MCAST_GRP_ID)?)?).ok()
+}
+
+fn question(family: u16, flags: u16, command: u8, attributes: &[u8]) -> Question {
+    let mut body = vec![command, 1, 0, 0];
+    body.extend(attributes);
+    Question { kind: family, flags, body }
+}
+
+type Attributes<'a> = BTreeMap<u16, &'a [u8]>;
+
+fn ask(
+    socket: &Socket,
+    question: &Question,
+    mut each: impl FnMut(&Attributes<'_>),
+) -> io::Result<()> {
+    netlink_raw::ask(socket, question, |body| {
+        each(&parse_attributes(body.get(GENERIC_HEADER..).unwrap_or(&[])));
+    })
 }
 
 fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
@@ -188,8 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_messages_end_the_reading() {
-        assert!(split_message(&[20, 0, 0, 0, 3, 0]).is_none());
+    fn cut_attributes_end_the_reading() {
         assert!(parse_attributes(&[200, 0, 1, 0, 9]).is_empty());
     }
 }

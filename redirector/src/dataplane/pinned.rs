@@ -3,9 +3,10 @@
 //! Everything is read into ordered maps of plain values, so that what is made of them needs no
 //! kernel and comes out in the same order each time.
 
+mod error;
+
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray};
@@ -23,48 +24,9 @@ use redirector_common::{
 use super::batch::{self, BatchError};
 use super::info::Info;
 use super::pins::Pins;
+use error::{chain, is_gone, os_error, unreadable};
 
-/// Why the maps could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum PinnedError {
-    /// There are no pins.
-    #[error(
-        "nothing is installed under {}: start the agent with 'redirector run' \
-         (or name the directory with --bpffs)", dir.display()
-    )]
-    Missing {
-        /// The directory looked under.
-        dir: PathBuf,
-    },
-    /// The kernel refuses.
-    #[error("no permission to read {}: run as root", path.display())]
-    Denied {
-        /// What was to be opened.
-        path: PathBuf,
-    },
-    /// The pins of another version stand there.
-    #[error(
-        "{} has no {file}: another version of redirector installed what is there: \
-         use that version, or start this version's agent with 'redirector run'", dir.display()
-    )]
-    Version {
-        /// The directory looked under.
-        dir: PathBuf,
-        /// The pin that is missing.
-        file: String,
-    },
-    /// A map is not what its name says.
-    #[error(
-        "cannot read map {name}: {what}: if another program pinned it, \
-         name redirector's own directory with --bpffs"
-    )]
-    Unreadable {
-        /// The map.
-        name: &'static str,
-        /// What the kernel said.
-        what: String,
-    },
-}
+pub use error::PinnedError;
 
 /// What the kernel says of a map.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -196,7 +158,7 @@ impl Pinned {
     ///
     /// If the map cannot be read.
     pub fn ports(&self) -> Result<BTreeMap<(Protocol, u32), PortFlags>, PinnedError> {
-        let blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        let blocks = self.port_blocks()?;
         let per_protocol = 65536 / PORTS_PER_BLOCK;
         let mut ports = BTreeMap::new();
         for (index, block) in blocks {
@@ -209,6 +171,13 @@ impl Pinned {
             }
         }
         Ok(ports)
+    }
+
+    /// Elements of `PORTS` with a port that concerns us.
+    fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
+        let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.retain(|_, block| *block != PortBlock::default());
+        Ok(blocks)
     }
 
     /// Interfaces that the agent knows, by index.
@@ -283,7 +252,7 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn entries(&self, name: MapName) -> Result<usize, PinnedError> {
         Ok(match name {
-            MapName::Ports => self.ports()?.len(),
+            MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
             MapName::Maglev => self.maglev()?.len(),
@@ -316,7 +285,7 @@ impl Pinned {
         })
     }
 
-    /// Removes one half of a flow; one that is gone already is no error. Says whether it was there.
+    /// Removes halves of flows; one that is gone already is no error. Says how many were there.
     ///
     /// # Errors
     ///
@@ -404,40 +373,6 @@ fn kind_name(kind: MapType) -> &'static str {
         MapType::RingBuf => "ring buffer",
         _ => "other",
     }
-}
-
-fn unreadable(name: MapName, what: String) -> PinnedError {
-    PinnedError::Unreadable { name: name.name(), what }
-}
-
-fn is_gone(error: &MapError) -> bool {
-    matches!(error, MapError::KeyNotFound) || os_error(error) == Some(libc::ENOENT)
-}
-
-/// The error number of the system call that failed, wherever in the chain it stands.
-fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return error.raw_os_error();
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// An error with what caused it, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

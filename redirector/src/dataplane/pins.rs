@@ -126,16 +126,6 @@ impl Hook {
             Self::Egress => "egress",
         }
     }
-
-    /// Name of the program that is attached there.
-    #[must_use]
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Xdp => "redirector_xdp",
-            Self::Ingress => "redirector_in",
-            Self::Egress => "redirector_out",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -63,13 +63,19 @@ impl Tables {
     ///
     /// If the kernel refuses.
     pub fn read(&self) -> Result<Contents, TableError> {
+        let infos = self.infos.entries()?;
+        let mut services = self.services.entries()?;
+        // In an array, a service without backends looks like an element that is not used.
+        for id in infos.keys() {
+            services.entry(*id).or_default();
+        }
         Ok(Contents {
             frontends: self.frontends.entries()?,
-            services: self.services.entries()?,
+            services,
             maglev: self.maglev.entries()?,
             backends: self.backends.entries()?,
             slots: self.slots.entries()?,
-            infos: self.infos.entries()?,
+            infos,
             ports: Ports { blocks: self.ports.entries()? },
         })
     }

@@ -44,9 +44,6 @@ pub(crate) struct LinkInfo {
     rest: [u32; 11],
 }
 
-/// Type of a link to XDP, of the kernel's `enum bpf_link_type`.
-pub(crate) const LINK_XDP: u32 = 6;
-
 /// Opens what is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;

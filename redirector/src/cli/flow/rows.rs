@@ -32,10 +32,10 @@ pub(super) struct FlowRow {
     pub(super) idle_seconds: u64,
     pub(super) packets: u64,
     pub(super) bytes: u64,
-    /// Keys of both halves, the reply first: a forward half must never stand alone, for it
-    /// would send packets whose answers find no way back.
+    /// Keys of the halves that are there, the forward one first: once it is gone nothing more is
+    /// sent whose answer would find no way back.
     #[serde(skip)]
-    pub(super) halves: [Tuple; 2],
+    pub(super) halves: Vec<Tuple>,
 }
 
 /// Flows in the order of their frontends, then clients. `now` is `CLOCK_MONOTONIC` nanoseconds.
@@ -52,7 +52,10 @@ pub(super) fn flow_rows(maps: &Loaded, now: u64) -> Vec<FlowRow> {
 
 fn flow_row(maps: &Loaded, key: &Tuple, flow: &Flow, now: u64) -> FlowRow {
     let reply_key = flow.translated.reversed();
-    let reply = maps.flows.get(&reply_key);
+    // What stands in its place may be half of another flow.
+    let reply = maps.flows.get(&reply_key).filter(|reply| reply.translated.reversed() == *key);
+    let mut halves = vec![*key];
+    halves.extend(reply.map(|_| reply_key));
     let last_seen = reply.map_or(flow.last_seen, |reply| flow.last_seen.max(reply.last_seen));
     FlowRow {
         protocol: key.protocol(),
@@ -65,7 +68,7 @@ fn flow_row(maps: &Loaded, key: &Tuple, flow: &Flow, now: u64) -> FlowRow {
         idle_seconds: seconds(now.saturating_sub(last_seen)),
         packets: flow.packets.saturating_add(reply.map_or(0, |it| it.packets)),
         bytes: flow.bytes.saturating_add(reply.map_or(0, |it| it.bytes)),
-        halves: [reply_key, *key],
+        halves,
     }
 }
 
@@ -163,7 +166,7 @@ pub(super) mod tests {
         let rows = flow_rows(&only(forward), 42 * SECOND);
         assert_eq!(rows.len(), 1);
         assert_eq!((rows[0].idle_seconds, rows[0].packets), (22, 3));
-        assert_eq!(rows[0].halves, [reply.0, forward.0]);
+        assert_eq!(rows[0].halves, [forward.0]);
         assert!(flow_rows(&only(reply), 42 * SECOND).is_empty());
     }
 }

@@ -9,17 +9,25 @@ use std::{fs, io};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
 };
+use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{Socket, SocketAddr};
 
 use super::tcx::attach_type;
 use super::{AttachError, Attacher, describe, error_code};
+use crate::dataplane::loader::Role;
 use crate::dataplane::netlink::Interface;
+use crate::dataplane::netlink_raw::{self, ACK, DUMP, Question, REQUEST};
 use crate::dataplane::pins::{Hook, Pins};
 
 /// Early in the row, and unlikely to be anyone else's.
 const PRIORITY: u16 = 0x7264;
 const HANDLE: TcHandle = TcHandle::new(0, 0x7264);
+
+// Numbers of <linux/pkt_sched.h>.
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+const CLSACT: u32 = 0xffff_fff1;
+const INGRESS: u32 = 0xffff_fff2;
+const EGRESS: u32 = 0xffff_fff3;
 
 impl Attacher {
     pub(super) fn attach_filter(
@@ -36,7 +44,7 @@ impl Attacher {
             hook: hook.name(),
             reason,
         };
-        let program = self.programs.classifier(hook)?;
+        let program = self.programs.classifier(Role::at(hook))?;
         // A filter of an earlier agent is replaced in one step.
         let replaced = our_filter(&interface.name, hook)
             .and_then(|link| program.attach_to_link(link).map_err(|error| code_of(&error)));
@@ -72,7 +80,11 @@ pub(super) fn remove(pins: &Pins, interface: &str) -> Result<(), AttachError> {
             }
         }
         if marker.join("made").exists() {
-            delete_qdisc(index).map_err(|error| AttachError::Tc {
+            let removed = netlink_raw::open(NETLINK_ROUTE).and_then(|socket| {
+                // Others may have hung theirs on it since.
+                if has_filters(&socket, index)? { Ok(()) } else { delete_qdisc(&socket, index) }
+            });
+            removed.map_err(|error| AttachError::Tc {
                 interface: interface.to_owned(),
                 hook: "clsact",
                 reason: error.to_string(),
@@ -124,35 +136,35 @@ fn index_of(interface: &str) -> Option<i32> {
     i32::try_from(index).ok()
 }
 
-/// Asks the kernel to delete the clsact qdisc; there being none is no error.
-fn delete_qdisc(index: i32) -> io::Result<()> {
-    const RTM_DELQDISC: u16 = 37;
-    const REQUEST_AND_ACK: u16 = 5;
-    const TC_H_CLSACT: u32 = 0xffff_fff1;
-    const LEN: u32 = 36;
-
-    let mut message = Vec::with_capacity(LEN as usize);
-    // struct nlmsghdr
-    message.extend(LEN.to_ne_bytes());
-    message.extend(RTM_DELQDISC.to_ne_bytes());
-    message.extend(REQUEST_AND_ACK.to_ne_bytes());
-    message.extend([0; 8]);
-    // struct tcmsg: family, index, handle, parent, info
-    message.extend([0; 4]);
-    message.extend(index.to_ne_bytes());
-    message.extend(0xffff_0000_u32.to_ne_bytes());
-    message.extend(TC_H_CLSACT.to_ne_bytes());
-    message.extend([0; 4]);
-
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&message, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let code = answer.get(16..20).and_then(|bytes| bytes.first_chunk::<4>());
-    match code.map(|code| i32::from_ne_bytes(*code).saturating_neg()) {
-        Some(0 | libc::ENOENT | libc::EINVAL) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code)),
-        None => Err(io::Error::from(io::ErrorKind::InvalidData)),
+/// Whether anyone's filter hangs on the clsact qdisc.
+fn has_filters(socket: &Socket, index: i32) -> io::Result<bool> {
+    const RTM_GETTFILTER: u16 = 46;
+    let mut count = 0;
+    for parent in [INGRESS, EGRESS] {
+        let body = traffic_control(index, 0, parent);
+        let question = Question { kind: RTM_GETTFILTER, flags: REQUEST | DUMP, body };
+        netlink_raw::ask(socket, &question, |_| count += 1)?;
     }
+    Ok(count > 0)
+}
+
+/// Asks the kernel to delete the clsact qdisc; there being none is no error.
+fn delete_qdisc(socket: &Socket, index: i32) -> io::Result<()> {
+    const RTM_DELQDISC: u16 = 37;
+    let body = traffic_control(index, CLSACT_HANDLE, CLSACT);
+    let question = Question { kind: RTM_DELQDISC, flags: REQUEST | ACK, body };
+    match netlink_raw::ask(socket, &question, |_| {}) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// A `struct tcmsg`.
+fn traffic_control(index: i32, handle: u32, parent: u32) -> Vec<u8> {
+    let mut body = vec![0; 4];
+    body.extend(index.to_ne_bytes());
+    body.extend(handle.to_ne_bytes());
+    body.extend(parent.to_ne_bytes());
+    body.extend([0; 4]);
+    body
 }

@@ -6,7 +6,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 
 use super::xdp::program_id;
-use super::{AttachError, Attacher, describe, find_link};
+use super::{AttachError, Attacher, describe, find_link, remove_pin};
+use crate::dataplane::loader::Role;
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Hook;
 
@@ -23,17 +24,24 @@ impl Attacher {
             reason,
         };
         let found = find_link(&path, interface)?;
-        let program = self.programs.classifier(hook)?;
+        let program = self.programs.classifier(Role::at(hook))?;
         if let Some(link) = found {
-            if link.program == program_id(hook, program.info())? {
+            if link.program == program_id(Role::at(hook), program.info())? {
                 return Ok(());
             }
             let link = PinnedLink::from_pin(&path)
                 .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)))
                 .map_err(|error| failed(error.to_string()))?;
-            let replaced = program.attach_to_link(link).and_then(|id| program.take_link(id));
-            // The link lives on in its pin.
-            return replaced.map(drop).map_err(|error| failed(describe(&error)));
+            let id = program.attach_to_link(link);
+            match id.and_then(|id| program.take_link(id)) {
+                // The link lives on in its pin.
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    let (name, reason) = (&interface.name, describe(&error));
+                    tracing::warn!("{name}: the TC link takes no new program: {reason}");
+                    remove_pin(&path)?;
+                }
+            }
         }
         // First in the row: whoever comes later sees what we leave alone.
         let options = TcAttachOptions::TcxOrder(LinkOrder::first());

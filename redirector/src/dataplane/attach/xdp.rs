@@ -6,7 +6,7 @@ use aya::programs::{ProgramError, XdpMode as Flags, loaded_programs};
 
 use super::{AttachError, Attacher, describe, error_code, find_link, remove_pin};
 use crate::config::XdpMode;
-use crate::dataplane::loader::LoadError;
+use crate::dataplane::loader::{LoadError, Role};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Hook;
 use crate::dataplane::status::XdpState;
@@ -31,14 +31,11 @@ impl Attacher {
                 Some(program) if program.is_generic => XdpState::Generic,
                 _ => XdpState::Native,
             };
-            if wanted.contains(&state) {
-                if link.program != self.xdp_program()? {
-                    self.replace_xdp(interface)?;
-                }
+            if wanted.contains(&state) && self.keep_xdp(interface, role(state), link.program)? {
                 let reason = (state != wanted[0]).then(|| "kept from an earlier agent".to_owned());
                 return Ok((state, reason));
             }
-            // Another mode is another attachment. TC serves meanwhile.
+            // Another mode takes another link. TC serves meanwhile.
             remove_pin(&path)?;
         } else if let Some(other) = interface.xdp {
             return Err(busy(interface, other.id));
@@ -81,7 +78,7 @@ impl Attacher {
             XdpState::Generic => Flags::Skb,
             XdpState::Off => return Ok(Ok(())),
         };
-        let program = self.programs.xdp()?;
+        let program = self.programs.xdp(role(state))?;
         let link =
             program.attach_to_if_index(interface.index, flags).and_then(|id| program.take_link(id));
         let link = match link {
@@ -107,39 +104,48 @@ impl Attacher {
         }
     }
 
-    /// Puts our program in the place of an earlier agent's, in one step.
-    fn replace_xdp(&mut self, interface: &Interface) -> Result<(), AttachError> {
-        let path = self.pins.link(Hook::Xdp, &interface.name);
-        let program = self.programs.xdp()?;
-        let link = PinnedLink::from_pin(&path)
+    /// Sees to it that the pinned link runs our program, which takes the place of an earlier
+    /// agent's in one step; `false` if the link does not take it.
+    fn keep_xdp(
+        &mut self,
+        interface: &Interface,
+        role: Role,
+        running: u32,
+    ) -> Result<bool, AttachError> {
+        let program = self.programs.xdp(role)?;
+        if running == program_id(role, program.info())? {
+            return Ok(true);
+        }
+        let link = PinnedLink::from_pin(self.pins.link(Hook::Xdp, &interface.name))
             .and_then(|pinned| XdpLink::try_from(FdLink::from(pinned)))
-            .map_err(|error| LinkErrorText(error.to_string()));
+            .map_err(|error| error.to_string());
         let replaced = link.and_then(|link| {
-            program
-                .attach_to_link(link)
-                .and_then(|id| program.take_link(id))
-                .map_err(|error| LinkErrorText(describe(&error)))
+            let id = program.attach_to_link(link);
+            // The link lives on in its pin.
+            id.and_then(|id| program.take_link(id)).map(drop).map_err(|error| describe(&error))
         });
-        // The link lives on in its pin.
-        replaced
-            .map(drop)
-            .map_err(|error| AttachError::Pin { path, source: std::io::Error::other(error.0) })
-    }
-
-    fn xdp_program(&mut self) -> Result<u32, AttachError> {
-        program_id(Hook::Xdp, self.programs.xdp()?.info())
+        if let Err(reason) = &replaced {
+            tracing::warn!("{}: the XDP link takes no new program: {reason}", interface.name);
+        }
+        Ok(replaced.is_ok())
     }
 }
 
-struct LinkErrorText(String);
-
 pub(super) fn program_id(
-    hook: Hook,
+    role: Role,
     info: Result<aya::programs::ProgramInfo, ProgramError>,
 ) -> Result<u32, AttachError> {
     info.map(|info| info.id()).map_err(|error| {
-        AttachError::Load(LoadError::Program { name: hook.program(), reason: describe(&error) })
+        AttachError::Load(LoadError::Program { name: role.name(), reason: describe(&error) })
     })
+}
+
+/// Which program a mode takes.
+const fn role(state: XdpState) -> Role {
+    match state {
+        XdpState::Generic => Role::Generic,
+        XdpState::Native | XdpState::Off => Role::Driver,
+    }
 }
 
 /// The modes to try, best first; `None`: none.

@@ -73,12 +73,16 @@ fn check_remote(contents: &Contents) {
 struct Watched<K, V> {
     world: Arc<Mutex<World>>,
     select: fn(&mut Contents) -> &mut BTreeMap<K, V>,
+    /// What an array of the kernel cannot tell from an element that is not there.
+    is_unused: fn(&V) -> bool,
 }
 
 impl<K: Ord + Copy, V: Copy> Table<K, V> for Watched<K, V> {
     fn entries(&self) -> Result<BTreeMap<K, V>, TableError> {
         let mut world = self.world.lock().expect("not poisoned");
-        Ok((self.select)(&mut world.contents).clone())
+        let mut all = (self.select)(&mut world.contents).clone();
+        all.retain(|_, value| !(self.is_unused)(value));
+        Ok(all)
     }
 
     fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
@@ -102,12 +106,16 @@ fn tables(world: &Arc<Mutex<World>>) -> Tables {
         select: fn(&mut Contents) -> &mut BTreeMap<K, V>,
     ) -> DynTable<K, V> {
         let world = Arc::clone(world);
-        Box::new(Watched { world, select })
+        Box::new(Watched { world, select, is_unused: |_| false })
     }
     let waiting = Arc::clone(world);
     Tables {
         frontends: table(world, |contents| &mut contents.frontends),
-        services: table(world, |contents| &mut contents.services),
+        services: Box::new(Watched {
+            world: Arc::clone(world),
+            select: |contents| &mut contents.services,
+            is_unused: |service| *service == Service::default(),
+        }),
         maglev: table(world, |contents| &mut contents.maglev),
         backends: table(world, |contents| &mut contents.backends),
         slots: table(world, |contents| &mut contents.slots),

@@ -81,7 +81,9 @@ FLOWS        6       200    3%
 fn a_killed_agent_is_not_taken_for_a_running_one() {
     let mut killed = loaded();
     killed.holder = None;
-    assert_eq!(report(killed.clone()).agent.state, AgentState::Dead);
+    let dead = report(killed.clone());
+    assert_eq!(dead.agent.state, AgentState::Dead);
+    assert!(describe(&dead).contains("in sync when the agent ended"));
     if let Some(account) = &mut killed.account {
         account.stopped = true;
     }

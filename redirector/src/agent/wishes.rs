@@ -1,0 +1,96 @@
+//! What the operator asks for: the command line and the file.
+
+use std::ops::RangeInclusive;
+
+use super::{Options, interfaces};
+use crate::config::{self, Config, XdpMode};
+use crate::dataplane::attach::{self, find_interfaces};
+use crate::dataplane::netlink::Host;
+use crate::model::Service;
+
+/// The command line, and the file as it was when it was last right.
+pub(super) struct Wishes {
+    options: Options,
+    config: Config,
+    /// Contents of the file when it was last read, right or wrong.
+    file: Option<Vec<u8>>,
+}
+
+impl Wishes {
+    /// Reads the file, where there is one.
+    pub(super) fn load(options: Options) -> anyhow::Result<Self> {
+        let file = read_file(&options);
+        let config = load_config(&options)?;
+        Ok(Self { options, config, file })
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Whether the file is not what it was when it was last read.
+    pub(super) fn has_changed(&self) -> bool {
+        self.options.config.is_some() && read_file(&self.options) != self.file
+    }
+
+    /// Reads the file again. One that is wrong, or does not suit this host, changes nothing.
+    /// Returns the interfaces to work on from now.
+    pub(super) fn reload(&mut self, host: &Host) -> anyhow::Result<Vec<String>> {
+        self.file = read_file(&self.options);
+        let config = load_config(&self.options)?;
+        let earlier = std::mem::replace(&mut self.config, config);
+        let chosen = self.choose(host);
+        if chosen.is_err() {
+            self.config = earlier;
+        }
+        chosen
+    }
+
+    /// Interfaces to work on, all of which are there and suitable.
+    pub(super) fn choose(&self, host: &Host) -> anyhow::Result<Vec<String>> {
+        let chosen = self.keep(host, &[]);
+        anyhow::ensure!(
+            !chosen.is_empty(),
+            "no interface has a default route: name the interfaces to work on, with --interface \
+             or `interfaces:` in the file"
+        );
+        for interface in find_interfaces(host, &chosen)? {
+            attach::check(interface)?;
+        }
+        Ok(chosen)
+    }
+
+    /// Interfaces to work on, given those of before, whether or not they are still there.
+    pub(super) fn keep(&self, host: &Host, before: &[String]) -> Vec<String> {
+        let asked = if self.options.interfaces.is_empty() {
+            self.config.interfaces.as_deref()
+        } else {
+            Some(self.options.interfaces.as_slice())
+        };
+        interfaces::choose(host, asked, before)
+    }
+
+    pub(super) fn xdp_mode(&self) -> XdpMode {
+        self.options.xdp_mode.unwrap_or(self.config.xdp_mode)
+    }
+
+    pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
+        self.config.snat_ports.clone()
+    }
+
+    /// Those of the file and then those of the command line.
+    pub(super) fn services(&self) -> Vec<Service> {
+        self.config.services.iter().chain(&self.options.publish).cloned().collect()
+    }
+}
+
+fn load_config(options: &Options) -> anyhow::Result<Config> {
+    match &options.config {
+        Some(path) => Ok(config::load(path)?),
+        None => Ok(Config::default()),
+    }
+}
+
+fn read_file(options: &Options) -> Option<Vec<u8>> {
+    std::fs::read(options.config.as_ref()?).ok()
+}
