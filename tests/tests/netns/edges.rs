@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use redirector_common::Family;
 use redirector_tests::{
     agent::Lab,
-    client,
+    client, frame,
     namespace::Namespace,
     packet::Packet,
     server::{Server, Service},
@@ -225,13 +225,13 @@ fn tagged_frames() -> Result<()> {
                 let source = SocketAddr::new(CLIENT.of(family), 45020);
                 let macs = (lab.net.node1.mac("eth0")?, lab.net.client.mac("eth0")?);
                 for tags in [[9].as_slice(), &[9, 10]] {
-                    let frame = Packet::udp(source, frontend).macs(macs.0, macs.1).vlans(tags);
-                    client::inject(&lab.net.client, "eth0", &frame.bytes())?;
+                    let tagged = Packet::udp(source, frontend).macs(macs.0, macs.1).vlans(tags);
+                    frame::inject(&lab.net.client, "eth0", &tagged.bytes())?;
                     let mut answer = [0; 64];
                     let count = socket
                         .recv(&mut answer)
                         .with_context(|| format!("{tags:?} over {family:?}, XDP {mode}"))?;
-                    ensure!(frame.bytes().ends_with(&answer[..count]) && count == 33);
+                    ensure!(tagged.bytes().ends_with(&answer[..count]) && count == 33);
                 }
             }
             Ok(())
