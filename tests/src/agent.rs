@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 use tempfile::TempDir;
@@ -23,6 +26,9 @@ pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOC
 
 /// How long an agent may take to load its programs on a busy machine.
 const START: Duration = Duration::from_secs(30);
+
+/// Files that a test may have open.
+const FILES: u64 = 20_000;
 
 /// Hosts, a bpffs and an agent on node 1: what most tests need.
 #[derive(Debug)]
@@ -43,6 +49,9 @@ impl Lab {
     ///
     /// If something can't be made: this needs root.
     pub fn new() -> Result<Self> {
+        // A thousand connections have two ends, and each end a reader and a writer.
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard.max(FILES), hard.max(FILES))?;
         let bpffs = Bpffs::new()?;
         Ok(Self {
             agent: None,

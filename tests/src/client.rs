@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::{namespace::Namespace, wait};
 
@@ -35,9 +35,21 @@ pub fn tcp(host: &Namespace, to: SocketAddr) -> Result<TcpStream> {
 ///
 /// If it can't be made.
 pub fn tcp_from(host: &Namespace, port: u16, to: SocketAddr) -> Result<TcpStream> {
-    let socket = bound(host, port, to, Type::STREAM)?;
+    connect(bound(host, port, to, Type::STREAM)?, to, PATIENCE)
+}
+
+/// A TCP connection from a host, if it can be made in so much time.
+///
+/// # Errors
+///
+/// If it can't.
+pub fn tcp_within(host: &Namespace, to: SocketAddr, patience: Duration) -> Result<TcpStream> {
+    connect(bound(host, 0, to, Type::STREAM)?, to, patience)
+}
+
+fn connect(socket: Socket, to: SocketAddr, patience: Duration) -> Result<TcpStream> {
     socket
-        .connect_timeout(&to.into(), PATIENCE)
+        .connect_timeout(&to.into(), patience)
         .with_context(|| format!("connecting to {to} over TCP"))?;
     Ok(socket.into())
 }
@@ -281,33 +293,4 @@ pub fn reset(stream: TcpStream) -> Result<()> {
     socket.set_linger(Some(Duration::ZERO))?;
     drop(socket);
     Ok(())
-}
-
-/// Puts a frame on the wire as it is.
-///
-/// # Errors
-///
-/// If the interface does not take it.
-pub fn inject(host: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
-    let (interface, frame) = (interface.to_owned(), frame.to_vec());
-    host.enter(move || {
-        let index = nix::net::if_::if_nametoindex(interface.as_str())?;
-        let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-        let sent = socket.send_to(&frame, &link_address(index)?)?;
-        ensure!(sent == frame.len(), "sent {sent} of {} bytes", frame.len());
-        Ok(())
-    })
-}
-
-/// `struct sockaddr_ll`, of which sending raw frames needs only the interface.
-fn link_address(ifindex: u32) -> Result<SockAddr> {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: a storage is large enough and aligned for every kind of address, and all zeroes is
-    // a valid `sockaddr_ll`.
-    let link = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    link.sll_family = u16::try_from(libc::AF_PACKET)?;
-    link.sll_ifindex = i32::try_from(ifindex)?;
-    let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>())?;
-    // SAFETY: the storage holds a `sockaddr_ll` of this length.
-    Ok(unsafe { SockAddr::new(storage, len) })
 }

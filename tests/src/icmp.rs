@@ -22,7 +22,7 @@ pub enum Error {
 }
 
 /// The frame that tells `packet`'s sender of the error, in the name of its destination. Quotes
-/// the IP header and eight bytes, as RFC 792 asks for.
+/// the IP header and the transport header without options, at least RFC 792's eight bytes.
 ///
 /// # Panics
 ///
@@ -30,7 +30,7 @@ pub enum Error {
 #[must_use]
 pub fn error(packet: &Packet, error: Error) -> Vec<u8> {
     let frame = packet.bytes();
-    let quote = &frame[packet.network()..packet.transport() + 8];
+    let quote = &frame[packet.network()..packet.transport() + packet.transport_len()];
     let mut answer = [&frame[6..12], &frame[..6], &frame[12..14]].concat();
     match (packet.source().ip(), packet.destination().ip()) {
         (IpAddr::V4(sender), IpAddr::V4(destination)) => {

@@ -5,7 +5,7 @@
 //! a condition: [`wait::until`] awaits it.
 //!
 //! * [`namespace`], [`topology`]: hosts and the links between them;
-//! * [`server`], [`client`], [`transfer`]: real traffic;
+//! * [`server`], [`client`], [`transfer`], [`frame`]: real traffic;
 //! * [`agent`], [`bpffs`], [`cli`]: the program under test;
 //! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
 
@@ -14,6 +14,7 @@ pub mod bpffs;
 pub mod cli;
 pub mod client;
 mod extension;
+pub mod frame;
 pub mod icmp;
 pub mod namespace;
 pub mod packet;

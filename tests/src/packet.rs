@@ -232,6 +232,15 @@ impl Packet {
         }
     }
 
+    /// Length of the TCP or UDP header without options.
+    #[must_use]
+    pub const fn transport_len(&self) -> usize {
+        match self.transport {
+            Transport::Tcp(_) => 20,
+            Transport::Udp => 8,
+        }
+    }
+
     /// The frame.
     ///
     /// # Panics

@@ -145,13 +145,29 @@ impl Programs {
     ///
     /// If the kernel refuses to run it, or the program's answer has no meaning.
     pub fn run(&self, hook: Hook, ifindex: u32, packet: &[u8]) -> Result<Outcome> {
+        self.run_segments(hook, ifindex, packet, 0)
+    }
+
+    /// As [`Self::run`]; at TC, the packet is a super-packet that will be cut into segments with
+    /// this many bytes of payload.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub fn run_segments(
+        &self,
+        hook: Hook,
+        ifindex: u32,
+        packet: &[u8],
+        segment: u32,
+    ) -> Result<Outcome> {
         let before = self.counters()?;
         let mut output = vec![0; OUTPUT_LEN];
         let context = match hook {
             Hook::Xdp => xdp_context(ifindex, packet.len())?,
             // `ingress_ifindex` is zero at egress: made by a socket of this host.
-            Hook::Ingress => skb_context(ifindex, ifindex),
-            Hook::Egress => skb_context(ifindex, 0),
+            Hook::Ingress => skb_context(ifindex, ifindex, segment),
+            Hook::Egress => skb_context(ifindex, 0, segment),
         };
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -285,13 +301,15 @@ fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
 }
 
 /// `struct __sk_buff`, of which only what the kernel lets one choose is not zero.
-fn skb_context(ifindex: u32, ingress_ifindex: u32) -> Vec<u8> {
+fn skb_context(ifindex: u32, ingress_ifindex: u32, segment: u32) -> Vec<u8> {
     const LEN: usize = 192;
     const INGRESS_IFINDEX: usize = 36;
     const IFINDEX: usize = 40;
+    const GSO_SIZE: usize = 176;
     let mut context = vec![0; LEN];
     context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
     context
 }
 

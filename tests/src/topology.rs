@@ -102,11 +102,14 @@ pub fn link(
         )
         .split_whitespace(),
     )?;
-    for (host, name, addresses) in [(host, name, addresses), (peer, peer_name, peer_addresses)] {
+    let ends = [(host, name, addresses), (peer, peer_name, peer_addresses)];
+    for (host, name, _) in ends {
         // Checksums are filled in by the sender: one that is left to the "hardware" never gets
         // filled in when XDP takes the frame. And a veth drops frames sent to it from XDP unless
-        // it polls, which GRO makes it do.
+        // it polls, which GRO makes it do; the other end learns of that when it comes up.
         host.set_offloads(name, "tx off gro on")?;
+    }
+    for (host, name, addresses) in ends {
         host.ip(&format!(
             "link set {name} up
              address add {}/24 dev {name}

@@ -2,13 +2,11 @@
 
 use super::checksum::fold;
 use super::{IcmpError, Packet, PacketBuf};
-use crate::{Address, Family};
+use crate::{Address, Family, Protocol};
 
-/// Octets of the transport header that are quoted; RFC 792 asks for eight, which hold the ports.
-const QUOTED_TRANSPORT: u16 = 8;
-/// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 24 octets of
-/// extension headers, and the transport octets.
-const MAX_QUOTED_WORDS: usize = 18;
+/// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 20 octets of
+/// extension headers, and a TCP header without options.
+const MAX_QUOTED_WORDS: usize = 20;
 
 /// IPv4 and ICMP header.
 pub const V4_HEADER_LEN: usize = 20 + 8;
@@ -31,7 +29,7 @@ pub fn write<P: PacketBuf>(
     mtu: u16,
 ) -> Option<u16> {
     let network = usize::from(packet.network);
-    let quoted = packet.transport - packet.network + QUOTED_TRANSPORT;
+    let quoted = packet.transport - packet.network + quoted_transport(packet.tuple.protocol());
     let words = usize::from(quoted / 4);
     if words > MAX_QUOTED_WORDS {
         return None;
@@ -49,6 +47,17 @@ pub fn write<P: PacketBuf>(
         Family::V6 => write_v6(header, packet, error, mtu, quoted, sum),
     }
     Some(quoted)
+}
+
+/// Octets of the transport header that are quoted. RFC 792 asks for eight, which hold the ports;
+/// the kernel does not let a packet be cut before a checksum field that it has left to a network
+/// card to fill in, so of TCP it is the whole header without options.
+#[inline(always)]
+const fn quoted_transport(protocol: Protocol) -> u16 {
+    match protocol {
+        Protocol::Tcp => 20,
+        Protocol::Udp => 8,
+    }
 }
 
 #[inline(always)]

@@ -3,9 +3,14 @@
 use std::{io::Read as _, io::Write as _, thread, time::Duration};
 
 use anyhow::{Result, ensure};
-use redirector_tests::{agent::Lab, client, server::Service, topology::FAMILIES, transfer, wait};
-
-use redirector_tests::site::{CONFIG, PLACES, Place, serve_echo};
+use redirector_tests::{
+    agent::Lab,
+    client,
+    server::Service,
+    site::{CONFIG, PLACES, Place, serve_echo},
+    topology::FAMILIES,
+    transfer, wait,
+};
 
 /// Bytes in each direction of a bulk transfer.
 const BULK: u64 = 64 << 20;

@@ -1,9 +1,15 @@
 //! The same traffic in every XDP mode, with the client's offloads on and off.
 
 use anyhow::{Context as _, Result, ensure};
-use redirector_tests::{agent::Lab, client, server::Service, topology::FAMILIES, transfer};
-
-use redirector_tests::site::{CONFIG, PLACES, check_answers, serve_names};
+use redirector_tests::{
+    agent::Lab,
+    client,
+    frame::Tap,
+    server::Service,
+    site::{CONFIG, PLACES, Place, check_answers, serve_names},
+    topology::FAMILIES,
+    transfer,
+};
 
 /// Bytes in each direction: a sample.
 const SAMPLE: u64 = 8 << 20;
@@ -58,4 +64,31 @@ fn generic() -> Result<()> {
 #[test]
 fn off() -> Result<()> {
     check_mode("off", &[MERGING.as_slice(), &CHECKSUMS].concat())
+}
+
+/// With XDP, what is forwarded never reaches the host's stack; without, TC forwards it.
+#[test]
+fn who_forwards() -> Result<()> {
+    for (mode, in_stack) in [("native", false), ("generic", false), ("off", true)] {
+        Lab::run_with_options(CONFIG, &["--xdp-mode", mode], |lab| {
+            let _server = Place::Remote.serve_tcp(lab, Service::Echo)?;
+            for family in FAMILIES {
+                let frontend = Place::Remote.tcp(family);
+                let stream = client::tcp(&lab.net.client, frontend)?;
+                client::echo(&stream, b"the neighbours are known now")?;
+                let mut tap = Tap::new(&lab.net.node1, "eth0")?;
+                for _ in 0..20 {
+                    client::echo(&stream, b"there and back")?;
+                }
+                let seen = tap.seen(frontend)?;
+                ensure!(
+                    (seen > 0) == in_stack,
+                    "XDP {mode}: the stack saw {seen} packets over {family:?}"
+                );
+                client::finish(&stream)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

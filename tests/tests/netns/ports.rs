@@ -114,14 +114,10 @@ fn every_port_in_use() -> Result<()> {
         let two = client::tcp(&lab.net.client, frontend)?;
         let third = client::udp(&lab.net.client, Place::Remote.udp(Family::V4))?;
         client::round_trip(&third, b"another backend port, another block")?;
-        let try_third = |patience| -> Result<bool> {
-            let socket = lab.net.client.enter(move || {
-                use socket2::{Domain, Socket, Type};
-                Ok(Socket::new(Domain::IPV4, Type::STREAM, None)?)
-            })?;
-            Ok(socket.connect_timeout(&frontend.into(), patience).is_ok())
-        };
-        ensure!(!try_third(Duration::from_millis(300))?, "a third flow came through");
+        let try_third =
+            |patience| Ok(client::tcp_within(&lab.net.client, frontend, patience).is_ok());
+        let came_through: Result<bool> = try_third(Duration::from_millis(300));
+        ensure!(!came_through?, "a third flow came through");
         ensure!(lab.cli().packets("snat-exhausted")? > 0, "it was not counted");
         client::echo(&one, b"still here")?;
         client::echo(&two, b"still here")?;

@@ -4,10 +4,9 @@ use anyhow::{Result, ensure};
 use redirector_tests::{
     agent::Lab,
     client,
+    site::{CONFIG, PLACES, Place, check_answers, serve_names},
     topology::{CLIENT, FAMILIES, NODE1_INSIDE},
 };
-
-use redirector_tests::site::{CONFIG, PLACES, Place, check_answers, serve_names};
 
 /// Nothing answers before the agent runs; then every frontend does, and a local backend sees the
 /// client itself, one elsewhere the node.
@@ -43,6 +42,27 @@ fn curl() -> Result<()> {
                 ensure!(
                     page.starts_with(&format!("server={} client={seen}", place.name())),
                     "{place:?} over {family:?}: {page}, expected {seen}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Nobody listens on the backend's port: the client hears of it at once.
+#[test]
+fn nobody_listens() -> Result<()> {
+    Lab::run_with(CONFIG, |lab| {
+        for family in FAMILIES {
+            for place in PLACES {
+                let error = client::tcp(&lab.net.client, place.tcp(family)).err();
+                let kind = error
+                    .as_ref()
+                    .and_then(|error| error.downcast_ref::<std::io::Error>())
+                    .map(std::io::Error::kind);
+                ensure!(
+                    kind == Some(std::io::ErrorKind::ConnectionRefused),
+                    "{place:?} over {family:?}: {error:?}"
                 );
             }
         }

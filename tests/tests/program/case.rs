@@ -35,6 +35,7 @@ pub(crate) struct Case {
     hook: Hook,
     interface: &'static str,
     block: u16,
+    segment: u32,
     flows: Vec<Given>,
     input: Vec<u8>,
     expected: Expected,
@@ -54,6 +55,7 @@ impl Case {
             hook,
             interface: "eth0",
             block: 1,
+            segment: 0,
             flows: Vec::new(),
             input,
             expected: Expected::Pass(Reason::NotOurs),
@@ -69,6 +71,11 @@ impl Case {
     /// With a translation block of this many ports instead of one.
     pub(crate) fn block(self, block: u16) -> Self {
         Self { block, ..self }
+    }
+
+    /// As a super-packet, to be cut into segments of so many bytes of payload.
+    pub(crate) fn segments(self, segment: u32) -> Self {
+        Self { segment, ..self }
     }
 
     /// With this flow in the table.
@@ -116,7 +123,8 @@ impl Case {
             flow.insert(programs)?;
         }
         let before = programs.flows()?;
-        let outcome = programs.run(self.hook, world::ifindex(self.interface)?, &self.input)?;
+        let ifindex = world::ifindex(self.interface)?;
+        let outcome = programs.run_segments(self.hook, ifindex, &self.input, self.segment)?;
         let (verdict, reason, bytes) = self.expectation();
         let counts = !matches!(self.expected, Expected::Pass(_)) || self.hook == Hook::Ingress;
         let counted: Vec<_> =

@@ -139,6 +139,40 @@ fn mtu() -> Result<()> {
     check_all(cases)
 }
 
+/// What counts is the size of the segments, not that of the super-packet.
+#[test]
+fn super_packets() -> Result<()> {
+    let mut cases = Vec::new();
+    for family in FAMILIES {
+        for (protocol, transport) in transports(Flags::SYN) {
+            let name = format!("{protocol} over {family:?}");
+            let packet = to_frontend(transport, family, world::NARROW).payload(0);
+            let room = 1300 - packet.ip_len();
+            let large = packet.payload(3000);
+            let sent = towards(&large, Addresses::new(3, 1), Addresses::new(3, 2), 3, family);
+            cases.push(
+                Case::new(format!("{name}, segments that fit"), Hook::Ingress, &large)
+                    .segments(u32::try_from(room)?)
+                    .sends(Reason::RemoteNew, sent.bytes()),
+            );
+            let error = icmp::error(&large, Error::TooBig(1300));
+            cases.push(
+                Case::new(format!("{name}, segments that do not"), Hook::Ingress, &large)
+                    .segments(u32::try_from(room + 1)?)
+                    .sends(Reason::TooBig, error),
+            );
+            let local = large.going_to(at(NODE, family, world::LOCAL));
+            cases.push(
+                Case::new(format!("{name}, local"), Hook::Ingress, &local).segments(1400).delivers(
+                    Reason::LocalNew,
+                    &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
+                ),
+            );
+        }
+    }
+    check_all(cases)
+}
+
 #[test]
 fn ways() -> Result<()> {
     let mut cases = Vec::new();

@@ -2,7 +2,12 @@
 //! and ids stay.
 
 use anyhow::{Context as _, Result, ensure};
-use redirector_tests::{agent::Lab, site::CONFIG};
+use redirector_tests::{
+    agent::Lab,
+    client,
+    site::{CONFIG, PLACES, serve_echo},
+    topology::FAMILIES,
+};
 
 use crate::load::{Load, flows, service_ids};
 
@@ -81,5 +86,27 @@ fn commands_without_an_agent() -> Result<()> {
             lab.cli().json(command)?;
         }
         load.finish()
+    })
+}
+
+/// XDP comes and goes with the agent's options; connections stay.
+#[test]
+fn in_another_mode() -> Result<()> {
+    Lab::run_with_options(CONFIG, &["--xdp-mode", "native"], |lab| {
+        let _servers = serve_echo(lab)?;
+        let mut streams = Vec::new();
+        for family in FAMILIES {
+            for place in PLACES {
+                streams.push(client::tcp(&lab.net.client, place.tcp(family))?);
+            }
+        }
+        for mode in ["off", "native", "off", "auto"] {
+            lab.kill()?;
+            lab.start(&["--xdp-mode", mode])?;
+            for stream in &streams {
+                client::echo(stream, &[42; 50_000]).with_context(|| format!("XDP {mode}"))?;
+            }
+        }
+        streams.iter().try_for_each(client::finish)
     })
 }
