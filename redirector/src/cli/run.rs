@@ -80,7 +80,6 @@ pub fn run(args: RunArgs) -> Result<()> {
         pins: args.attach.bpffs.pins(),
         admin_address: Some(args.admin_address),
         node_name: args.node_name,
-        cgroup: None,
         detach_on_exit: args.detach_on_exit,
     })
 }
@@ -102,7 +101,6 @@ pub fn publish(args: PublishArgs) -> Result<()> {
         // Nobody scrapes what lasts until Ctrl-C, and the address may be in use.
         admin_address: None,
         node_name: None,
-        cgroup: None,
         detach_on_exit: true,
     })
 }
