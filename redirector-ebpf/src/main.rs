@@ -4,6 +4,7 @@
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
 #![no_std]
 #![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros pass the context by value")]
 // Inline assembly for BPF, for one optimisation barrier; see `context`.
 #![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]

@@ -45,8 +45,12 @@ pub struct RunArgs {
   redirector publish 80:8080
   redirector publish 53:5353/udp 192.0.2.10:443:8443 9000-9010:19000-19010")]
 pub struct PublishArgs {
-    /// What to publish, as for 'docker run -p': [ADDRESS:]PORT:LOCALPORT[/PROTOCOL]
-    #[arg(required = true, value_name = "SPEC", value_parser = check_spec)]
+    #[arg(
+        required = true,
+        value_name = "SPEC",
+        value_parser = check_spec,
+        help = "What to publish, as for 'docker run -p': [ADDRESS:]PORT:LOCALPORT[/PROTOCOL]"
+    )]
     specs: Vec<String>,
     #[command(flatten)]
     attach: AttachArgs,
