@@ -15,12 +15,16 @@ fn main() {
     for input in bpf_toolchain::INPUTS {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
-    println!("cargo::rerun-if-env-changed=PATH");
+    for variable in ["PATH", "REDIRECTOR_BPF_RUSTC"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
     match bpf_toolchain::build_object(workspace, &bpf_toolchain::target_dir(&target_dir(&out))) {
         Ok(object) => copy(&object, &out),
         // Tests of everything else need no compiler for BPF.
         Err(error @ (Error::NoCompiler | Error::NoLinker)) if !is_release() => {
             println!("cargo::warning={error}: building without the eBPF programs");
+            // A file that is never there: once the compiler is installed, look again.
+            println!("cargo::rerun-if-changed=no-compiler-for-bpf");
             if let Err(error) = fs::write(&out, []) {
                 fail(&format!("{}: {error}", out.display()));
             }

@@ -114,7 +114,7 @@ reasons! {
     /// Larger than the way to the destination: answered with "fragmentation needed" or
     /// "packet too big".
     TooBig = 21, Drop, "too-big";
-    /// A fragment of a flow to a backend elsewhere, which cannot be translated whole.
+    /// The first fragment of a packet whose address would change: the others would be lost.
     FragmentNotForwarded = 22, Drop, "fragment-not-forwarded";
     /// The maps contradict each other: a table names a backend that is not there.
     Inconsistent = 23, Drop, "inconsistent";

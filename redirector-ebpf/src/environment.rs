@@ -49,9 +49,7 @@ impl Kernel {
         // SAFETY: this CPU's element, which no other packet touches while this one is handled:
         // all hooks run with bottom halves disabled, and none runs inside another. Nothing else
         // refers to these fields.
-        let (packet, outcome) = unsafe {
-            (&mut *(&raw mut (*workspace).packet), &mut *(&raw mut (*workspace).outcome))
-        };
+        let (packet, outcome) = unsafe { (&mut (*workspace).packet, &mut (*workspace).outcome) };
         Some((Self { ctx, workspace }, packet, outcome))
     }
 
@@ -59,13 +57,13 @@ impl Kernel {
     #[inline(always)]
     pub(crate) fn icmp_header(&self) -> &'static mut [u8; V6_HEADER_LEN] {
         // SAFETY: as in `new`; called once for a packet.
-        unsafe { &mut *(&raw mut (*self.workspace).icmp_header) }
+        unsafe { &mut (*self.workspace).icmp_header }
     }
 
     #[inline(always)]
     fn partner_key(&self, entry: FlowEntry) -> &Tuple {
         // SAFETY: as in `new`; the reference is gone before the next call.
-        let key = unsafe { &mut *(&raw mut (*self.workspace).partner_key) };
+        let key = unsafe { &mut (*self.workspace).partner_key };
         *key = entry.translated().reversed();
         key
     }
@@ -160,7 +158,7 @@ impl Environment for Kernel {
     #[inline(always)]
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
         // SAFETY: as in `new`; the reference is gone before the next call.
-        let query = unsafe { &mut *(&raw mut (*self.workspace).query) };
+        let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
     }

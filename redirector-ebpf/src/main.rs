@@ -4,6 +4,7 @@
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
 #![no_std]
 #![no_main]
+#![expect(clippy::needless_pass_by_value, reason = "aya's macros pass the context by value")]
 // Inline assembly for BPF, for one optimisation barrier; see `context`.
 #![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
@@ -122,19 +123,19 @@ pub fn redirector_out(ctx: TcContext) -> i32 {
     };
     let (size, ifindex) = (skb.size(), skb.ifindex());
     let decision = decide_reply(&environment, packet, outcome);
-    if !matches!(decision.step, Step::Deliver) {
-        return TC_ACT_OK;
-    }
-    match rewrite(&mut skb, packet, &outcome.translated, false) {
-        Some(()) => {
-            counters::count(ifindex, decision.reason, size);
-            TC_ACT_OK
+    let (reason, verdict) = match decision.step {
+        Step::Deliver => match rewrite(&mut skb, packet, &outcome.translated, false) {
+            Some(()) => (decision.reason, TC_ACT_OK),
+            None => (Reason::RewriteFailed, TC_ACT_SHOT),
+        },
+        Step::Drop => (decision.reason, TC_ACT_SHOT),
+        // What this host sends of its own is counted only where it is ours.
+        Step::Pass | Step::HandOver | Step::Reject | Step::Forward | Step::ForwardUnresolved => {
+            return TC_ACT_OK;
         }
-        None => {
-            counters::count(ifindex, Reason::RewriteFailed, size);
-            TC_ACT_SHOT
-        }
-    }
+    };
+    counters::count(ifindex, reason, size);
+    verdict
 }
 
 /// The kernel gives GPL-only helpers to objects that declare a compatible licence.

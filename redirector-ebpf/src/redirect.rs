@@ -51,9 +51,12 @@ pub(crate) fn route(
             query.__bindgen_anon_4.ipv6_dst = *to.destination.words();
         }
     }
-    let size = size_of::<FibLookup>() as i32;
+    const SIZE: i32 = {
+        assert!(size_of::<FibLookup>() == 64);
+        64
+    };
     // SAFETY: the context is valid, the query as large as said.
-    let code = unsafe { bpf_fib_lookup(ctx, &raw mut *query, size, 0) };
+    let code = unsafe { bpf_fib_lookup(ctx, &raw mut *query, SIZE, 0) };
     next_hop.ifindex = query.ifindex;
     if code == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         next_hop.link = LinkAddresses::from_halves(halves(&query.dmac), halves(&query.smac));
@@ -79,6 +82,7 @@ fn halves(address: &[u8; 6]) -> [u16; 3] {
 /// Sends a frame from XDP: also back where it came from by redirection, never by `XDP_TX`, whose
 /// frames a veth leaves lying until others follow if only GRO, and no XDP program, is on its peer.
 #[inline(always)]
+#[expect(clippy::cast_sign_loss, reason = "an XDP action: helpers return all integers as longs")]
 pub(crate) fn send_frame(frame: &Frame, next_hop: &NextHop) -> u32 {
     if write_link(frame, next_hop).is_none() {
         return xdp_action::XDP_DROP;

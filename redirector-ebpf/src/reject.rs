@@ -47,7 +47,7 @@ fn turn(
         if done != 0 {
             return None;
         }
-        if bpf_skb_adjust_room(skb.raw(), grow as i32, BPF_ADJ_ROOM_MAC, 0) != 0 {
+        if bpf_skb_adjust_room(skb.raw(), i32::try_from(grow).ok()?, BPF_ADJ_ROOM_MAC, 0) != 0 {
             return None;
         }
     }

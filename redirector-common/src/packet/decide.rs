@@ -9,7 +9,7 @@ use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
 pub enum Hook {
     /// Forwards and drops; hands everything else over, unchanged.
     Xdp,
-    /// TC ingress: everything.
+    /// TC: everything.
     Ingress,
 }
 
@@ -75,13 +75,7 @@ impl Decision {
         Self::new(Step::Drop, reason)
     }
 
-    /// Translated, into this host's own stack.
-    #[inline(always)]
-    pub(super) const fn deliver(reason: Reason) -> Self {
-        Self::new(Step::Deliver, reason)
-    }
-
-    /// Handed over by XDP, which cannot do it; at TC ingress, as given.
+    /// Handed over by XDP, which cannot do it; at TC, as given.
     #[inline(always)]
     pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
         match hook {
@@ -173,8 +167,11 @@ pub fn decide_reply<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     outcome.translated = *entry.translated();
-    track(environment, packet, entry);
-    Decision::deliver(Reason::LocalReply)
+    let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
+    if matches!(decision.step, Step::Deliver) {
+        track(environment, packet, entry);
+    }
+    decision
 }
 
 /// Whether a packet that matches a half opens a new flow all the same.
@@ -211,12 +208,30 @@ pub(super) fn established<E: Environment>(
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
     } else {
-        Decision::deliver(Reason::LocalEstablished).unless_xdp(hook)
+        deliver(packet, hook, Reason::LocalEstablished, outcome)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry);
     }
     decision
+}
+
+/// Decides about a packet to this host's own stack, given how it is translated.
+#[inline(always)]
+pub(super) fn deliver(packet: &Packet, hook: Hook, reason: Reason, outcome: &Outcome) -> Decision {
+    if loses_fragments(packet, &outcome.translated) {
+        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
+    }
+    Decision::new(Step::Deliver, reason).unless_xdp(hook)
+}
+
+/// Whether translating the packet would part it from the fragments that follow it: they have no
+/// ports, are left alone, and find each other by their addresses.
+#[inline(always)]
+fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
+    packet.first_fragment != 0
+        && (translated.source != packet.tuple.source
+            || translated.destination != packet.tuple.destination)
 }
 
 /// Decides how a packet that leaves this host again goes, given where to.
@@ -229,7 +244,7 @@ pub(super) fn forward<E: Environment>(
     reason: Reason,
     outcome: &mut Outcome,
 ) -> Decision {
-    if packet.first_fragment != 0 {
+    if loses_fragments(packet, &outcome.translated) {
         return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
     }
     if packet.ttl <= 1 {

@@ -4,9 +4,9 @@ use super::checksum::fold;
 use super::{IcmpError, Packet, PacketBuf};
 use crate::{Address, Family, Protocol};
 
-/// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 20 octets of
+/// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 24 octets of
 /// extension headers, and a TCP header without options.
-const MAX_QUOTED_WORDS: usize = 20;
+const MAX_QUOTED_WORDS: usize = 21;
 
 /// IPv4 and ICMP header.
 pub const V4_HEADER_LEN: usize = 20 + 8;

@@ -1,7 +1,8 @@
 //! The pure packet code: the same functions run in the kernel's XDP and TC hooks, in
 //! `redirector explain`, in the fuzzer and in host tests.
 //!
-//! [`parse`] finds the headers, [`decide`] says what becomes of the packet, [`rewrite`] does it.
+//! [`parse()`] finds the headers, [`decide()`] says what becomes of the packet, [`rewrite()`] does
+//! it.
 //! What they need of their surroundings they ask of two traits: [`PacketBuf`], the bytes, and
 //! [`Environment`], the maps and the routing table.
 

@@ -1,6 +1,6 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
-use super::decide::{Decision, Outcome, Step, established, forward};
+use super::decide::{Decision, Outcome, Step, deliver, established, forward};
 use super::environment::Inserted;
 use super::select::select;
 use super::{Environment, Hook, IcmpError, Packet, Scratch};
@@ -56,7 +56,7 @@ pub(super) fn open<E: Environment>(
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
     let mut decision = if local {
-        Decision::deliver(Reason::LocalNew).unless_xdp(hook)
+        deliver(packet, hook, Reason::LocalNew, outcome)
     } else {
         forward(environment, packet, hook, len, Reason::RemoteNew, outcome)
     };

@@ -1,10 +1,9 @@
 //! Which interfaces the agent works on, and what the data path has to know of all of them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS};
-use redirector_common::{Address, Interface as Entry};
+use redirector_common::{Address, Family, Interface as Entry};
 
 use crate::dataplane::netlink::{Host, Interface};
 use crate::model::desired::NodeAddresses;
@@ -76,10 +75,21 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
     }
 }
 
+/// When an interface without an address of its own is lent the node's.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lending<'a> {
+    /// At once.
+    Now,
+    /// Only where it is already, in these entries: an interface that has just come gets its
+    /// addresses one by one, and a flow keeps the source that it began with.
+    Kept(&'a BTreeMap<u32, Entry>),
+}
+
 /// Contents of the `INTERFACES` map. `transmits` says whether XDP may send out of an interface.
 pub(super) fn entries(
     host: &Host,
     chosen: &BTreeMap<String, u16>,
+    lending: Lending<'_>,
     transmits: impl Fn(&Interface) -> bool,
 ) -> BTreeMap<u32, Entry> {
     let primary = |is_v4| {
@@ -90,8 +100,19 @@ pub(super) fn entries(
         })
     };
     let (v4, v6) = (primary(true), primary(false));
-    let source = |own: Option<IpAddr>, node: Option<IpAddr>| {
-        own.or(node).map_or(Address::UNSPECIFIED, Address::from)
+    let source = |interface: &Interface, family: Family| {
+        let (is_v4, node) = match family {
+            Family::V4 => (true, v4),
+            Family::V6 => (false, v6),
+        };
+        let own = interface.primary(is_v4).map(Address::from);
+        let lent = node.map(Address::from).filter(|address| match lending {
+            Lending::Now => true,
+            Lending::Kept(before) => {
+                before.get(&interface.index).is_some_and(|entry| entry.source(family) == *address)
+            }
+        });
+        own.or(lent).unwrap_or(Address::UNSPECIFIED)
     };
     host.interfaces
         .iter()
@@ -99,8 +120,8 @@ pub(super) fn entries(
         .map(|interface| {
             let entry = Entry::new(
                 chosen.get(&interface.name).copied().unwrap_or(0),
-                source(interface.primary(true), v4),
-                source(interface.primary(false), v6),
+                source(interface, Family::V4),
+                source(interface, Family::V6),
                 transmits(interface),
             );
             (interface.index, entry)
@@ -110,7 +131,7 @@ pub(super) fn entries(
 
 #[cfg(test)]
 mod tests {
-    use redirector_common::Family;
+    use std::net::IpAddr;
 
     use super::*;
     use crate::dataplane::netlink::InterfaceAddress;
@@ -166,7 +187,14 @@ mod tests {
     #[test]
     fn an_interface_without_an_address_lends_the_nodes() {
         let chosen = BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)]);
-        let entries = entries(&host(), &chosen, |interface| interface.index == 3);
+        let none = BTreeMap::new();
+        let cautious = entries(&host(), &chosen, Lending::Kept(&none), |_| false);
+        assert!(cautious[&2].ipv6.is_unspecified());
+        let entries = entries(&host(), &chosen, Lending::Now, |interface| interface.index == 3);
+        assert_eq!(
+            super::entries(&host(), &chosen, Lending::Kept(&entries), |i| i.index == 3),
+            entries
+        );
         let v4 = |index: u32| IpAddr::from(entries[&index].source(Family::V4)).to_string();
         let v6 = |index: u32| IpAddr::from(entries[&index].source(Family::V6)).to_string();
         assert_eq!((v4(1).as_str(), v4(3).as_str()), ("192.0.2.1", "10.0.0.1"));

@@ -43,8 +43,6 @@ pub struct Options {
     pub admin_address: Option<SocketAddr>,
     /// Name of the node; `None`: the host's name.
     pub node_name: Option<String>,
-    /// Where hooks for the node's own clients attach.
-    pub cgroup: Option<PathBuf>,
     /// Whether the data path goes with the agent.
     pub detach_on_exit: bool,
 }
@@ -124,6 +122,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
             Event::HostChanged | Event::Stop => {}
         }
-        node.reconcile(&host);
+        node.reconcile(&host, event == Event::Tick);
     }
 }

@@ -1,6 +1,7 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -9,7 +10,7 @@ use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
 
 use super::Shared;
 use super::account::Account;
-use super::interfaces::{self, Slots};
+use super::interfaces::{self, Lending, Slots};
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
@@ -66,6 +67,7 @@ impl Node {
         let lock = Lock::take(&pins)?;
         let is_first = is_empty(&pins);
         let started = Parts::open(&pins, kernel).and_then(|parts| {
+            parts.check_owner(&wishes)?;
             let mut node = parts.into_node(wishes, lock);
             node.bring_up(host, chosen)?;
             Ok(node)
@@ -83,7 +85,7 @@ impl Node {
         self.chosen = chosen;
         self.apply_settings()?;
         self.sync(host)?;
-        self.write_entries(host, &[])?;
+        self.write_entries(host, &[], true)?;
         let mut attached = Vec::new();
         for interface in find_interfaces(host, &self.chosen)? {
             let mode = self.wishes.xdp_mode();
@@ -93,7 +95,7 @@ impl Node {
             }
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
-        self.write_entries(host, &attached)?;
+        self.write_entries(host, &attached, true)?;
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
@@ -111,10 +113,11 @@ impl Node {
         &self.account.shared
     }
 
-    /// Looks at everything, and brings in line what is not.
-    pub(super) fn reconcile(&mut self, host: &Host) {
+    /// Looks at everything, and brings in line what is not. `lends`: interfaces that still have
+    /// no address of their own get the node's.
+    pub(super) fn reconcile(&mut self, host: &Host, lends: bool) {
         self.chosen = self.wishes.keep(host, &self.chosen);
-        match self.reconcile_all(host) {
+        match self.reconcile_all(host, lends) {
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 // A write that failed leaves us unsure of what is there.
@@ -126,7 +129,7 @@ impl Node {
         self.account.publish(&mut self.maps.status);
     }
 
-    fn reconcile_all(&mut self, host: &Host) -> anyhow::Result<()> {
+    fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
@@ -144,7 +147,7 @@ impl Node {
             });
         }
         self.detach_others(&self.chosen)?;
-        self.write_entries(host, &all)?;
+        self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
     }
@@ -253,7 +256,12 @@ impl Node {
         Ok(())
     }
 
-    fn write_entries(&mut self, host: &Host, attached: &[InterfaceStatus]) -> anyhow::Result<()> {
+    fn write_entries(
+        &mut self,
+        host: &Host,
+        attached: &[InterfaceStatus],
+        lends: bool,
+    ) -> anyhow::Result<()> {
         let known = netdev::read_xdp_transmit().context("cannot ask for XDP features")?;
         let is_native = |interface: &Interface| {
             let mut all = attached.iter().filter(|status| status.ifindex == interface.index);
@@ -261,7 +269,8 @@ impl Node {
         };
         let chosen: BTreeMap<String, u16> =
             self.chosen.iter().map(|name| (name.clone(), self.slots.of(name))).collect();
-        let entries = interfaces::entries(host, &chosen, |interface| match &known {
+        let lending = if lends { Lending::Now } else { Lending::Kept(&self.entries) };
+        let entries = interfaces::entries(host, &chosen, lending, |interface| match &known {
             Some(known) => known.get(&interface.index).copied().unwrap_or(false),
             None => is_native(interface),
         });
@@ -297,6 +306,8 @@ struct Parts {
     flows: HashTable<Tuple, Flow>,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
+    /// The file of the agent before us.
+    installed_for: Option<PathBuf>,
 }
 
 impl Parts {
@@ -305,14 +316,29 @@ impl Parts {
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
-        let slots = earlier.into_iter().flat_map(|status| status.interfaces);
+        let slots = earlier.iter().flat_map(|status| &status.interfaces);
         Ok(Self {
             attacher: Attacher::new(programs, pins.clone(), kernel),
             entries: maps.interfaces.entries()?,
             flows: maps::flows(pins)?,
-            slots: Slots::new(slots.map(|interface| (interface.name, interface.slot))),
+            slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
+            installed_for: earlier.and_then(|status| status.config),
             maps,
         })
+    }
+
+    /// What is installed for a file is not replaced, and in the end removed, for the sake of a
+    /// few ports of a command line.
+    fn check_owner(&self, wishes: &Wishes) -> anyhow::Result<()> {
+        match &self.installed_for {
+            Some(config) if wishes.options().config.is_none() => anyhow::bail!(
+                "the data path of {} is installed on {}: add the ports to that file, remove it \
+                 with `redirector detach`, or choose another directory with --bpffs",
+                config.display(),
+                wishes.options().pins.dir().display()
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn into_node(self, wishes: Wishes, lock: Lock) -> Node {

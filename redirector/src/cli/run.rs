@@ -45,8 +45,12 @@ pub struct RunArgs {
   redirector publish 80:8080
   redirector publish 53:5353/udp 192.0.2.10:443:8443 9000-9010:19000-19010")]
 pub struct PublishArgs {
-    /// What to publish, as for 'docker run -p': [ADDRESS:]PORT:LOCALPORT[/PROTOCOL]
-    #[arg(required = true, value_name = "SPEC", value_parser = check_spec)]
+    #[arg(
+        required = true,
+        value_name = "SPEC",
+        value_parser = check_spec,
+        help = "What to publish, as for 'docker run -p': [ADDRESS:]PORT:LOCALPORT[/PROTOCOL]"
+    )]
     specs: Vec<String>,
     #[command(flatten)]
     attach: AttachArgs,
@@ -80,7 +84,6 @@ pub fn run(args: RunArgs) -> Result<()> {
         pins: args.attach.bpffs.pins(),
         admin_address: Some(args.admin_address),
         node_name: args.node_name,
-        cgroup: None,
         detach_on_exit: args.detach_on_exit,
     })
 }
@@ -102,7 +105,6 @@ pub fn publish(args: PublishArgs) -> Result<()> {
         // Nobody scrapes what lasts until Ctrl-C, and the address may be in use.
         admin_address: None,
         node_name: None,
-        cgroup: None,
         detach_on_exit: true,
     })
 }

@@ -176,6 +176,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn nothing_is_sent_out_of_the_loopback_device() {
+        if let Some(transmit) = read_xdp_transmit().expect("read") {
+            assert_eq!(transmit.get(&1), Some(&false));
+        }
+    }
+
+    #[test]
     fn attributes_are_read_as_they_are_written() {
         let mut bytes = Vec::new();
         push_attribute(&mut bytes, 1, &7u32.to_ne_bytes());

@@ -296,3 +296,19 @@ fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_host_has_a_loopback_device() {
+        let (connection, netlink, _) = connect().expect("connected");
+        tokio::spawn(connection);
+        let host = netlink.read().await.expect("read");
+        let loopback = host.find("lo").expect("there is one");
+        assert_eq!(loopback.index, 1);
+        assert!(loopback.is_loopback && loopback.xdp.is_none());
+        assert!(host.external().all(|interface| interface.name != "lo"));
+    }
+}

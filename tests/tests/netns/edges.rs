@@ -154,11 +154,12 @@ services:
       - {address: '2001:db8:2::2', port: 8080}
 ";
     Lab::run_with(config, |lab| {
-        // The error must also get through where the client leaves checksums to its card.
+        // The error must also get through where hosts leave checksums to their cards.
         let families = [(Family::V6, 85), (Family::V4, 86)];
         let cases = ["tx off", "tx on"].into_iter().flat_map(|o| families.map(|(f, p)| (o, f, p)));
         for (offloads, family, port) in cases {
             lab.net.client.set_offloads("eth0", offloads)?;
+            lab.net.node1.set_offloads("eth0", offloads)?;
             let frontend = SocketAddr::new(NODE1.of(family), port);
             let start = Instant::now();
             let error = client::tcp(&lab.net.client, frontend).err();

@@ -9,7 +9,10 @@ use clap::ValueEnum;
 use super::report::Outcome;
 use super::summary::Summary;
 use crate::cargo::cargo;
-use crate::process;
+use crate::{build, process};
+
+/// Names the agent that tests run, if not the one that we have built.
+const AGENT: &str = "REDIRECTOR_BIN";
 
 /// A set of tests that need the same of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -63,6 +66,9 @@ impl Tier {
             Some(target) => {
                 if !process::is_root() {
                     bail!("needs root: run `cargo xtask test` as root");
+                }
+                if std::env::var_os(AGENT).is_none() {
+                    command.env(AGENT, build::binary());
                 }
                 command.args(["--package", Self::PACKAGE, "--test", target])
             }
