@@ -263,19 +263,7 @@ impl Lab {
     }
 
     fn print_state(&self) {
-        for (h, i) in [
-            (&self.net.client, "eth0"),
-            (&self.net.node1, "eth0"),
-            (&self.net.node1, "eth1"),
-            (&self.net.node2, "eth0"),
-        ] {
-            let t = h.run("ethtool", ["-S", i]).unwrap_or_default();
-            eprintln!(
-                "--- {} {i}: {}",
-                h.name(),
-                t.lines().filter(|l| !l.ends_with(": 0")).collect::<Vec<_>>().join(" ")
-            );
-        }
+        self.print_device_counters();
         eprintln!("--- the agent's log:\n{}", self.log());
         for command in
             [["status"].as_slice(), &["service", "list"], &["flow", "list"], &["counters"]]
@@ -284,6 +272,23 @@ impl Lab {
                 Ok(text) => eprintln!("--- redirector {}:\n{text}", command.join(" ")),
                 Err(error) => eprintln!("--- {error:#}"),
             }
+        }
+    }
+}
+
+impl Lab {
+    /// What the devices themselves dropped, which is neither the agent's nor its programs' doing.
+    fn print_device_counters(&self) {
+        let Topology { client, node1, node2 } = &self.net;
+        let ends = [(client, "eth0"), (node1, "eth0"), (node1, "eth1"), (node2, "eth0")];
+        for (host, interface) in ends {
+            let counters = host.run("ethtool", ["-S", interface]).unwrap_or_default();
+            let lines = counters.lines().map(str::trim);
+            let told: Vec<&str> = lines
+                .filter(|line| line.contains("drop") || line.contains("err"))
+                .filter(|line| !line.ends_with(": 0"))
+                .collect();
+            eprintln!("--- {} {interface}: {}", host.name(), told.join(", "));
         }
     }
 }

@@ -149,6 +149,9 @@ fn receive(mut stream: &TcpStream, seed: u64, length: u64) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that a busy connection may have on its way in each direction.
+const BUSY_BUFFER: usize = 32 * 1024;
+
 /// A connection to an echo server that is kept busy until told to stop.
 #[derive(Debug)]
 pub struct Stream {
@@ -164,6 +167,11 @@ impl Stream {
     ///
     /// If the connection can't be duplicated.
     pub fn start(stream: TcpStream, seed: u64) -> Result<Self> {
+        // What is on its way fits into the queues of the devices: a veth's has 256 places, and what
+        // it drops beyond that would be taken for redirector's doing.
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_send_buffer_size(BUSY_BUFFER)?;
+        socket.set_recv_buffer_size(BUSY_BUFFER)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stop_sender, mut writer, mut reader) = (stop.clone(), stream.try_clone()?, stream);
         let sender = thread::spawn(move || {
