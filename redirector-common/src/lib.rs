@@ -19,6 +19,7 @@ pub mod node;
 pub mod packet;
 pub mod reason;
 pub mod service;
+pub mod source;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};
@@ -27,6 +28,7 @@ pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
 pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.
 #[cfg(feature = "user")]
@@ -51,6 +53,8 @@ pod!(
     ServiceInfo,
     SlotKey,
     SlotValue,
+    SourceBits,
+    SourceRange,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -63,4 +63,6 @@ maps! {
     Status = "STATUS", 1;
     /// Kernel settings as they were before the agent changed them.
     Sysctls = "SYSCTLS", 1;
+    /// Prefixes that clients of a service may come from, where it limits them.
+    SourceRanges = "SOURCE_RANGES", 1;
 }

@@ -120,6 +120,8 @@ reasons! {
     Inconsistent = 23, Drop, "inconsistent";
     /// The packet could not be written to, or the kernel refused to send it.
     RewriteFailed = 24, Drop, "rewrite-failed";
+    /// New flow of a client outside of the service's source ranges.
+    SourceDenied = 25, Drop, "source-denied";
 }
 
 /// Number of Reasons that the counters have room for; more than there are, so that new ones do

@@ -30,6 +30,16 @@ impl Service {
     /// Local with backends only elsewhere.
     pub const FLAG_SILENT: u32 = 1;
 
+    /// Only clients in a range of `SOURCE_RANGES` may open flows.
+    pub const FLAG_SOURCE_RANGES: u32 = 2;
+
+    /// Whether the service looks at where clients come from.
+    #[inline(always)]
+    #[must_use]
+    pub const fn limits_sources(&self) -> bool {
+        self.flags & Self::FLAG_SOURCE_RANGES != 0
+    }
+
     /// Whether a packet that finds no backend is dropped without an answer.
     #[inline(always)]
     #[must_use]

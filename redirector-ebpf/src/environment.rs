@@ -5,18 +5,19 @@ use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::V6_HEADER_LEN;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags,
-    Protocol, Service, ServiceId, Tuple,
+    Address, Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port,
+    PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange, Tuple,
 };
 
 use crate::maps::{
-    BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, WORKSPACE,
+    BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, WORKSPACE,
 };
 use crate::redirect;
 
@@ -30,6 +31,7 @@ pub(crate) struct Workspace {
     scratch: Scratch,
     query: FibLookup,
     partner_key: Tuple,
+    source: SourceRange,
     icmp_header: [u8; V6_HEADER_LEN],
 }
 
@@ -137,6 +139,17 @@ impl Environment for Kernel {
     #[inline(always)]
     fn service(&self, id: ServiceId) -> Option<Service> {
         SERVICES.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn source_allowed(&self, service: ServiceId, client: &Address) -> bool {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let source = unsafe { &mut (*self.workspace).source };
+        *source = SourceRange::of_client(service, *client);
+        // SAFETY: the same fields in the same order, four bytes and then the bits; without
+        // padding, as `SourceRange` asserts.
+        let key = unsafe { &*(&raw const *source).cast::<Key<SourceBits>>() };
+        SOURCE_RANGES.get(key).is_some()
     }
 
     #[inline(always)]

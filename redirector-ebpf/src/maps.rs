@@ -2,14 +2,14 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, Tuple,
+    SlotValue, SourceBits, Tuple,
 };
 
 use crate::environment::Workspace;
@@ -21,6 +21,9 @@ pub(crate) static FRONTENDS: HashMap<FrontendKey, Frontend> =
     HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(65536, 0);
+#[map]
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceBits, u32> =
+    LpmTrie::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]

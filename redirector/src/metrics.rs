@@ -79,7 +79,8 @@ impl Metrics {
                 | MapName::Counters
                 | MapName::Slots
                 | MapName::Status
-                | MapName::Sysctls => maps.entries(*name)?,
+                | MapName::Sysctls
+                | MapName::SourceRanges => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use super::Packet;
 use crate::{
-    Backend, BackendId, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig, Port,
-    PortFlags, Protocol, Service, ServiceId, Tuple,
+    Address, Backend, BackendId, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
+    Port, PortFlags, Protocol, Service, ServiceId, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -42,6 +42,9 @@ pub trait Environment {
 
     /// A service.
     fn service(&self, id: ServiceId) -> Option<Service>;
+
+    /// Whether a client is in one of a service's source ranges.
+    fn source_allowed(&self, service: ServiceId, client: &Address) -> bool;
 
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;

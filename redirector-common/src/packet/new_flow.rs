@@ -30,6 +30,11 @@ pub(super) fn open<E: Environment>(
     let Some(service) = environment.service(frontend.service) else {
         return Decision::drop(Reason::Inconsistent);
     };
+    // Only here: flows that are open go on when the ranges change, and a service without ranges
+    // pays for none.
+    if service.limits_sources() && !environment.source_allowed(frontend.service, &tuple.source) {
+        return Decision::drop(Reason::SourceDenied);
+    }
     if service.table_size == 0 {
         return no_backend(&service, hook, outcome);
     }

@@ -1,7 +1,9 @@
 //! Decisions, flow by flow.
 
 use redirector_common::packet::{Hook, IcmpError, Packet, Route, Step, TcpFlags};
-use redirector_common::{Address, Backend, FlowState, Port, Protocol, Reason, Tuple};
+use redirector_common::{
+    Address, Backend, FlowState, Port, Protocol, Reason, Service, SourceRange, Tuple,
+};
 
 use crate::host::{Host, SECOND, v4};
 
@@ -226,7 +228,7 @@ fn no_backend_is_refused_loudly_or_silently() {
     let (decision, outcome) = host.ingress(&tcp(client(4000), node(80), SYN));
     assert_eq!((decision.step, decision.reason), (Step::Reject, Reason::NoBackend));
     assert_eq!(outcome.error, IcmpError::PortUnreachable);
-    host.services.values_mut().for_each(|s| s.flags = redirector_common::Service::FLAG_SILENT);
+    host.services.values_mut().for_each(|s| s.flags = Service::FLAG_SILENT);
     let (decision, _) = host.ingress(&tcp(client(4000), node(80), SYN));
     assert_eq!((decision.step, decision.reason), (Step::Drop, Reason::NoLocalBackend));
 }
@@ -284,4 +286,42 @@ fn foreign_traffic_is_left_alone() {
         assert_eq!((decision.step, decision.reason), (Step::Pass, reason), "{:?}", packet.tuple);
     }
     assert_eq!(host.egress(&tcp(node(8080), client(4000), ACK)).0.step, Step::Pass);
+}
+
+#[test]
+fn source_ranges_are_asked_for_new_flows_alone() {
+    let mut host = Host::new();
+    host.serve(&[80], Protocol::Tcp, Some(Backend::remote(v4(50), Port::new(8080))));
+    host.serve(&[81], Protocol::Tcp, Some(Backend::local(Port::new(8080))));
+    host.serve(&[82], Protocol::Tcp, None);
+    let limit = |host: &mut Host| {
+        host.services.values_mut().for_each(|s| s.flags = Service::FLAG_SOURCE_RANGES);
+    };
+    let inside = |port| tcp(client(4000), node(port), SYN);
+    let outside = |port| tcp(remote(4000), node(port), SYN);
+    // Without the flag nobody asks; this one is there before the ranges are.
+    assert_eq!(host.ingress(&outside(80)).0.reason, Reason::RemoteNew);
+
+    limit(&mut host);
+    host.sources = (1..=3).map(|id| SourceRange::new(id, client(0).0, 24)).collect();
+    assert_eq!(host.at(Hook::Xdp, &inside(80)).0.reason, Reason::RemoteNew);
+    assert_eq!(host.ingress(&inside(81)).0.reason, Reason::LocalNew);
+    assert_eq!(host.ingress(&inside(82)).0.reason, Reason::NoBackend);
+    for (hook, port) in
+        [(Hook::Xdp, 80), (Hook::Ingress, 80), (Hook::Ingress, 81), (Hook::Ingress, 82)]
+    {
+        let packet = tcp(remote(4001), node(port), SYN);
+        let (decision, _) = host.at(hook, &packet);
+        assert_eq!((decision.step, decision.reason), (Step::Drop, Reason::SourceDenied));
+        assert!(!host.flows().contains_key(&packet.tuple));
+    }
+    let (decision, _) = host.ingress(&tcp(remote(4000), node(80), ACK));
+    assert_eq!((decision.step, decision.reason), (Step::Forward, Reason::RemoteEstablished));
+
+    // Another service's ranges admit nobody here.
+    host.sources = vec![SourceRange::new(2, client(0).0, 24)];
+    let late = tcp(client(4001), node(80), SYN);
+    assert_eq!(host.ingress(&late).0.reason, Reason::SourceDenied);
+    assert_eq!(host.ingress(&tcp(client(4000), node(80), ACK)).0.reason, Reason::RemoteEstablished);
+    host.assert_whole();
 }

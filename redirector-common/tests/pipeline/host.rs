@@ -12,7 +12,7 @@ use redirector_common::packet::{
 };
 use redirector_common::{
     Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
-    PortFlags, Protocol, Service, ServiceId, Tuple,
+    PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -28,6 +28,7 @@ pub(crate) struct Host {
     pub(crate) ports: RefCell<BTreeMap<(u8, u16), PortFlags>>,
     pub(crate) frontends: BTreeMap<FrontendKey, Frontend>,
     pub(crate) services: BTreeMap<ServiceId, Service>,
+    pub(crate) sources: Vec<SourceRange>,
     pub(crate) table: Vec<BackendId>,
     pub(crate) backends: BTreeMap<BackendId, Backend>,
     pub(crate) interface: Option<Interface>,
@@ -52,6 +53,7 @@ impl Host {
             ports: RefCell::default(),
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
+            sources: Vec::new(),
             table: Vec::new(),
             backends: BTreeMap::new(),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
@@ -191,6 +193,12 @@ impl Environment for Host {
 
     fn service(&self, id: ServiceId) -> Option<Service> {
         self.services.get(&id).copied()
+    }
+
+    fn source_allowed(&self, service: ServiceId, client: &Address) -> bool {
+        let limits = self.services.get(&service).is_some_and(Service::limits_sources);
+        assert!(limits, "asked about a service that admits everyone");
+        self.sources.iter().any(|range| range.admits(service, client))
     }
 
     fn table_entry(&self, index: u32) -> Option<BackendId> {

@@ -58,6 +58,7 @@ fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
     Ok(Loaded {
         infos: maps.infos()?,
         services: maps.services()?,
+        ranges: maps.source_ranges()?,
         frontends: maps.frontends()?,
         slots: maps.slots()?,
         backends: maps.backends()?,
@@ -125,6 +126,7 @@ fn describe(row: &ServiceRow) -> String {
         ("Traffic policy", render::word(&row.policy)),
         ("Session affinity", affinity),
         ("Forwarding", render::word(&row.forwarding)),
+        ("Source ranges", source_ranges(row)),
     ]);
     text.push_str("\nFrontends:\n");
     text.push_str(&indented(&columns(
@@ -158,6 +160,11 @@ fn describe(row: &ServiceRow) -> String {
         }),
     )));
     text
+}
+
+/// Both families together: of one that has no range, nobody is admitted.
+fn source_ranges(row: &ServiceRow) -> String {
+    row.source_ranges.as_ref().map_or_else(|| "everywhere".to_owned(), |ranges| ranges.join(", "))
 }
 
 fn indented(text: &str) -> String {

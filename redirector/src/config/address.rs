@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::{IpNet, Ipv4Net};
+
 /// Whose address it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
@@ -23,6 +25,23 @@ pub(super) fn parse(text: &str, role: Role) -> Result<IpAddr, String> {
     };
     check(address, role)?;
     Ok(address)
+}
+
+/// Checks a network that clients may come from; the error says what was meant.
+pub(super) fn check_network(network: IpNet) -> Result<(), String> {
+    let whole = network.trunc();
+    if network != whole {
+        return Err(format!("{network} has bits set behind its prefix; write {whole}"));
+    }
+    // No IPv6 client has such an address, and IPv4 clients are not looked up among IPv6 networks.
+    if let IpNet::V6(v6) = network
+        && let Some(v4) = v6.addr().to_ipv4_mapped()
+        && let Some(prefix) = v6.prefix_len().checked_sub(96)
+        && let Ok(v4) = Ipv4Net::new(v4, prefix)
+    {
+        return Err(format!("{network} is an IPv4 network in IPv6 form; write {v4}"));
+    }
+    Ok(())
 }
 
 fn check(address: IpAddr, role: Role) -> Result<(), String> {

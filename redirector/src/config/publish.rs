@@ -80,6 +80,7 @@ fn service(address: Option<IpAddr>, port: u16, local_port: u16, protocol: Protoc
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
         affinity_seconds: None,
+        source_ranges: Vec::new(),
     }
 }
 

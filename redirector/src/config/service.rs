@@ -10,7 +10,7 @@ use super::address::{self, Role};
 use super::document::Placed;
 use super::error::Place;
 use super::fields::{Fields, Reader};
-use super::node::Node;
+use super::node::{Node, Value};
 use super::{keys, publish};
 use crate::model::{
     BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
@@ -49,6 +49,7 @@ fn read_service(
     // A frontend that could not be read might be of the family that the others are not.
     let families = if all_known { &*frontends } else { &[] };
     let (backends, backend_places) = read_backends(fields, families, reader).into_iter().unzip();
+    let source_ranges = read_source_ranges(fields, reader);
     refuse_without_effect(fields, reader);
     let policy = fields
         .get("trafficPolicy")
@@ -65,6 +66,7 @@ fn read_service(
             policy,
             forwarding: Forwarding::Snat,
             affinity_seconds: None,
+            source_ranges,
         },
         path: "services",
         frontends: frontend_places,
@@ -262,6 +264,44 @@ fn read_address(node: &Node, path: &str, role: Role, reader: &mut Reader<'_>) ->
     }
 }
 
+/// Networks that clients may come from; none without the key.
+fn read_source_ranges(fields: &Fields<'_>, reader: &mut Reader<'_>) -> Vec<IpNet> {
+    const PATH: &str = "services.sourceRanges";
+    let Some(node) = fields.get("sourceRanges") else {
+        return Vec::new();
+    };
+    // Items that are all commented out count as an empty list, and never as a key left out: that
+    // would open the service to everyone when its last range is removed.
+    let list = if matches!(node.value, Value::Empty) {
+        &[]
+    } else {
+        reader.list(node, PATH, NETWORKS).unwrap_or(&[])
+    };
+    if list.is_empty() && matches!(node.value, Value::Empty | Value::List(_)) {
+        let message = format!(
+            "{PATH}: the list is empty; name the networks that clients may come from, or remove \
+             the key if they may come from everywhere"
+        );
+        reader.report(node.position, &message);
+    }
+    list.iter().filter_map(|item| read_network(item, PATH, reader)).collect()
+}
+
+const NETWORKS: &str = "networks as in 198.51.100.0/24 or 2001:db8::/32";
+
+fn read_network(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<IpNet> {
+    let text = reader.text(node, path, NETWORKS)?;
+    let Ok(network) = text.parse::<IpNet>() else {
+        reader.mismatch(node, path, NETWORKS);
+        return None;
+    };
+    if let Err(message) = address::check_network(network) {
+        reader.report(node.position, &format!("{path}: {message}"));
+        return None;
+    }
+    Some(network)
+}
+
 /// Keys that this version understands and cannot carry out. To ignore them would be to do
 /// something else than what the file says.
 fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
@@ -270,11 +310,6 @@ fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
         if reader.integer(node, path, 1..=MAX_AFFINITY).is_some() {
             refuse(node, path, "session affinity", reader);
         }
-    }
-    if let Some(node) = fields.get_filled("sourceRanges")
-        && read_source_ranges(node, reader).is_some()
-    {
-        refuse(node, "services.sourceRanges", "a limit to source ranges", reader);
     }
     if let Some(node) = fields.get("forwarding") {
         let path = "services.forwarding";
@@ -292,21 +327,4 @@ fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
 fn refuse(node: &Node, path: &str, what: &str, reader: &mut Reader<'_>) {
     let message = format!("{path}: {what} has no effect in this version; remove the key");
     reader.report(node.position, &message);
-}
-
-fn read_source_ranges(node: &Node, reader: &mut Reader<'_>) -> Option<Vec<IpNet>> {
-    let path = "services.sourceRanges";
-    let allowed = "prefixes as in 198.51.100.0/24";
-    let list = reader.list(node, path, allowed)?;
-    let ranges: Vec<Option<IpNet>> = list
-        .iter()
-        .map(|item| {
-            let range = reader.text(item, path, allowed)?.parse().ok();
-            if range.is_none() {
-                reader.mismatch(item, path, allowed);
-            }
-            range
-        })
-        .collect();
-    ranges.into_iter().collect()
 }

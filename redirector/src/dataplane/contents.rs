@@ -6,7 +6,7 @@ use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue,
+    ServiceInfo, SlotKey, SlotValue, SourceRange,
 };
 
 /// Contents of the maps of services. Unused array elements are absent.
@@ -16,6 +16,8 @@ pub struct Contents {
     pub frontends: BTreeMap<FrontendKey, Frontend>,
     /// `SERVICES`.
     pub services: BTreeMap<ServiceId, Service>,
+    /// `SOURCE_RANGES`.
+    pub ranges: BTreeMap<SourceRange, u32>,
     /// `MAGLEV`.
     pub maglev: BTreeMap<u32, MaglevLine>,
     /// `BACKENDS`.

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     BackendId, Family, Frontend, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
+    SourceRange,
 };
 
 use super::contents::{Contents, lines_of};
@@ -103,6 +104,7 @@ impl Encoder<'_> {
         let id = self.ids.service(key).ok_or(EncodeError::Services(self.capacity.services))?;
         let backends = self.add_backends(id, &service.backends)?;
         self.add_table(id, key, service, &backends)?;
+        self.add_ranges(id, service);
         self.add_frontends(id, service);
         let info = Info {
             key: key.0.clone(),
@@ -174,12 +176,7 @@ impl Encoder<'_> {
             value.entries[..chunk.len()].copy_from_slice(chunk);
             self.contents.maglev.insert(line, value);
         }
-        let value = Service {
-            table_offset,
-            table_size: size,
-            flags: if service.silent { Service::FLAG_SILENT } else { 0 },
-            reserved: 0,
-        };
+        let value = Service { table_offset, table_size: size, flags: flags(service), reserved: 0 };
         self.contents.services.insert(id, value);
         Ok(())
     }
@@ -188,6 +185,13 @@ impl Encoder<'_> {
     fn holds(&self, old: &Service, entries: &[BackendId]) -> bool {
         old.table_offset.is_multiple_of(MAGLEV_LINE)
             && self.actual.table(old).as_deref() == Some(entries)
+    }
+
+    fn add_ranges(&mut self, id: ServiceId, service: &DesiredService) {
+        for network in service.source_ranges.iter().flatten() {
+            let range = SourceRange::new(id, network.addr().into(), network.prefix_len());
+            self.contents.ranges.insert(range, SourceRange::ADMITTED);
+        }
     }
 
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
@@ -209,4 +213,15 @@ impl Encoder<'_> {
             }
         }
     }
+}
+
+fn flags(service: &DesiredService) -> u32 {
+    let mut flags = 0;
+    if service.silent {
+        flags |= Service::FLAG_SILENT;
+    }
+    if service.source_ranges.is_some() {
+        flags |= Service::FLAG_SOURCE_RANGES;
+    }
+    flags
 }

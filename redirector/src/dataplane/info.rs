@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::service::SERVICE_INFO_LEN;
-use redirector_common::{Address, Family, FrontendKey, Port, Protocol, ServiceInfo};
+use redirector_common::{Address, Family, FrontendKey, Port, Protocol, ServiceInfo, SourceRange};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Forwarding, ServiceKey, TrafficPolicy};
@@ -97,6 +97,12 @@ pub fn format_frontend(key: &FrontendKey) -> String {
         Protocol::Udp => "udp",
     };
     format!("{address}/{protocol}")
+}
+
+/// `198.51.100.0/24`, `2001:db8::/32`.
+#[must_use]
+pub fn format_range(range: &SourceRange) -> String {
+    format!("{}/{}", range.bits.address, range.prefix())
 }
 
 /// The reverse of [`format_frontend`].

@@ -13,7 +13,7 @@ use redirector_common::node::{
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, Tuple,
+    SlotValue, SourceRange, Tuple,
 };
 
 use super::pins::{Hook, Pins};
@@ -37,6 +37,8 @@ pub struct Sizes {
     pub flows: u32,
     /// `SLOTS`.
     pub slots: u32,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: u32,
 }
 
 impl Default for Sizes {
@@ -48,6 +50,7 @@ impl Default for Sizes {
             maglev_lines: 65536,
             flows: 262_144,
             slots: 262_144,
+            source_ranges: 65536,
         }
     }
 }
@@ -252,6 +255,10 @@ impl Spec {
             MapName::ServiceInfo => Self::hash::<u32, ServiceInfo>(sizes.services),
             MapName::Status => Self::array::<Text>(1),
             MapName::Sysctls => Self::hash::<SysctlKey, SysctlValue>(64),
+            MapName::SourceRanges => Self {
+                kind: MapType::LpmTrie,
+                ..Self::hash::<SourceRange, u32>(sizes.source_ranges)
+            },
         }
     }
 

@@ -1,6 +1,7 @@
 //! The pinned maps, opened for reading and writing.
 
 use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{PortBlock, SysctlKey, SysctlValue, Text};
@@ -11,7 +12,7 @@ use super::encode::Capacity;
 use super::pins::Pins;
 use super::sync::Tables;
 use super::syscall;
-use super::table::{ArrayTable, HashTable, TableError, io_error};
+use super::table::{ArrayTable, HashTable, RangeTable, TableError, io_error};
 
 /// What an unused element of `MAGLEV` holds.
 const NO_LINE: MaglevLine = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
@@ -51,6 +52,7 @@ impl Maps {
             services: Tables {
                 frontends: Box::new(hash(pins, MapName::Frontends)?),
                 services: Box::new(services),
+                ranges: Box::new(ranges(pins)?),
                 maglev: Box::new(maglev),
                 backends: Box::new(backends),
                 slots: Box::new(hash(pins, MapName::Slots)?),
@@ -93,6 +95,13 @@ fn hash<K: Pod, V: Pod>(pins: &Pins, name: MapName) -> Result<HashTable<K, V>, T
 fn array<V: Pod>(pins: &Pins, name: MapName, unused: V) -> Result<ArrayTable<V>, TableError> {
     let map = open(pins, name).and_then(|data| Array::try_from(Map::from_map_data(data)?));
     map.map(|map| ArrayTable::new(name, map, unused))
+        .map_err(|error| TableError::new(name, "opening", io_error(error)))
+}
+
+fn ranges(pins: &Pins) -> Result<RangeTable, TableError> {
+    let name = MapName::SourceRanges;
+    let map = open(pins, name).and_then(|data| LpmTrie::try_from(Map::from_map_data(data)?));
+    map.map(|map| RangeTable::new(name, map))
         .map_err(|error| TableError::new(name, "opening", io_error(error)))
 }
 

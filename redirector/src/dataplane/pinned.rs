@@ -5,10 +5,11 @@
 
 mod error;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use aya::Pod;
+use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{
@@ -18,12 +19,13 @@ use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, Tuple,
+    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
 };
 
 use super::batch::{self, BatchError};
 use super::info::Info;
 use super::pins::Pins;
+use super::table::read_ranges;
 use error::{chain, is_gone, os_error, unreadable};
 
 pub use error::PinnedError;
@@ -138,6 +140,19 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn slots(&self) -> Result<BTreeMap<SlotKey, SlotValue>, PinnedError> {
         self.table(MapName::Slots)
+    }
+
+    /// Networks that clients of each service may come from.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn source_ranges(&self) -> Result<BTreeSet<SourceRange>, PinnedError> {
+        let name = MapName::SourceRanges;
+        let refused = |error: MapError| unreadable(name, chain(&error));
+        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
+        let map = LpmTrie::try_from(map).map_err(refused)?;
+        Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
     /// The lines of Maglev tables that services use.
@@ -264,6 +279,7 @@ impl Pinned {
             MapName::Slots => self.slots()?.len(),
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
+            MapName::SourceRanges => self.source_ranges()?.len(),
         })
     }
 

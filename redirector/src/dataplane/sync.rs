@@ -4,6 +4,7 @@ use redirector_common::node::PortBlock;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Backend, BackendId, Frontend, FrontendKey, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
+    SourceRange,
 };
 
 use super::contents::{Contents, Ports};
@@ -18,6 +19,8 @@ pub struct Tables {
     pub frontends: DynTable<FrontendKey, Frontend>,
     /// `SERVICES`.
     pub services: DynTable<ServiceId, Service>,
+    /// `SOURCE_RANGES`.
+    pub ranges: DynTable<SourceRange, u32>,
     /// `MAGLEV`.
     pub maglev: DynTable<u32, MaglevLine>,
     /// `BACKENDS`.
@@ -72,6 +75,7 @@ impl Tables {
         Ok(Contents {
             frontends: self.frontends.entries()?,
             services,
+            ranges: self.ranges.entries()?,
             maglev: self.maglev.entries()?,
             backends: self.backends.entries()?,
             slots: self.slots.entries()?,
@@ -87,6 +91,9 @@ impl Tables {
     /// A frontend that moves from one service to another may for a moment lead to what the one
     /// it leaves has become.
     ///
+    /// A client that may come before and after may come meanwhile, and one that may do neither
+    /// may not: a service that changes its source ranges has both for a moment.
+    ///
     /// Ports only gain flags here: [`release_ports`](Self::release_ports) takes them away once no
     /// flow needs them.
     ///
@@ -100,6 +107,7 @@ impl Tables {
     ) -> Result<Writes, TableError> {
         let frontends = delta(&actual.frontends, &desired.frontends);
         let services = delta(&actual.services, &desired.services);
+        let ranges = delta(&actual.ranges, &desired.ranges);
         let backends = delta(&actual.backends, &desired.backends);
         let maglev = delta(&actual.maglev, &desired.maglev);
         let slots = delta(&actual.slots, &desired.slots);
@@ -115,6 +123,7 @@ impl Tables {
         writes += set(&mut *self.infos, &mut actual.infos, &infos)?;
         writes += set(&mut *self.backends, &mut actual.backends, &backends)?;
         writes += set(&mut *self.maglev, &mut actual.maglev, &maglev)?;
+        writes += set(&mut *self.ranges, &mut actual.ranges, &ranges)?;
         writes += set(&mut *self.slots, &mut actual.slots, &slots)?;
         writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
 
@@ -123,11 +132,15 @@ impl Tables {
         writes += set(&mut *self.frontends, &mut actual.frontends, &frontends)?;
 
         // 4. What no way leads to any more, once no packet is on an old one.
-        let stale = services.remove.len() + maglev.remove.len() + backends.remove.len();
+        let stale = services.remove.len()
+            + ranges.remove.len()
+            + maglev.remove.len()
+            + backends.remove.len();
         if stale > 0 {
             (self.wait_for_packets)();
         }
         writes += remove(&mut *self.services, &mut actual.services, &services)?;
+        writes += remove(&mut *self.ranges, &mut actual.ranges, &ranges)?;
         writes += remove(&mut *self.slots, &mut actual.slots, &slots)?;
         writes += remove(&mut *self.maglev, &mut actual.maglev, &maglev)?;
         writes += remove(&mut *self.backends, &mut actual.backends, &backends)?;

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::io;
 
 use aya::Pod;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, MapData, MapError};
 use redirector_common::map_name::MapName;
+use redirector_common::{SourceBits, SourceRange};
 
 use super::batch;
 
@@ -133,15 +135,72 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> for HashTable<K, V> {
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         match self.map.remove(key) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => {
-                let error = TableError::of_map(self.name, "removing an entry", error);
-                if error.source.raw_os_error() == Some(libc::ENOENT) {
-                    return Ok(());
-                }
-                Err(error)
-            }
+            Err(error) => forgive_absence(TableError::of_map(self.name, REMOVING, error)),
         }
     }
+}
+
+const REMOVING: &str = "removing an entry";
+
+/// What was to be removed was not there: no error.
+fn forgive_absence(error: TableError) -> Result<(), TableError> {
+    match error.source.raw_os_error() {
+        Some(libc::ENOENT) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// The kernel's trie of source ranges.
+///
+/// Read entry by entry, unlike the others: its batches came later than theirs, and their
+/// positions are whole keys. There are few entries, and the agent alone writes them.
+pub struct RangeTable {
+    name: MapName,
+    map: LpmTrie<MapData, SourceBits, u32>,
+}
+
+impl RangeTable {
+    /// The map `name`, opened.
+    #[must_use]
+    pub const fn new(name: MapName, map: LpmTrie<MapData, SourceBits, u32>) -> Self {
+        Self { name, map }
+    }
+}
+
+/// In the form that aya takes.
+const fn trie_key(range: &SourceRange) -> Key<SourceBits> {
+    Key::new(range.prefix_len, range.bits)
+}
+
+impl Table<SourceRange, u32> for RangeTable {
+    fn entries(&self) -> Result<BTreeMap<SourceRange, u32>, TableError> {
+        read_ranges(&self.map).map_err(|error| TableError::of_map(self.name, "reading", error))
+    }
+
+    fn set(&mut self, key: &SourceRange, value: &u32) -> Result<(), TableError> {
+        self.map
+            .insert(&trie_key(key), value, 0)
+            .map_err(|error| TableError::of_map(self.name, "writing an entry", error))
+    }
+
+    fn remove(&mut self, key: &SourceRange) -> Result<(), TableError> {
+        match self.map.remove(&trie_key(key)) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(error) => forgive_absence(TableError::of_map(self.name, REMOVING, error)),
+        }
+    }
+}
+
+/// Every source range in the kernel's trie.
+pub(crate) fn read_ranges(
+    map: &LpmTrie<MapData, SourceBits, u32>,
+) -> Result<BTreeMap<SourceRange, u32>, MapError> {
+    map.iter()
+        .map(|entry| {
+            let (key, value) = entry?;
+            Ok((SourceRange { prefix_len: key.prefix_len(), bits: key.data() }, value))
+        })
+        .collect()
 }
 
 /// An array of the kernel. Elements equal to `unused` count as absent.

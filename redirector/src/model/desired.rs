@@ -4,6 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
+use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Port};
 
 use super::{
@@ -88,6 +89,9 @@ pub struct DesiredService {
     pub forwarding: Forwarding,
     /// Session affinity by client address, in seconds.
     pub affinity_seconds: Option<u32>,
+    /// Networks of this family that clients may come from; `None`: from everywhere. Without a
+    /// network, where the service names only ones of the other family, nobody is admitted.
+    pub source_ranges: Option<BTreeSet<IpNet>>,
     /// No backend of this node takes new flows while others elsewhere would: packets are dropped
     /// without an answer, so that a load balancer in front goes on to the next node.
     pub silent: bool,
@@ -212,8 +216,17 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         policy: service.policy,
         forwarding: service.forwarding,
         affinity_seconds: service.affinity_seconds,
+        source_ranges: choose_ranges(&service.source_ranges, family),
         silent,
     }
+}
+
+fn choose_ranges(ranges: &[IpNet], family: Family) -> Option<BTreeSet<IpNet>> {
+    if ranges.is_empty() {
+        return None;
+    }
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    Some(ranges.iter().filter(of_family).map(IpNet::trunc).collect())
 }
 
 fn resolve_backend(

@@ -9,6 +9,7 @@ pub mod maglev;
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use redirector_common::Protocol;
 
 /// Where a service came from. The order is the order of listings.
@@ -151,4 +152,6 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// Session affinity by client address, in seconds.
     pub affinity_seconds: Option<u32>,
+    /// Networks that clients may come from; none: clients may come from everywhere.
+    pub source_ranges: Vec<IpNet>,
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::counters::interface_name;
 use crate::cli::render;
-use crate::dataplane::info::{Info, format_frontend};
+use crate::dataplane::info::{Info, format_frontend, format_range};
 use crate::dataplane::pinned::{Pinned, PinnedError};
 
 /// One entry: fields in the order in which they are shown.
@@ -55,6 +55,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "tableOffset": service.table_offset,
                 "tableSize": service.table_size,
                 "silent": service.is_silent(),
+                "limitsSources": service.limits_sources(),
             }
         }),
         MapName::Maglev => of(maps.maglev()?, |(line, entries)| {
@@ -86,6 +87,9 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
             record! {"path": path, "before": before}
         }),
+        MapName::SourceRanges => of(maps.source_ranges()?, |range| {
+            record! {"service": range.bits.service, "range": format_range(&range)}
+        }),
     })
 }
 
@@ -100,10 +104,7 @@ pub(super) fn table(records: &[Record]) -> String {
     render::columns(&headings, rows)
 }
 
-fn of<K, V>(
-    entries: impl IntoIterator<Item = (K, V)>,
-    record: impl FnMut((K, V)) -> Record,
-) -> Vec<Record> {
+fn of<T>(entries: impl IntoIterator<Item = T>, record: impl FnMut(T) -> Record) -> Vec<Record> {
     entries.into_iter().map(record).collect()
 }
 

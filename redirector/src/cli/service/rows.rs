@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::{
     Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Service, ServiceId, SlotKey,
-    SlotValue, Tuple,
+    SlotValue, SourceRange, Tuple,
 };
 use serde::Serialize;
 
-use crate::dataplane::info::Info;
+use crate::dataplane::info::{Info, format_range};
 use crate::model::{BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
 
 /// The maps that services stand in.
@@ -17,6 +17,7 @@ use crate::model::{BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
 pub(super) struct Loaded {
     pub(super) infos: BTreeMap<ServiceId, Info>,
     pub(super) services: BTreeMap<ServiceId, Service>,
+    pub(super) ranges: BTreeSet<SourceRange>,
     pub(super) frontends: BTreeMap<FrontendKey, Frontend>,
     pub(super) slots: BTreeMap<SlotKey, SlotValue>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
@@ -35,6 +36,8 @@ pub(super) struct ServiceRow {
     pub(super) policy: TrafficPolicy,
     pub(super) affinity_seconds: Option<u32>,
     pub(super) forwarding: Forwarding,
+    /// Networks that clients may come from; `None`: from everywhere.
+    pub(super) source_ranges: Option<Vec<String>>,
     /// Conflicts that the map has no room to name.
     #[serde(skip)]
     pub(super) conflicts_not_shown: usize,
@@ -103,6 +106,7 @@ fn service_row(
     let mut frontends = Vec::new();
     // A local backend stands in both families' tables: it is one backend all the same.
     let mut backends = BTreeSet::new();
+    let mut source_ranges = None;
     for (id, info) in families {
         let service = maps.services.get(id).copied().unwrap_or_default();
         let state =
@@ -114,6 +118,10 @@ fn service_row(
         // What another service has counts for that one.
         for key in &info.conflicts {
             frontends.push(frontend_row(key, FrontendState::Conflict, (0, 0)));
+        }
+        if service.limits_sources() {
+            let ranges = maps.ranges.iter().filter(|range| range.bits.service == *id);
+            source_ranges.get_or_insert_with(Vec::new).extend(ranges.map(format_range));
         }
         for (_, slot) in maps.slots.range(slots_of(*id)) {
             if let Some(backend) = maps.backends.get(&slot.backend) {
@@ -132,6 +140,7 @@ fn service_row(
         policy: first.policy,
         affinity_seconds: first.affinity,
         forwarding: first.forwarding,
+        source_ranges,
         conflicts_not_shown: families.iter().map(|(_, info)| info.omitted).sum(),
     })
 }
@@ -276,7 +285,8 @@ mod tests {
     }
 
     fn service(table_size: u32) -> Service {
-        Service { table_size, ..Service::default() }
+        let flags = Service::FLAG_SOURCE_RANGES;
+        Service { table_size, flags, ..Service::default() }
     }
 
     fn ip(text: &str) -> Address {
@@ -297,6 +307,11 @@ mod tests {
                 (2, info("web", Family::V6, &[])),
             ]),
             services: BTreeMap::from([(1, service(251)), (2, service(0))]),
+            ranges: BTreeSet::from([
+                SourceRange::new(1, ip("198.51.100.0"), 24),
+                SourceRange::new(1, ip("203.0.113.7"), 32),
+                SourceRange::new(9, ip("192.0.2.0"), 24),
+            ]),
             frontends: BTreeMap::from([
                 frontend("192.0.2.1:80/tcp", 1),
                 frontend("[2001:db8::1]:80/tcp", 2),
@@ -334,6 +349,7 @@ mod tests {
             "policy": "cluster",
             "affinitySeconds": 10800,
             "forwarding": "snat",
+            "sourceRanges": ["198.51.100.0/24", "203.0.113.7/32"],
         }]);
         assert_eq!(json, expected);
     }

@@ -92,6 +92,7 @@ fn a_service() {
             policy: TrafficPolicy::Local,
             forwarding: Forwarding::Snat,
             affinity_seconds: None,
+            source_ranges: Vec::new(),
         }]
     );
 }
@@ -165,4 +166,17 @@ services: [{name: web, frontends: [{address: 192.0.2.10, port: 80}]}]
     );
     let names: Vec<_> = found.services.iter().map(|service| service.key.name.as_str()).collect();
     assert_eq!(names, ["web", "80:8080/tcp"]);
+}
+
+#[test]
+fn source_ranges_of_both_families() {
+    let found = config(
+        "services:
+  - name: a
+    frontends: [{port: 80}]
+    sourceRanges: [198.51.100.0/24, '2001:db8::/32', 0.0.0.0/0, '::/0', 192.0.2.1/32]
+",
+    );
+    let ranges: Vec<_> = found.services[0].source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["198.51.100.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "192.0.2.1/32"]);
 }

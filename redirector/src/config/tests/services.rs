@@ -90,15 +90,12 @@ fn keys_without_effect() {
   - name: a
     frontends: [{port: 80}]
     sessionAffinitySeconds: 10800
-    sourceRanges: [198.51.100.0/24]
     forwarding: dsr
 ",
             &[
                 "4:29: services.sessionAffinitySeconds: session affinity has no effect in this \
                  version; remove the key",
-                "5:19: services.sourceRanges: a limit to source ranges has no effect in this \
-                 version; remove the key",
-                "6:17: services.forwarding: \"dsr\" has no effect in this version; write \"snat\" \
+                "5:17: services.forwarding: \"dsr\" has no effect in this version; write \"snat\" \
                  or remove the key",
             ],
         ),
@@ -107,25 +104,60 @@ fn keys_without_effect() {
   - name: a
     frontends: [{port: 80}]
     sessionAffinitySeconds: 0
-    sourceRanges: [198.51.100.0, 2001:db8::/129, 5]
   - name: b
     frontends: [{port: 81}]
     sessionAffinitySeconds: 86401
-    sourceRanges: 198.51.100.0/24
 ",
             &[
                 "4:29: services.sessionAffinitySeconds: 0 is out of range; allowed: a number from \
                  1 to 86400",
-                "5:20: services.sourceRanges: found \"198.51.100.0\"; allowed: prefixes as in \
-                 198.51.100.0/24",
-                "5:34: services.sourceRanges: found \"2001:db8::/129\"; allowed: prefixes as in \
-                 198.51.100.0/24",
-                "5:50: services.sourceRanges: found 5; allowed: prefixes as in 198.51.100.0/24",
-                "8:29: services.sessionAffinitySeconds: 86401 is out of range; allowed: a number \
+                "7:29: services.sessionAffinitySeconds: 86401 is out of range; allowed: a number \
                  from 1 to 86400",
-                "9:19: services.sourceRanges: found \"198.51.100.0/24\"; allowed: a list of \
-                 prefixes as in 198.51.100.0/24",
             ],
         ),
     ]);
+}
+
+#[test]
+fn source_ranges() {
+    check(&[(
+        "services:
+  - name: a
+    frontends: [{port: 80}]
+    sourceRanges: [198.51.100.0, 2001:db8::/129, 5, 198.51.100.0/24]
+  - name: b
+    frontends: [{port: 81}]
+    sourceRanges: 198.51.100.0/24
+  - name: c
+    frontends: [{port: 82}]
+    sourceRanges: []
+  - name: d
+    frontends: [{port: 83}]
+    sourceRanges:
+      # - 198.51.100.0/24
+  - name: e
+    frontends: [{port: 84}]
+    sourceRanges: [198.51.100.7/24, '2001:db8::1/32', '::ffff:10.0.0.0/104']
+",
+        &[
+            "4:20: services.sourceRanges: found \"198.51.100.0\"; allowed: networks as in \
+             198.51.100.0/24 or 2001:db8::/32",
+            "4:34: services.sourceRanges: found \"2001:db8::/129\"; allowed: networks as in \
+             198.51.100.0/24 or 2001:db8::/32",
+            "4:50: services.sourceRanges: found 5; allowed: networks as in 198.51.100.0/24 or \
+             2001:db8::/32",
+            "7:19: services.sourceRanges: found \"198.51.100.0/24\"; allowed: a list of networks \
+             as in 198.51.100.0/24 or 2001:db8::/32",
+            "10:19: services.sourceRanges: the list is empty; name the networks that clients may \
+             come from, or remove the key if they may come from everywhere",
+            "13:18: services.sourceRanges: the list is empty; name the networks that clients may \
+             come from, or remove the key if they may come from everywhere",
+            "17:20: services.sourceRanges: 198.51.100.7/24 has bits set behind its prefix; write \
+             198.51.100.0/24",
+            "17:37: services.sourceRanges: 2001:db8::1/32 has bits set behind its prefix; write \
+             2001:db8::/32",
+            "17:55: services.sourceRanges: ::ffff:10.0.0.0/104 is an IPv4 network in IPv6 form; \
+             write 10.0.0.0/8",
+        ],
+    )]);
 }

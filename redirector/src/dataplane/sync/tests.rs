@@ -237,6 +237,7 @@ fn service(
         policy: crate::model::TrafficPolicy::Cluster,
         forwarding: crate::model::Forwarding::Snat,
         affinity_seconds: None,
+        source_ranges: Vec::new(),
     }
 }
 

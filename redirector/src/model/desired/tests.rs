@@ -41,6 +41,7 @@ fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[Backend
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
         affinity_seconds: None,
+        source_ranges: Vec::new(),
     }
 }
 
