@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
-    maps::{Array, HashMap, MapData, PerCpuArray},
+    maps::{
+        Array, HashMap, MapData, PerCpuArray,
+        lpm_trie::{Key, LpmTrie},
+    },
     programs::{Program, SchedClassifier, TestRun as _, Xdp, XdpMode},
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    Flow, Reason, Tuple,
+    Flow, Reason, SourceBits, SourceRange, Tuple,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
 };
@@ -217,6 +220,19 @@ impl Programs {
         let map = self.ebpf.map_mut(map.name()).with_context(|| format!("no map {map:?}"))?;
         let mut map: HashMap<&mut MapData, K, V> = HashMap::try_from(map)?;
         Ok(map.insert(key, value, 0)?)
+    }
+
+    /// Writes a source range.
+    ///
+    /// # Errors
+    ///
+    /// If the map is full.
+    pub fn admit(&mut self, range: SourceRange) -> Result<()> {
+        let name = MapName::SourceRanges.name();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map: LpmTrie<&mut MapData, SourceBits, u32> = LpmTrie::try_from(map)?;
+        let key = Key::new(range.prefix_len, range.bits);
+        Ok(map.insert(&key, SourceRange::ADMITTED, 0)?)
     }
 
     /// All halves of all flows.

@@ -9,3 +9,4 @@ mod refusals;
 mod reload;
 mod services;
 mod shapes;
+mod sources;

@@ -9,5 +9,6 @@ mod given;
 mod headers;
 mod loading;
 mod refused;
+mod sources;
 mod states;
 mod world;

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use redirector_common::{
     Address, Backend, Family, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags,
-    Protocol, Service,
+    Protocol, Service, SourceRange,
     map_name::MapName,
     node::{PortBlock, port_index},
     service::MaglevLine,
@@ -111,6 +111,15 @@ pub(crate) const SILENT: u16 = 99;
 /// One whose table names a backend that is not there.
 pub(crate) const MISSING: u16 = 100;
 
+/// As [`LOCAL`], for [`CLIENT`] alone; its neighbours in number are outside.
+pub(crate) const LOCAL_LIMITED: u16 = 101;
+/// As [`REMOTE`], for [`CLIENT`] alone.
+pub(crate) const REMOTE_LIMITED: u16 = 102;
+/// As [`REMOTE`], for nobody.
+pub(crate) const REMOTE_CLOSED: u16 = 103;
+/// Without a backend, for [`CLIENT`] alone.
+pub(crate) const EMPTY_LIMITED: u16 = 104;
+
 /// Where local backends listen.
 pub(crate) const LOCAL_PORT: u16 = 8080;
 /// Where backends elsewhere listen.
@@ -120,7 +129,7 @@ pub(crate) const SNAT: u16 = 50000;
 /// Ports that are marked as the translation block's.
 const SNAT_MARKED: u16 = 8;
 
-const SERVICES: [(u16, Target); 14] = [
+const SERVICES: [(u16, Target); 18] = [
     (LOCAL, Target::Local(LOCAL_PORT)),
     (LOCAL_ALIAS, Target::Local(LOCAL_PORT)),
     (LOCAL_INSIDE, Target::LocalAt(NODE_INSIDE, LOCAL_PORT + 1)),
@@ -135,6 +144,10 @@ const SERVICES: [(u16, Target); 14] = [
     (EMPTY, Target::Empty),
     (SILENT, Target::Silent),
     (MISSING, Target::Missing),
+    (LOCAL_LIMITED, Target::Local(LOCAL_PORT)),
+    (REMOTE_LIMITED, Target::Remote(BACKEND, REMOTE_PORT)),
+    (REMOTE_CLOSED, Target::Remote(BACKEND, REMOTE_PORT)),
+    (EMPTY_LIMITED, Target::Empty),
 ];
 
 /// A port of a host.
@@ -234,6 +247,7 @@ fn add_service(
     let table_offset = id * 16;
     programs.set(MapName::Backends, id, backend)?;
     programs.set(MapName::Maglev, id, MaglevLine { entries: [id; 16] })?;
+    let flags = flags | limit_sources(programs, id, family, port)?;
     let service = Service { table_offset, table_size, flags, reserved: 0 };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
@@ -249,6 +263,24 @@ fn add_service(
         mark(programs, protocol, port, bits)?;
     }
     Ok(())
+}
+
+/// Writes the service's source ranges, and returns the flag that it then has.
+fn limit_sources(programs: &mut Programs, id: u32, family: Family, port: u16) -> Result<u32> {
+    let single = match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    };
+    let client = SourceRange::new(id, CLIENT.of(family).into(), single);
+    match port {
+        LOCAL_LIMITED | REMOTE_LIMITED | EMPTY_LIMITED => programs.admit(client)?,
+        // Another service's, which admits nobody here.
+        REMOTE_CLOSED => {
+            programs.admit(SourceRange::new(id + 1000, CLIENT.of(family).into(), single))?;
+        }
+        _ => return Ok(0),
+    }
+    Ok(Service::FLAG_SOURCE_RANGES)
 }
 
 fn mark(programs: &mut Programs, protocol: Protocol, port: u16, bits: PortFlags) -> Result<()> {

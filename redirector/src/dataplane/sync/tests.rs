@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 
+use ipnet::IpNet;
 use proptest::prelude::*;
-use redirector_common::{Family, Port, PortFlags, Protocol};
+use redirector_common::{Address, Family, Port, PortFlags, Protocol};
 
 use super::*;
 use crate::dataplane::encode::{Capacity, EncodeError, encode};
 use crate::dataplane::ids::Cursors;
-use crate::dataplane::info::Info;
+use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
     BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService, ServiceKey,
@@ -26,11 +27,16 @@ struct World {
     contents: Contents,
     /// What packets may still be looking at although nothing leads there any more.
     watched: Option<Contents>,
+    /// Before and after.
+    between: Option<(Contents, Contents)>,
 }
 
 impl World {
     fn check(&self) {
         check_ways(&self.contents);
+        if let Some((before, after)) = &self.between {
+            check_sources(before, &self.contents, after);
+        }
         if let Some(watched) = &self.watched {
             for (line, value) in &watched.maglev {
                 assert_eq!(self.contents.maglev.get(line), Some(value), "line {line} in use");
@@ -40,6 +46,9 @@ impl World {
             }
             for id in watched.services.keys() {
                 assert!(self.contents.services.contains_key(id), "service {id} in use");
+            }
+            for range in watched.ranges.keys() {
+                assert!(self.contents.ranges.contains_key(range), "{range:?} in use");
             }
         }
     }
@@ -57,6 +66,27 @@ fn check_ways(contents: &Contents) {
         assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
         assert!(contents.infos.contains_key(&value.service), "{frontend:?} has no name");
     }
+}
+
+/// Who may come to a service before and after may come meanwhile, and who may not, may not.
+fn check_sources(before: &Contents, now: &Contents, after: &Contents) {
+    for (frontend, value) in &now.frontends {
+        let same = |contents: &Contents| contents.frontends.get(frontend) == Some(value);
+        if !same(before) || !same(after) {
+            continue;
+        }
+        for client in ["10.1.0.1", "10.2.0.1", "10.2.3.4", "2001:db8:1::1", "2001:db8:2::1"] {
+            let client = client.parse::<IpAddr>().expect("an address").into();
+            let [was, is, will] = [before, now, after].map(|it| admits(it, value.service, client));
+            assert!(was != will || is == was, "{client} to {frontend:?}: {was}, {is}, {will}");
+        }
+    }
+}
+
+/// What packets find.
+fn admits(contents: &Contents, service: ServiceId, client: Address) -> bool {
+    !contents.services[&service].limits_sources()
+        || contents.ranges.keys().any(|range| range.admits(service, &client))
 }
 
 /// Between two states TC alone may serve a frontend; in a state XDP takes part where it can.
@@ -116,6 +146,7 @@ fn tables(world: &Arc<Mutex<World>>) -> Tables {
             select: |contents| &mut contents.services,
             is_unused: |service| *service == Service::default(),
         }),
+        ranges: table(world, |contents| &mut contents.ranges),
         maglev: table(world, |contents| &mut contents.maglev),
         backends: table(world, |contents| &mut contents.backends),
         slots: table(world, |contents| &mut contents.slots),
@@ -149,9 +180,17 @@ impl Node {
     fn apply(&mut self, services: &[ModelService]) -> Writes {
         let desired = desired::build(services, &addresses());
         let encoded = self.encode(&desired).expect("fits");
-        self.world.lock().expect("not poisoned").watched = Some(self.actual.clone());
+        {
+            let mut world = self.world.lock().expect("not poisoned");
+            world.watched = Some(self.actual.clone());
+            world.between = Some((self.actual.clone(), encoded.clone()));
+        }
         let writes = self.tables.sync(&mut self.actual, &encoded).expect("synced");
-        self.world.lock().expect("not poisoned").watched = None;
+        {
+            let mut world = self.world.lock().expect("not poisoned");
+            world.watched = None;
+            world.between = None;
+        }
         let in_use = Ports::default();
         self.tables.release_ports(&mut self.actual, &encoded.ports, &in_use).expect("released");
         assert_eq!(self.world.lock().expect("not poisoned").contents, self.actual);
@@ -196,7 +235,13 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
             .filter(|(_, frontend)| frontend.service == *id)
             .map(|(key, frontend)| format!("{key:?} {}", frontend.local_address))
             .collect();
-        let text = format!("{} {table:?} {slots:?} {frontends:?}", service.flags);
+        let ranges: Vec<String> = contents
+            .ranges
+            .keys()
+            .filter(|range| range.bits.service == *id)
+            .map(format_range)
+            .collect();
+        let text = format!("{} {table:?} {slots:?} {frontends:?} {ranges:?}", service.flags);
         all.insert((info.key, info.family == Family::V6), text);
     }
     all
@@ -206,6 +251,7 @@ fn service(
     name: u8,
     frontends: &BTreeSet<(u16, bool)>,
     backends: &[(u8, u16, u16)],
+    source_ranges: &[IpNet],
 ) -> ModelService {
     ModelService {
         key: ServiceKey {
@@ -237,17 +283,24 @@ fn service(
         policy: crate::model::TrafficPolicy::Cluster,
         forwarding: crate::model::Forwarding::Snat,
         affinity_seconds: None,
-        source_ranges: Vec::new(),
+        source_ranges: source_ranges.to_vec(),
     }
 }
 
 fn services() -> impl Strategy<Value = Vec<ModelService>> {
     let frontends = prop::collection::btree_set((80..84u16, any::<bool>()), 0..3);
     let backends = prop::collection::vec((0..5u8, 8080..8083u16, 0..3u16), 0..4);
-    let services = prop::collection::btree_map(0..6u8, (frontends, backends), 0..5);
+    let ranges = ["10.1.0.0/16", "10.2.0.0/16", "10.0.0.0/8", "2001:db8:1::/48", "::/0"];
+    let ranges = ranges.map(|range| range.parse::<IpNet>().expect("a network"));
+    // None, as often as not: everyone.
+    let ranges =
+        prop_oneof![Just(Vec::new()), prop::sample::subsequence(ranges.to_vec(), 1..=ranges.len())];
+    let services = prop::collection::btree_map(0..6u8, (frontends, backends, ranges), 0..5);
     services.prop_map(|all| {
         all.iter()
-            .map(|(name, (frontends, backends))| service(*name, frontends, backends))
+            .map(|(name, (frontends, backends, ranges))| {
+                service(*name, frontends, backends, ranges)
+            })
             .collect()
     })
 }
@@ -281,8 +334,8 @@ proptest! {
 fn numbers_stay_when_others_go() {
     let front = |port| BTreeSet::from([(port, true)]);
     let mut node = Node::new();
-    let first = service(1, &front(80), &[(2, 8080, 1)]);
-    let second = service(2, &front(81), &[(3, 8080, 1), (4, 8080, 1)]);
+    let first = service(1, &front(80), &[(2, 8080, 1)], &[]);
+    let second = service(2, &front(81), &[(3, 8080, 1), (4, 8080, 1)], &[]);
     node.apply(&[first, second.clone()]);
     let before = node.actual.frontends.clone();
     node.restart();
@@ -296,7 +349,7 @@ fn numbers_stay_when_others_go() {
 #[test]
 fn ports_that_flows_use_are_kept() {
     let mut node = Node::new();
-    node.apply(&[service(1, &BTreeSet::from([(80, true)]), &[(2, 8080, 1)])]);
+    node.apply(&[service(1, &BTreeSet::from([(80, true)]), &[(2, 8080, 1)], &[])]);
     let encoded = node.encode(&Desired::default()).expect("fits");
     node.tables.sync(&mut node.actual, &encoded).expect("synced");
     let port = Port::new(80);
@@ -315,8 +368,24 @@ fn ports_that_flows_use_are_kept() {
 fn what_does_not_fit_is_named() {
     let mut node = Node::new();
     let backends: Vec<_> = (0..70).map(|port| (2, 8000 + port, 1)).collect();
-    let state = [service(1, &BTreeSet::from([(80, true)]), &backends)];
+    let state = [service(1, &BTreeSet::from([(80, true)]), &backends, &[])];
     let error =
         node.encode(&desired::build(&state, &addresses())).expect_err("more than 64 backends");
     assert!(error.to_string().contains("BACKENDS is full"), "{error}");
+}
+
+#[test]
+fn every_range_belongs_to_its_family_s_service() {
+    let mut node = Node::new();
+    let ranges = ["10.1.0.0/16", "10.2.0.0/16"].map(|range| range.parse().expect("a network"));
+    node.apply(&[service(1, &BTreeSet::from([(80, true)]), &[(0, 8080, 1)], &ranges)]);
+    let contents = &node.actual;
+    assert_eq!(contents.ranges.len(), 2);
+    for (key, frontend) in &contents.frontends {
+        let client = |text: &str| text.parse::<IpAddr>().expect("an address").into();
+        let admitted = ["10.1.2.3", "10.3.0.1", "2001:db8::7"]
+            .map(|text| admits(contents, frontend.service, client(text)));
+        // No range is of IPv6: nobody comes that way.
+        assert_eq!(admitted, [key.address.family() == Family::V4, false, false], "{key:?}");
+    }
 }

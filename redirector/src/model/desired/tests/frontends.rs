@@ -102,3 +102,21 @@ fn of_services_with_one_key_the_first_counts() {
         ["192.0.2.11:80 at 192.0.2.11"]
     );
 }
+
+#[test]
+fn source_ranges_are_divided_by_family() {
+    let both = |ranges: &[&str]| {
+        let service = Service {
+            source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            ..mk_service("web", &[(None, 80)], &[backend("local", 8080)])
+        };
+        [Family::V4, Family::V6].map(|family| {
+            let ranges = only(service.clone(), family).source_ranges?;
+            Some(ranges.iter().map(ToString::to_string).collect::<Vec<_>>())
+        })
+    };
+    let some = |ranges: &[&str]| Some(ranges.iter().map(|&range| range.to_owned()).collect());
+    assert_eq!(both(&[]), [None, None]);
+    assert_eq!(both(&["10.0.0.0/8", "::/0"]), [some(&["10.0.0.0/8"]), some(&["::/0"])]);
+    assert_eq!(both(&["10.0.0.0/8"]), [some(&["10.0.0.0/8"]), some(&[])]);
+}
