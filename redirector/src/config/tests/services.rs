@@ -150,7 +150,7 @@ fn source_ranges() {
              as in 198.51.100.0/24 or 2001:db8::/32",
             "10:19: services.sourceRanges: the list is empty; name the networks that clients may \
              come from, or remove the key if they may come from everywhere",
-            "13:18: services.sourceRanges: the list is empty; name the networks that clients may \
+            "13:17: services.sourceRanges: the list is empty; name the networks that clients may \
              come from, or remove the key if they may come from everywhere",
             "17:20: services.sourceRanges: 198.51.100.7/24 has bits set behind its prefix; write \
              198.51.100.0/24",
