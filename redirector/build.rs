@@ -16,7 +16,8 @@ fn main() {
         println!("cargo::rerun-if-changed={}", workspace.join(input).display());
     }
     println!("cargo::rerun-if-env-changed=PATH");
-    match bpf_toolchain::build_object(workspace, &bpf_toolchain::target_dir(&target_dir(&out))) {
+    let target = bpf_toolchain::target_dir(&target_dir(&out));
+    match bpf_toolchain::build_object(workspace, &target, bpf_toolchain::PROGRAMS) {
         Ok(object) => copy(&object, &out),
         // Tests of everything else need no compiler for BPF.
         Err(error @ (Error::NoCompiler | Error::NoLinker)) if !is_release() => {
