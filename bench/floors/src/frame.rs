@@ -1,5 +1,7 @@
 //! Frames: parsing, sending back, translation, each as cheap as it can be.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::programs::XdpContext;
 
@@ -138,7 +140,7 @@ impl Frame {
             Some(Key {
                 source: self.get(V4_SOURCE),
                 destination: self.get(V4_DESTINATION),
-                ports: self.get(V4_PORTS),
+                ports: apart(self.get(V4_PORTS)),
                 protocol: protocol.into(),
             })
         }
@@ -201,6 +203,17 @@ impl Frame {
         }
         Some(())
     }
+}
+
+/// The same value. The compiler would load and store it together with its neighbour, at an address
+/// of the stack that the verifier refuses.
+#[inline(always)]
+fn apart(mut value: u32) -> u32 {
+    // SAFETY: moves a register to itself.
+    unsafe {
+        asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+    }
+    value
 }
 
 /// RFC 1624's `~m + m'`.

@@ -4,6 +4,8 @@
 //! three; what they would need to be right in all cases is left out on purpose.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF, for one optimisation barrier; see `frame`.
+#![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
 
 mod cache;
