@@ -63,6 +63,8 @@ floors! {
     LruHit = "f_lru_hit", Xdp, Back, "parse, LRU hit, TX";
     LruMiss = "f_lru_miss", Xdp, Back, "parse, LRU miss, TX";
     LruInsert = "f_lru_insert", Xdp, Back, "parse, LRU insert under eviction, TX";
+    InsertLazy = "f_insert_lazy", Xdp, Back, "parse, insert of 40-byte key, TX";
+    InsertReady = "f_insert_ready", Xdp, Back, "parse, the same preallocated, TX";
     Hash40 = "f_hash40", Xdp, Back, "parse, hash of 40-byte keys, TX";
     Cache = "f_cache", Xdp, Back, "parse, flow cache, TX";
     Clock = "f_clock", Xdp, Back, "parse, coarse clock, TX";
@@ -85,7 +87,30 @@ impl Floor {
     pub(crate) const fn takes_ipv6(self) -> bool {
         matches!(
             self,
-            Self::Return | Self::Parse | Self::ParseTx | Self::ReturnTc | Self::ParseTc
+            Self::Return
+                | Self::Parse
+                | Self::ParseTx
+                | Self::Fib
+                | Self::ReturnTc
+                | Self::ParseTc
+        )
+    }
+
+    /// Whether it takes each flow once only, until `f_remove` has run.
+    pub(crate) const fn inserts(self) -> bool {
+        matches!(self, Self::InsertLazy | Self::InsertReady)
+    }
+
+    /// Whether something of ours is compared with it.
+    pub(crate) const fn is_compared(self) -> bool {
+        matches!(
+            self,
+            Self::Return
+                | Self::Parse
+                | Self::LruInsert
+                | Self::PathMaps
+                | Self::PathCache
+                | Self::ReturnTc
         )
     }
 

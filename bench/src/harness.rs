@@ -148,6 +148,8 @@ impl Harness {
             .map_max_entries("LRU", flows + flows / 4)
             .map_max_entries("LRU_SMALL", flows / 2)
             .map_max_entries("HASH40", flows + flows / 4)
+            .map_max_entries("LAZY", flows + flows / 4)
+            .map_max_entries("READY", flows + flows / 4)
             .map_max_entries("SETS", flows / 2)
             .load(OBJECT)
             .context("loading the floors")?;

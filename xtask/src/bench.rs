@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the benchmarks, which are a program of their own (`bench/`).
 
 use std::ffi::OsString;
+use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -25,5 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     process::run(cargo("build").args(["--locked", "--release", "--package", "redirector-bench"]))?;
     let program = target_dir().join("release/redirector-bench");
-    process::run(std::process::Command::new(program).args(&arguments.passed_on))
+    // Others on the machine disturb less.
+    let mut command = Command::new("nice");
+    process::run(command.args(["-n", "-20"]).arg(program).args(&arguments.passed_on))
 }

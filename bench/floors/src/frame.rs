@@ -146,6 +146,18 @@ impl Frame {
         }
     }
 
+    /// Source and destination of an IPv6 packet.
+    #[inline(always)]
+    pub(crate) fn v6_addresses(&self) -> Option<[[u32; 4]; 2]> {
+        if !self.holds(74) {
+            return None;
+        }
+        // SAFETY: as checked.
+        unsafe {
+            (self.get::<u16>(12) == ETHER_TYPE_IPV6).then(|| [self.get(22), self.get(38)])
+        }
+    }
+
     /// Exchanges the hardware addresses.
     #[inline(always)]
     pub(crate) fn swap_link(&self) -> Option<()> {

@@ -1,6 +1,6 @@
 //! Parsing, one look-up, and back.
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{BPF_NOEXIST, xdp_action};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
@@ -8,7 +8,7 @@ use crate::cache;
 use crate::candidate::WideKey;
 use crate::frame::{Frame, Key};
 use crate::layout::{MISSES, Target};
-use crate::maps::{HASH40, LRU, LRU_SMALL, PORT_ARRAY, PORT_HASH, TALLY, TARGET};
+use crate::maps::{HASH40, LAZY, LRU, LRU_SMALL, PORT_ARRAY, PORT_HASH, READY, TALLY, TARGET};
 
 /// Notes that a look-up did not end as it should.
 #[inline(always)]
@@ -100,4 +100,26 @@ pub fn f_hash40(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn f_cache(ctx: XdpContext) -> u32 {
     run(&ctx, |key| cache::find(key).is_some_and(|target| target.ifindex != 0))
+}
+
+/// An insert into a map whose elements are allocated when they are needed.
+#[xdp(frags)]
+pub fn f_insert_lazy(ctx: XdpContext) -> u32 {
+    run(&ctx, |key| LAZY.insert(WideKey::of(key), [1; 11], BPF_NOEXIST.into()).is_ok())
+}
+
+/// The same where all were allocated before.
+#[xdp(frags)]
+pub fn f_insert_ready(ctx: XdpContext) -> u32 {
+    run(&ctx, |key| READY.insert(WideKey::of(key), [1; 11], BPF_NOEXIST.into()).is_ok())
+}
+
+/// Undoes either.
+#[xdp(frags)]
+pub fn f_remove(ctx: XdpContext) -> u32 {
+    run(&ctx, |key| {
+        let key = WideKey::of(key);
+        // Only one of the two has it.
+        LAZY.remove(key).is_ok() || READY.remove(key).is_ok()
+    })
 }

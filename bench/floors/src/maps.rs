@@ -37,6 +37,12 @@ pub(crate) static LRU_SMALL: LruHashMap<Key, Target> = LruHashMap::with_max_entr
 #[map]
 pub(crate) static HASH40: HashMap<WideKey, Entry> =
     HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// Empty but for what is inserted and removed again, with values as large as a flow's half.
+#[map]
+pub(crate) static LAZY: HashMap<WideKey, [u64; 11]> =
+    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static READY: HashMap<WideKey, [u64; 11]> = HashMap::with_max_entries(1024, 0);
 #[map]
 pub(crate) static CACHE: Array<Bucket> = Array::with_max_entries(262_144, 0);
 #[map]

@@ -8,7 +8,6 @@ use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 
 use crate::frame::{Frame, Key};
-use crate::layout::Target;
 use crate::lookup::miss;
 use crate::maps::{DEVICES, TARGET};
 
@@ -38,24 +37,31 @@ pub fn f_jiffies(ctx: XdpContext) -> u32 {
     run(&ctx, |_| (unsafe { bpf_jiffies64() } != 0).then_some(()))
 }
 
-/// `bpf_fib_lookup` of where translated packets go, from the loopback device.
+/// `bpf_fib_lookup` from the loopback device: IPv4 to where translated packets go, IPv6 back to
+/// where the packet came from.
 #[xdp(frags)]
 pub fn f_fib(ctx: XdpContext) -> u32 {
-    run(&ctx, |key| {
-        let target: &Target = TARGET.get(0)?;
-        // SAFETY: integers and byte arrays, for all of which zero is a value.
-        let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    // SAFETY: integers and byte arrays, for all of which zero is a value.
+    let mut query: FibLookup = unsafe { core::mem::zeroed() };
+    let frame = Frame::new(&ctx);
+    if let Some([source, destination]) = frame.v6_addresses() {
+        query.family = 10;
+        query.__bindgen_anon_3.ipv6_src = destination;
+        query.__bindgen_anon_4.ipv6_dst = source;
+    } else if let (Some(_), Some(target)) = (frame.parse_v4(), TARGET.get(0)) {
         query.family = 2;
-        query.l4_protocol = key.protocol as u8;
-        query.__bindgen_anon_1.tot_len = 50;
-        query.ifindex = 1;
         query.__bindgen_anon_3.ipv4_src = target.source;
         query.__bindgen_anon_4.ipv4_dst = target.destination;
-        let size = size_of::<FibLookup>() as i32;
-        // SAFETY: the context is valid, the query as large as said.
-        let code = unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut query, size, 0) };
-        (code == 0).then_some(())
-    })
+    }
+    query.l4_protocol = 6;
+    query.__bindgen_anon_1.tot_len = 50;
+    query.ifindex = 1;
+    let size = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is valid, the query as large as said.
+    if unsafe { bpf_fib_lookup(ctx.ctx.cast(), &raw mut query, size, 0) } != 0 {
+        miss();
+    }
+    frame.send_back()
 }
 
 /// `bpf_redirect` in the place of sending back.
