@@ -87,12 +87,7 @@ impl Floor {
     pub(crate) const fn takes_ipv6(self) -> bool {
         matches!(
             self,
-            Self::Return
-                | Self::Parse
-                | Self::ParseTx
-                | Self::Fib
-                | Self::ReturnTc
-                | Self::ParseTc
+            Self::Return | Self::Parse | Self::ParseTx | Self::Fib | Self::ReturnTc | Self::ParseTc
         )
     }
 
@@ -122,10 +117,9 @@ impl Floor {
     /// The largest part of packets that may find nothing where there should be something: tables
     /// of sets have flows for which there is no room.
     pub(crate) const fn tolerated_misses(self, flows: u32) -> f64 {
-        match self {
-            Self::Cache | Self::PathCache if flows > 65536 => 1.0,
-            Self::Cache | Self::PathCache | Self::FlowSets => 0.06,
-            _ => 0.0,
+        if matches!(self, Self::Cache | Self::PathCache) && flows > 65536 {
+            return 1.0;
         }
+        if matches!(self, Self::Cache | Self::PathCache | Self::FlowSets) { 0.06 } else { 0.0 }
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 use crate::floor::Floor;
@@ -154,10 +154,10 @@ impl Harness {
             .load(OBJECT)
             .context("loading the floors")?;
         for (name, program) in ebpf.programs_mut() {
-            let loaded = match program {
-                aya::programs::Program::Xdp(xdp) => xdp.load(),
-                aya::programs::Program::SchedClassifier(classifier) => classifier.load(),
-                _ => continue,
+            let loaded = if let Program::Xdp(xdp) = program {
+                xdp.load()
+            } else {
+                <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
             };
             loaded.with_context(|| format!("loading {name}"))?;
         }

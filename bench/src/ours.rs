@@ -96,7 +96,11 @@ impl Ours {
         let mut backends: Array<_, Backend> = self.array(MapName::Backends)?;
         for i in 0..BACKEND_COUNT {
             let address = backend_address(family, i).into();
-            backends.set(first_backend + i, Backend::remote(address, Port::new(BACKEND_PORT)), 0)?;
+            backends.set(
+                first_backend + i,
+                Backend::remote(address, Port::new(BACKEND_PORT)),
+                0,
+            )?;
         }
         let local = first_backend + BACKEND_COUNT;
         backends.set(local, Backend::local(Port::new(LOCAL_BACKEND)), 0)?;
@@ -119,11 +123,8 @@ impl Ours {
             let service = Service { table_offset, table_size: TABLE_SIZE, ..Service::default() };
             self.array(MapName::Services)?.set(id, service, 0)?;
             let address = NODE.of(family).into();
-            let port = if i == local_service {
-                LOCAL_FRONTEND
-            } else {
-                FIRST_PORT + u16::try_from(i)?
-            };
+            let port =
+                if i == local_service { LOCAL_FRONTEND } else { FIRST_PORT + u16::try_from(i)? };
             let frontend = Frontend { service: id, reserved: 0, local_address: address };
             let mut frontends: HashMap<_, FrontendKey, Frontend> = self.hash(MapName::Frontends)?;
             for protocol in Protocol::ALL {
@@ -139,7 +140,8 @@ impl Ours {
         let mut blocks = BTreeMap::<u32, PortBlock>::new();
         for protocol in Protocol::ALL {
             let frontends = (FIRST_PORT..).take(services as usize).map(|port| (port, remote));
-            let replies = (SNAT_FIRST..).take(SNAT_COUNT.into()).map(|port| (port, PortFlags::SNAT));
+            let replies =
+                (SNAT_FIRST..).take(SNAT_COUNT.into()).map(|port| (port, PortFlags::SNAT));
             let local =
                 [(LOCAL_FRONTEND, PortFlags::FRONTEND), (LOCAL_BACKEND, PortFlags::LOCAL_BACKEND)];
             for (port, flags) in frontends.chain(replies).chain(local) {

@@ -21,22 +21,22 @@ impl Samples {
         self.0.insert(at, ns);
     }
 
-    fn at(&self, part: f64) -> f64 {
-        let last = self.0.len().saturating_sub(1) as f64;
-        self.0.get((last * part).round() as usize).copied().unwrap_or(f64::NAN)
+    fn at(&self, quarters: usize) -> f64 {
+        let last = self.0.len().saturating_sub(1);
+        self.0.get(last * quarters / 4).copied().unwrap_or(f64::NAN)
     }
 
     fn median(&self) -> f64 {
-        self.at(0.5)
+        self.at(2)
     }
 
     fn least(&self) -> f64 {
-        self.at(0.0)
+        self.at(0)
     }
 
     /// Half of the samples lie within this part of the median around it.
     fn spread(&self) -> f64 {
-        (self.at(0.75) - self.at(0.25)) / self.median() / 2.0
+        (self.at(3) - self.at(1)) / self.median() / 2.0
     }
 }
 
@@ -87,7 +87,16 @@ impl Report {
         println!();
         println!(
             "{:<22} {:<5} {:>8} {:>8} {:>7} {:>7} {:>7}  {:<38} {:>7} {:>6} {:>7}",
-            "CASE", "IP", "FLOWS", "SERVICES", "NS", "LEAST", "SPREAD", "FLOOR", "NS", "RATIO",
+            "CASE",
+            "IP",
+            "FLOWS",
+            "SERVICES",
+            "NS",
+            "LEAST",
+            "SPREAD",
+            "FLOOR",
+            "NS",
+            "RATIO",
             "LEAST"
         );
         for measured in self.measured() {
@@ -96,8 +105,16 @@ impl Report {
                 let floor_least = measured.least(measured.floor(subject));
                 println!(
                     "{:<22} {:<5} {:>8} {:>8} {:>7.1} {:>7.1} {:>6.1}%  {:<38} {:>7.1} {:>6.2} {:>7.2}",
-                    row.case, row.family, row.flows, row.services, row.ns, least,
-                    measured.spread(subject) * 100.0, row.floor, row.floor_ns, row.ratio,
+                    row.case,
+                    row.family,
+                    row.flows,
+                    row.services,
+                    row.ns,
+                    least,
+                    measured.spread(subject) * 100.0,
+                    row.floor,
+                    row.floor_ns,
+                    row.ratio,
                     least / floor_least
                 );
             }
@@ -208,9 +225,10 @@ impl Measured<'_> {
                 | Subject::Floor(_, Family4::V4)
                 | Subject::Alone(_) => "ipv4",
             };
-            let floor_name = match floor {
-                Subject::Ours(Case::Established, Family4::V4) => "established, IPv4",
-                _ => self.name(floor),
+            let floor_name = if matches!(floor, Subject::Ours(Case::Established, _)) {
+                "established, IPv4"
+            } else {
+                self.name(floor)
             };
             Row {
                 case: self.name(subject),

@@ -196,10 +196,9 @@ impl Scene {
         let forwarded = Frame { ttl: sent.ttl - 1, ..sent };
         let expected = match case {
             Case::NotOurs => sent,
-            Case::LocalEstablished => Frame {
-                destination: SocketAddr::new(sent.destination.ip(), LOCAL_BACKEND),
-                ..sent
-            },
+            Case::LocalEstablished => {
+                Frame { destination: SocketAddr::new(sent.destination.ip(), LOCAL_BACKEND), ..sent }
+            }
             Case::Established => {
                 Frame { link: [ROUTER_B, INSIDE_MAC], source, destination, ..forwarded }
             }

@@ -75,11 +75,7 @@ pub fn target_dir(workspace_target: &Path) -> PathBuf {
 /// # Errors
 ///
 /// No toolchain, or the build failed; the compiler's own messages went to standard error.
-pub fn build_object(
-    workspace: &Path,
-    target_dir: &Path,
-    package: &str,
-) -> Result<PathBuf, Error> {
+pub fn build_object(workspace: &Path, target_dir: &Path, package: &str) -> Result<PathBuf, Error> {
     let toolchain = Toolchain::find()?;
     let mut command = cargo::command(&toolchain, workspace, target_dir, "build", &[]);
     cargo::run(command.args(["--package", package]), "building the eBPF object")?;

@@ -153,9 +153,7 @@ impl Frame {
             return None;
         }
         // SAFETY: as checked.
-        unsafe {
-            (self.get::<u16>(12) == ETHER_TYPE_IPV6).then(|| [self.get(22), self.get(38)])
-        }
+        unsafe { (self.get::<u16>(12) == ETHER_TYPE_IPV6).then(|| [self.get(22), self.get(38)]) }
     }
 
     /// Exchanges the hardware addresses.

@@ -39,8 +39,7 @@ pub fn f_skc_lookup(ctx: TcContext) -> i32 {
     tuple.__bindgen_anon_1.ipv4.dport = listener.port;
     // SAFETY: the context is valid, the tuple as large as said; what is found is released.
     unsafe {
-        let socket =
-            bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, 12, CURRENT_NETNS, 0);
+        let socket = bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, 12, CURRENT_NETNS, 0);
         if socket.is_null() {
             miss();
         } else {
@@ -53,7 +52,6 @@ pub fn f_skc_lookup(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn frame(ctx: &TcContext) -> Frame {
     // SAFETY: the context is valid while the program runs.
-    let (start, end) =
-        unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
     Frame::bounds(start, end)
 }

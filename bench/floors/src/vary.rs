@@ -22,8 +22,7 @@ pub fn f_vary(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn f_vary_tc(ctx: TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
-    let (start, end) =
-        unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
+    let (start, end) = unsafe { ((*ctx.skb.skb).data as usize, (*ctx.skb.skb).data_end as usize) };
     if vary(start, end).is_some() {
         // SAFETY: the benchmark put a program there.
         unsafe { JUMP_TC.tail_call(&ctx, 0) };

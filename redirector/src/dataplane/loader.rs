@@ -19,7 +19,8 @@ use redirector_common::{
 use super::pins::{Hook, Pins};
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));
+pub static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));
 
 /// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
