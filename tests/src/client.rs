@@ -152,7 +152,8 @@ pub fn whoami_udp(host: &Namespace, to: SocketAddr) -> Result<Whoami> {
 pub fn round_trip(socket: &UdpSocket, datagram: &[u8]) -> Result<Vec<u8>> {
     socket.send(datagram).context("sending a datagram")?;
     let mut answer = vec![0; 64 * 1024];
-    let count = socket.recv(&mut answer).context("waiting for the answer to a datagram")?;
+    let count = wait::uninterrupted(|| socket.recv(&mut answer))
+        .context("waiting for the answer to a datagram")?;
     answer.truncate(count);
     Ok(answer)
 }
@@ -232,7 +233,7 @@ impl Pulse {
             let mut answers = BTreeSet::new();
             let mut buffer = [0; 8];
             loop {
-                match socket.recv(&mut buffer) {
+                match wait::uninterrupted(|| socket.recv(&mut buffer)) {
                     Ok(8) => {
                         answers.insert(u64::from_be_bytes(buffer));
                         count.fetch_add(1, Ordering::Relaxed);
