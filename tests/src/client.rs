@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -284,14 +285,23 @@ impl Pulse {
     }
 }
 
-/// Resets a connection instead of closing it.
+/// Resets a connection instead of closing it, and frees its addresses at once.
+///
+/// Closing with a linger time of zero resets only when the last copy of the socket is closed, and
+/// a program that another test starts at this moment has one until it runs. Connecting to "no
+/// family" resets whoever holds copies.
 ///
 /// # Errors
 ///
-/// If the kernel refuses the option.
+/// If the kernel refuses.
 pub fn reset(stream: TcpStream) -> Result<()> {
-    let socket = Socket::from(stream);
-    socket.set_linger(Some(Duration::ZERO))?;
-    drop(socket);
+    let nowhere = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC.try_into().context("the family of no address")?,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nowhere).try_into().context("the length of an address")?;
+    // SAFETY: the address is of the length that is given, and is only read.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
+    ensure!(result == 0, "resetting a connection: {}", std::io::Error::last_os_error());
     Ok(())
 }
