@@ -18,7 +18,8 @@ fn main() {
     for variable in ["PATH", "REDIRECTOR_BPF_RUSTC"] {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    match bpf_toolchain::build_object(workspace, &bpf_toolchain::target_dir(&target_dir(&out))) {
+    let target = bpf_toolchain::target_dir(&target_dir(&out));
+    match bpf_toolchain::build_object(workspace, &target, bpf_toolchain::PROGRAMS) {
         Ok(object) => copy(&object, &out),
         // Tests of everything else need no compiler for BPF.
         Err(error @ (Error::NoCompiler | Error::NoLinker)) if !is_release() => {

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::{Compiler, Error, PACKAGE, PROFILE, TARGET, Toolchain};
+use crate::{Compiler, Error, PROFILE, TARGET, Toolchain};
 
 /// The instruction set: v3 adds 32-bit arithmetic and comparisons. The oldest kernel we run on
 /// (6.1) has all of it.
@@ -14,7 +14,7 @@ const CPU: &str = "v3";
 /// linker only, which generates the code: rustc warns that it does not know the feature.
 const FEATURES: &str = "+allows-misaligned-mem-access";
 
-/// `cargo <subcommand>` for the eBPF crate, with an environment that depends on nothing but
+/// `cargo <subcommand>` for packages that the caller adds, with an environment that depends on nothing but
 /// `toolchain`.
 pub(crate) fn command(
     toolchain: &Toolchain,
@@ -31,8 +31,7 @@ pub(crate) fn command(
         }
     }
     command
-        .args(["--locked", "--package", PACKAGE])
-        .args(["--profile", PROFILE, "--target", TARGET])
+        .args(["--locked", "--profile", PROFILE, "--target", TARGET])
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir(workspace)

@@ -24,8 +24,11 @@ pub use linker::find_linker;
 /// The target triple of the object.
 pub const TARGET: &str = "bpfel-unknown-none";
 
-/// The package that holds the eBPF programs.
-const PACKAGE: &str = "redirector-ebpf";
+/// The package that holds redirector's eBPF programs.
+pub const PROGRAMS: &str = "redirector-ebpf";
+
+/// The package that holds the programs which the benchmark measures ours against.
+pub const FLOORS: &str = "redirector-floors";
 
 /// The Cargo profile, in the workspace's manifest, that the object is built with. There is one
 /// only: the verifier refuses unoptimised programs, so debug builds of the agent embed the same
@@ -63,7 +66,8 @@ pub fn target_dir(workspace_target: &Path) -> PathBuf {
     workspace_target.join("bpf")
 }
 
-/// Builds the eBPF object of the workspace at `workspace` in `target_dir` and returns its path.
+/// Builds the eBPF object of `package`, in the workspace at `workspace`, in `target_dir` and
+/// returns its path.
 ///
 /// Cheap when nothing changed: Cargo decides. The object is shared by everything that builds in
 /// `target_dir`, so a caller that keeps it makes a copy.
@@ -71,12 +75,12 @@ pub fn target_dir(workspace_target: &Path) -> PathBuf {
 /// # Errors
 ///
 /// No toolchain, or the build failed; the compiler's own messages went to standard error.
-pub fn build_object(workspace: &Path, target_dir: &Path) -> Result<PathBuf, Error> {
+pub fn build_object(workspace: &Path, target_dir: &Path, package: &str) -> Result<PathBuf, Error> {
     let toolchain = Toolchain::find()?;
     let mut command = cargo::command(&toolchain, workspace, target_dir, "build", &[]);
-    cargo::run(&mut command, "building the eBPF object")?;
+    cargo::run(command.args(["--package", package]), "building the eBPF object")?;
 
-    let object = target_dir.join(TARGET).join(PROFILE).join(PACKAGE);
+    let object = target_dir.join(TARGET).join(PROFILE).join(package);
     if object.is_file() { Ok(object) } else { Err(Error::NoObject { path: object }) }
 }
 
@@ -89,7 +93,7 @@ pub enum Lints {
     Compiler,
 }
 
-/// Checks the eBPF crate for the BPF target with every warning an error.
+/// Checks the eBPF crates for the BPF target with every warning an error.
 ///
 /// # Errors
 ///
@@ -103,6 +107,7 @@ pub fn lint_object(workspace: &Path, target_dir: &Path) -> Result<Lints, Error> 
     };
     let mut command =
         cargo::command(&toolchain, workspace, target_dir, subcommand, &["-Dwarnings"]);
-    cargo::run(&mut command, "checking the eBPF crate")?;
+    let packages = ["--package", PROGRAMS, "--package", FLOORS];
+    cargo::run(command.args(packages), "checking the eBPF crates")?;
     Ok(lints)
 }

@@ -31,7 +31,7 @@ fn within<T>(start: usize, end: usize, offset: usize) -> Option<*mut T> {
 /// The same value, of whose making the compiler knows nothing: the verifier remembers a check by
 /// the register that was compared, so what is then used must not be a second computation.
 #[inline(always)]
-fn opaque(mut value: usize) -> usize {
+pub(crate) fn opaque(mut value: usize) -> usize {
     // SAFETY: moves a register to itself (no instruction at all would leave two source lines at
     // one address, which the kernel refuses).
     unsafe {

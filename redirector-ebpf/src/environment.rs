@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns}
 use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
-use redirector_common::packet::icmp::V6_HEADER_LEN;
+use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
@@ -32,7 +32,7 @@ pub(crate) struct Workspace {
     query: FibLookup,
     partner_key: Tuple,
     source: SourceRange,
-    icmp_header: [u8; V6_HEADER_LEN],
+    message: Message,
 }
 
 /// The kernel, seen from a program with this context.
@@ -55,11 +55,11 @@ impl Kernel {
         Some((Self { ctx, workspace }, packet, outcome))
     }
 
-    /// Where to write an ICMP error's headers.
+    /// Where to put an ICMP error together.
     #[inline(always)]
-    pub(crate) fn icmp_header(&self) -> &'static mut [u8; V6_HEADER_LEN] {
+    pub(crate) fn message(&self) -> &'static mut Message {
         // SAFETY: as in `new`; called once for a packet.
-        unsafe { &mut (*self.workspace).icmp_header }
+        unsafe { &mut (*self.workspace).message }
     }
 
     #[inline(always)]

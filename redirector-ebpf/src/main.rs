@@ -20,7 +20,9 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::Reason;
-use redirector_common::packet::{Hook, PacketBuf, Step, decide, decide_reply, parse, rewrite};
+use redirector_common::packet::{
+    Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
+};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -85,14 +87,10 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         // Nobody is left to hand over to: `decide` does it for XDP alone.
         Step::Pass | Step::HandOver => Some(TC_ACT_OK),
         Step::Drop => Some(TC_ACT_SHOT),
-        Step::Reject => Some(reject::answer(&mut skb, packet, environment.icmp_header(), outcome)),
-        Step::Deliver => rewrite(&mut skb, packet, &outcome.translated, false).map(|()| TC_ACT_OK),
-        Step::Forward => redirect::untag(&mut skb, packet)
-            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
-            .and_then(|()| redirect::send_skb(&skb, &outcome.next_hop)),
-        Step::ForwardUnresolved => redirect::untag(&mut skb, packet)
-            .and_then(|()| rewrite(&mut skb, packet, &outcome.translated, true))
-            .and_then(|()| redirect::send_skb_unresolved(&outcome.next_hop)),
+        Step::Reject => Some(reject::answer(&mut skb, packet, environment.message(), outcome)),
+        Step::Deliver | Step::Forward | Step::ForwardUnresolved => {
+            translate(&mut skb, packet, outcome, decision.step)
+        }
     };
     match done {
         Some(verdict) => {
@@ -103,6 +101,22 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
             counters::count(ifindex, Reason::RewriteFailed, size);
             TC_ACT_SHOT
         }
+    }
+}
+
+/// Translates and sends on. One path for all three ways, so that the verifier walks the rewriting
+/// once.
+#[inline(always)]
+fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) -> Option<i32> {
+    let forwards = !matches!(step, Step::Deliver);
+    if forwards {
+        redirect::untag(skb, packet)?;
+    }
+    rewrite(skb, packet, &outcome.translated, forwards)?;
+    match step {
+        Step::Forward => redirect::send_skb(skb, &outcome.next_hop),
+        Step::ForwardUnresolved => redirect::send_skb_unresolved(&outcome.next_hop),
+        Step::Deliver | Step::Pass | Step::HandOver | Step::Drop | Step::Reject => Some(TC_ACT_OK),
     }
 }
 

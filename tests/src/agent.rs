@@ -19,7 +19,14 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use crate::{bpffs::Bpffs, cli::Cli, client, namespace::Namespace, topology::Topology, wait};
+use crate::{
+    bpffs::Bpffs,
+    cli::Cli,
+    client,
+    namespace::{Namespace, prefix},
+    topology::Topology,
+    wait,
+};
 
 /// Where agents serve their state, on their own loopback device.
 pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9961);
@@ -55,7 +62,7 @@ impl Lab {
         let bpffs = Bpffs::new()?;
         Ok(Self {
             agent: None,
-            files: tempfile::Builder::new().prefix("rdt-lab-").tempdir()?,
+            files: tempfile::Builder::new().prefix(&(prefix() + "lab-")).tempdir()?,
             pins: bpffs.pins(),
             bpffs,
             net: Topology::new()?,

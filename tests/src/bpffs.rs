@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
+use crate::namespace::prefix;
+
 /// A temporary directory with a bpffs on it, unmounted when dropped.
 #[derive(Debug)]
 pub struct Bpffs {
@@ -19,7 +21,7 @@ impl Bpffs {
     ///
     /// If it can't be mounted: this needs root.
     pub fn new() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("rdt-bpf-").tempdir()?;
+        let dir = tempfile::Builder::new().prefix(&(prefix() + "bpf-")).tempdir()?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("bpffs"), dir.path(), Some("bpf"), flags, None::<&str>)
             .with_context(|| format!("mounting a bpffs on {:?}", dir.path()))?;

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     io::{ErrorKind, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -152,7 +153,8 @@ pub fn whoami_udp(host: &Namespace, to: SocketAddr) -> Result<Whoami> {
 pub fn round_trip(socket: &UdpSocket, datagram: &[u8]) -> Result<Vec<u8>> {
     socket.send(datagram).context("sending a datagram")?;
     let mut answer = vec![0; 64 * 1024];
-    let count = socket.recv(&mut answer).context("waiting for the answer to a datagram")?;
+    let count = wait::uninterrupted(|| socket.recv(&mut answer))
+        .context("waiting for the answer to a datagram")?;
     answer.truncate(count);
     Ok(answer)
 }
@@ -232,7 +234,7 @@ impl Pulse {
             let mut answers = BTreeSet::new();
             let mut buffer = [0; 8];
             loop {
-                match socket.recv(&mut buffer) {
+                match wait::uninterrupted(|| socket.recv(&mut buffer)) {
                     Ok(8) => {
                         answers.insert(u64::from_be_bytes(buffer));
                         count.fetch_add(1, Ordering::Relaxed);
@@ -283,14 +285,23 @@ impl Pulse {
     }
 }
 
-/// Resets a connection instead of closing it.
+/// Resets a connection instead of closing it, and frees its addresses at once.
+///
+/// Closing with a linger time of zero resets only when the last copy of the socket is closed, and
+/// a program that another test starts at this moment has one until it runs. Connecting to "no
+/// family" resets whoever holds copies.
 ///
 /// # Errors
 ///
-/// If the kernel refuses the option.
+/// If the kernel refuses.
 pub fn reset(stream: TcpStream) -> Result<()> {
-    let socket = Socket::from(stream);
-    socket.set_linger(Some(Duration::ZERO))?;
-    drop(socket);
+    let nowhere = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC.try_into().context("the family of no address")?,
+        sa_data: [0; 14],
+    };
+    let length = size_of_val(&nowhere).try_into().context("the length of an address")?;
+    // SAFETY: the address is of the length that is given, and is only read.
+    let result = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
+    ensure!(result == 0, "resetting a connection: {}", std::io::Error::last_os_error());
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! Network namespaces as hosts.
 
 use std::{
+    env,
     ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -14,6 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::{
+    mount::{MntFlags, umount2},
     sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -28,6 +30,11 @@ pub struct Namespace {
 /// Names begin with this and the id of the process that made them.
 const PREFIX: &str = "rdt";
 
+/// What the names of all that this process makes begin with.
+pub(crate) fn prefix() -> String {
+    format!("{PREFIX}-{}-", process::id())
+}
+
 impl Namespace {
     /// A new namespace with only a loopback device, which is up.
     ///
@@ -39,7 +46,7 @@ impl Namespace {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         SWEEP.call_once(remove_abandoned);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{PREFIX}-{}-{number}-{role}", process::id());
+        let name = format!("{}{number}-{role}", prefix());
         run("ip", ["netns", "add", &name])?;
         let namespace = Self { name };
         // Addresses would otherwise stay tentative, and so unusable, for a second or two.
@@ -257,18 +264,32 @@ fn end_processes(name: &str) -> Result<()> {
 
 /// Removes what a test run that was itself killed has left.
 fn remove_abandoned() {
-    let Ok(entries) = fs::read_dir("/run/netns") else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let mut parts = name.split('-');
-        if parts.next() != Some(PREFIX) {
-            continue;
-        }
-        let alive = parts.next().is_none_or(|id| Path::new("/proc").join(id).exists());
-        if !alive {
-            remove(&name);
+    for name in abandoned(Path::new("/run/netns")) {
+        remove(&name);
+    }
+    let temporary = env::temp_dir();
+    for name in abandoned(&temporary) {
+        let path = temporary.join(name);
+        // A bpffs; of other directories this says that they are no mount point.
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
+        if let Err(error) = fs::remove_dir_all(&path) {
+            eprintln!("cleaning up {}: {error}", path.display());
         }
     }
+}
+
+/// Names in a directory that belong to a process which is no more.
+fn abandoned(dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| {
+            let mut parts = name.split('-');
+            let ours = parts.next() == Some(PREFIX);
+            let id = parts.next().filter(|id| id.parse::<u32>().is_ok());
+            ours && id.is_some_and(|id| !Path::new("/proc").join(id).exists())
+        })
+        .collect()
 }

@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{client::PATIENCE, namespace::Namespace, transfer};
+use crate::{client::PATIENCE, namespace::Namespace, transfer, wait::uninterrupted};
 
 /// Every address of either family.
 const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -138,7 +138,7 @@ fn bind(host: &Namespace, address: SocketAddr, kind: Type) -> Result<Socket> {
 
 fn accept_until(stop: &AtomicBool, seen: &Arc<Seen>, socket: &Socket, service: &Service) {
     while !stop.load(Ordering::Relaxed) {
-        let stream: TcpStream = match socket.accept() {
+        let stream: TcpStream = match uninterrupted(|| socket.accept()) {
             Ok((stream, _)) => stream.into(),
             Err(error) if is_timeout(&error) => continue,
             Err(error) => {
@@ -171,7 +171,7 @@ fn converse(mut stream: &TcpStream, service: &Service) -> Result<()> {
         Service::Echo => {
             let mut buffer = vec![0; 64 * 1024];
             loop {
-                let count = stream.read(&mut buffer)?;
+                let count = uninterrupted(|| stream.read(&mut buffer))?;
                 if count == 0 {
                     return Ok(stream.shutdown(Shutdown::Write)?);
                 }
@@ -181,7 +181,7 @@ fn converse(mut stream: &TcpStream, service: &Service) -> Result<()> {
         Service::Whoami(name) => {
             let line = identify(name, stream.peer_addr()?);
             let mut request = [0; 4096];
-            let count = stream.read(&mut request)?;
+            let count = uninterrupted(|| stream.read(&mut request))?;
             let mut answer = String::new();
             if request[..count].starts_with(b"GET ") {
                 write!(
@@ -205,7 +205,7 @@ fn converse(mut stream: &TcpStream, service: &Service) -> Result<()> {
 fn answer_until(stop: &AtomicBool, seen: &Arc<Seen>, socket: &UdpSocket, service: &Service) {
     let mut buffer = vec![0; 64 * 1024];
     while !stop.load(Ordering::Relaxed) {
-        let (count, peer) = match socket.recv_from(&mut buffer) {
+        let (count, peer) = match uninterrupted(|| socket.recv_from(&mut buffer)) {
             Ok(received) => received,
             Err(error) if is_timeout(&error) => continue,
             Err(error) => {

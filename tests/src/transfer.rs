@@ -13,6 +13,8 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
+use crate::wait::uninterrupted;
+
 /// Reads and writes at a time.
 const CHUNK: usize = 128 * 1024;
 
@@ -139,8 +141,7 @@ fn receive(mut stream: &TcpStream, seed: u64, length: u64) -> Result<()> {
     while left > 0 {
         let chunk = usize::try_from(left).map_or(CHUNK, |left| left.min(CHUNK));
         let received = length - left;
-        let count = stream
-            .read(&mut buffer[..chunk])
+        let count = uninterrupted(|| stream.read(&mut buffer[..chunk]))
             .with_context(|| format!("receiving byte {received} of {length}"))?;
         ensure!(count > 0, "the connection ended at byte {received} of {length}");
         pattern.check(&buffer[..count]).with_context(|| format!("from byte {received}"))?;
@@ -192,8 +193,7 @@ impl Stream {
             let mut buffer = vec![0; CHUNK];
             let mut received = 0;
             loop {
-                let count = reader
-                    .read(&mut buffer)
+                let count = uninterrupted(|| reader.read(&mut buffer))
                     .with_context(|| format!("receiving byte {received}"))?;
                 if count == 0 {
                     return Ok(received);

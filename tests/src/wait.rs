@@ -47,3 +47,18 @@ pub fn until_true(
 ) -> Result<()> {
     until(what, timeout, || Ok(condition()?.then_some(())))
 }
+
+/// What `attempt` gives once it is not interrupted by a signal. The kernel does not begin a socket
+/// call with a time limit again by itself, as it does others.
+///
+/// # Errors
+///
+/// Those of `attempt`, but for interruptions.
+pub fn uninterrupted<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}

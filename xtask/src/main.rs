@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask <command>`.
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -26,6 +27,7 @@ enum Command {
     Build(build::Arguments),
     Lint(lint::Arguments),
     Test(test::Arguments),
+    Bench(bench::Arguments),
     Demo(demo::Arguments),
     #[command(hide = true)]
     DemoServer(demo::ServerArguments),
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Lint(arguments) => lint::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::DemoServer(arguments) => demo::run_server(&arguments).map(|()| ExitCode::SUCCESS),
     };

@@ -1,52 +1,53 @@
 //! ICMP and ICMPv6 errors about a packet that was not delivered (RFC 792, RFC 4443).
 
 use super::checksum::fold;
-use super::{IcmpError, Packet, PacketBuf};
+use super::{IcmpError, Packet};
 use crate::{Address, Family, Protocol};
 
 /// Longest quotation, in 32-bit words: the longest IPv4 header, or IPv6 with 24 octets of
 /// extension headers, and a TCP header without options.
-const MAX_QUOTED_WORDS: usize = 21;
+pub const MAX_QUOTED_WORDS: usize = 21;
 
 /// IPv4 and ICMP header.
 pub const V4_HEADER_LEN: usize = 20 + 8;
 /// IPv6 and ICMPv6 header.
 pub const V6_HEADER_LEN: usize = 40 + 8;
 
-/// Writes the headers of the message that tells `packet`'s sender of `error`, in the name of the
-/// address that it sent to, with `mtu` where it was too big: IP and ICMP, for IPv4 only the first [`V4_HEADER_LEN`] bytes of
-/// `header`. They go between the Ethernet header and the octets of the offending packet that are
-/// quoted, from its IP header on, whose number is returned.
-///
-/// `None`: the headers are too long to be quoted, or the packet ends before.
+/// An error message in the making.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// IP and ICMP header; for IPv4 only the first [`V4_HEADER_LEN`] bytes. They go between the
+    /// Ethernet header and the quotation.
+    pub header: [u8; V6_HEADER_LEN],
+    /// Octets of the offending packet, from its IP header on, filled up with zeros. Summed as a
+    /// whole: a loop over as many words as there are would be walked by the verifier for every
+    /// length that there may be.
+    pub quotation: [u32; MAX_QUOTED_WORDS],
+}
+
+/// Octets of `packet` that an error about it quotes, from its IP header on; `None`: its headers
+/// are too long.
 #[inline(always)]
 #[must_use]
-pub fn write<P: PacketBuf>(
-    header: &mut [u8; V6_HEADER_LEN],
-    bytes: &P,
-    packet: &Packet,
-    error: IcmpError,
-    mtu: u16,
-) -> Option<u16> {
-    let network = usize::from(packet.network);
+pub fn quoted(packet: &Packet) -> Option<u16> {
     let quoted = packet.transport - packet.network + quoted_transport(packet.tuple.protocol());
-    let words = usize::from(quoted / 4);
-    if words > MAX_QUOTED_WORDS {
-        return None;
-    }
+    (usize::from(quoted) <= MAX_QUOTED_WORDS * 4).then_some(quoted)
+}
+
+/// Writes the header of the message that tells `packet`'s sender of `error`, in the name of the
+/// address that it sent to, with `mtu` where it was too big. The quotation is there already.
+#[inline(always)]
+pub fn write(message: &mut Message, packet: &Packet, error: IcmpError, mtu: u16, quoted: u16) {
     let mut sum = 0u64;
-    for word in 0..MAX_QUOTED_WORDS {
-        if word >= words {
-            break;
-        }
-        sum += u64::from(bytes.read::<u32>(network + word * 4)?);
+    for word in message.quotation {
+        sum += u64::from(word);
     }
-    *header = [0; V6_HEADER_LEN];
+    message.header = [0; V6_HEADER_LEN];
     match packet.family() {
-        Family::V4 => write_v4(header, packet, error, mtu, quoted, sum),
-        Family::V6 => write_v6(header, packet, error, mtu, quoted, sum),
+        Family::V4 => write_v4(&mut message.header, packet, error, mtu, quoted, sum),
+        Family::V6 => write_v6(&mut message.header, packet, error, mtu, quoted, sum),
     }
-    Some(quoted)
 }
 
 /// Octets of the transport header that are quoted. RFC 792 asks for eight, which hold the ports;

@@ -29,16 +29,10 @@ pub use rewrite::rewrite;
 /// The type has no padding and every bit pattern is a value of it. Accesses are unaligned.
 pub unsafe trait Header: Copy {}
 
-// SAFETY: `repr(C)` headers made of byte arrays (`EthHdr`'s trailing `u16` included).
-unsafe impl Header for network_types::eth::EthHdr {}
-// SAFETY: as above.
+// SAFETY: a `repr(C)` header made of bytes and byte arrays.
 unsafe impl Header for network_types::ip::Ipv4Hdr {}
 // SAFETY: as above.
 unsafe impl Header for network_types::ip::Ipv6Hdr {}
-// SAFETY: as above.
-unsafe impl Header for network_types::tcp::TcpHdr {}
-// SAFETY: as above.
-unsafe impl Header for network_types::udp::UdpHdr {}
 // SAFETY: integers and byte arrays.
 unsafe impl Header for u16 {}
 // SAFETY: integers and byte arrays.

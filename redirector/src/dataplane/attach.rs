@@ -188,9 +188,8 @@ pub fn find_interfaces<'a>(
 ///
 /// If a pin or a filter cannot be removed.
 pub fn detach(pins: &Pins, interface: &str) -> Result<(), AttachError> {
-    // A link is gone with its last reference, which is the pin.
     for hook in Hook::ALL {
-        remove_pin(&pins.link(hook, interface))?;
+        remove_link(&pins.link(hook, interface))?;
     }
     clsact::remove(pins, interface)
 }
@@ -209,11 +208,17 @@ fn find_link(path: &Path, interface: &Interface) -> Result<Option<LinkInfo>, Att
     }
     // The interface was removed and made again: the old link leads nowhere.
     drop(link);
-    remove_pin(path)?;
+    remove_link(path)?;
     Ok(None)
 }
 
-fn remove_pin(path: &Path) -> Result<(), AttachError> {
+/// Takes the link pinned at `path` off its interface and removes the pin. Without its pin the link
+/// would go too, but at some later time, and the interface would look taken until then.
+fn remove_link(path: &Path) -> Result<(), AttachError> {
+    if let Ok(link) = syscall::open_pin(path) {
+        // Where the kernel can't, the link goes with its pin.
+        let _ = syscall::detach_link(std::os::fd::AsFd::as_fd(&link));
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(AttachError::Pin { path: path.to_owned(), source: error })

@@ -1,5 +1,5 @@
-//! What aya does not offer: asking a pinned link which interface it is on, and waiting until no
-//! program runs that began earlier.
+//! What aya does not offer: asking a pinned link which interface it is on, taking a link off at
+//! once, and waiting until no program runs that began earlier.
 
 use std::ffi::CString;
 use std::io;
@@ -10,6 +10,7 @@ use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_DETACH: libc::c_int = 34;
 
 #[repr(C)]
 #[derive(Default)]
@@ -17,6 +18,12 @@ struct PathAttr {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    link_fd: u32,
 }
 
 #[repr(C)]
@@ -63,6 +70,12 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     Ok(info)
+}
+
+/// Takes a link off its interface, before this returns.
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkAttr { link_fd: raw(link) };
+    bpf(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Waits until every program that was running when this was called has ended, so that what no

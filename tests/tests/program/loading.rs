@@ -1,7 +1,10 @@
 //! The programs load, within what the verifier allows.
 
-use anyhow::{Result, ensure};
-use redirector::dataplane::pins::Hook;
+use anyhow::{Context as _, Result, ensure};
+use redirector::dataplane::loader::{self, Sizes};
+use redirector::dataplane::pins::{Hook, Pins};
+use redirector::dataplane::prerequisites::make_dirs;
+use redirector_tests::bpffs::Bpffs;
 use redirector_tests::program::{Programs, Size, functions};
 
 /// The verifier walks at most a million instructions. What is far below today stays far below
@@ -19,6 +22,21 @@ fn every_program_loads() -> Result<()> {
     for (name, Size { verified, machine_code }) in sizes {
         println!("{name}: {verified} instructions verified, {machine_code} bytes of machine code");
         ensure!((1..VERIFIED_BUDGET).contains(&verified), "{name}: {verified} instructions");
+    }
+    Ok(())
+}
+
+/// The message names the map, its size, the kernel's reason and what to do.
+#[test]
+fn a_map_that_cannot_be_made_is_named() -> Result<()> {
+    let bpffs = Bpffs::new()?;
+    let pins = Pins::new(bpffs.pins());
+    make_dirs(&pins)?;
+    let sizes = Sizes { flows: u32::MAX, ..Sizes::default() };
+    let error = loader::Programs::load(&pins, &sizes).err().context("the kernel made it")?;
+    let message = error.to_string();
+    for part in ["FLOWS", "4294967295", "memory"] {
+        ensure!(message.contains(part), "{part} is not in: {message}");
     }
     Ok(())
 }

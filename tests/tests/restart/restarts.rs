@@ -100,7 +100,7 @@ fn in_another_mode() -> Result<()> {
                 streams.push(client::tcp(&lab.net.client, place.tcp(family))?);
             }
         }
-        for mode in ["off", "native", "off", "auto"] {
+        for mode in ["off", "native", "generic", "native", "off", "auto"] {
             lab.kill()?;
             lab.start(&["--xdp-mode", mode])?;
             for stream in &streams {

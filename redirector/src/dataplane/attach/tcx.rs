@@ -6,7 +6,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 
 use super::xdp::program_id;
-use super::{AttachError, Attacher, describe, find_link, remove_pin};
+use super::{AttachError, Attacher, describe, find_link, remove_link};
 use crate::dataplane::loader::Role;
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::pins::Hook;
@@ -39,7 +39,7 @@ impl Attacher {
                 Err(error) => {
                     let (name, reason) = (&interface.name, describe(&error));
                     tracing::warn!("{name}: the TC link takes no new program: {reason}");
-                    remove_pin(&path)?;
+                    remove_link(&path)?;
                 }
             }
         }

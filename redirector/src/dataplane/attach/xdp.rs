@@ -4,7 +4,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, XdpMode as Flags, loaded_programs};
 
-use super::{AttachError, Attacher, describe, error_code, find_link, remove_pin};
+use super::{AttachError, Attacher, describe, error_code, find_link, remove_link};
 use crate::config::XdpMode;
 use crate::dataplane::loader::{LoadError, Role};
 use crate::dataplane::netlink::Interface;
@@ -23,7 +23,7 @@ impl Attacher {
         let path = self.pins.link(Hook::Xdp, &interface.name);
         let found = find_link(&path, interface)?;
         let Some(wanted) = modes(mode) else {
-            remove_pin(&path)?;
+            remove_link(&path)?;
             return Ok((XdpState::Off, Some("switched off".to_owned())));
         };
         if let Some(link) = found {
@@ -36,7 +36,7 @@ impl Attacher {
                 return Ok((state, reason));
             }
             // Another mode takes another link. TC serves meanwhile.
-            remove_pin(&path)?;
+            remove_link(&path)?;
         } else if let Some(other) = interface.xdp {
             return Err(busy(interface, other.id));
         }

@@ -1,0 +1,43 @@
+//! redirector's benchmarks; run by `cargo xtask bench`.
+
+mod floor;
+mod frame;
+mod harness;
+#[path = "../floors/src/layout.rs"]
+#[expect(unreachable_pub, reason = "included by the programs, too")]
+mod layout;
+mod node;
+mod ours;
+mod packet;
+mod report;
+mod scene;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures redirector beside programs that do less, all in one run.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask bench")]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Subcommand)]
+enum Benchmark {
+    Packet(packet::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().benchmark {
+        Benchmark::Packet(arguments) => packet::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

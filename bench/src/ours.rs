@@ -1,0 +1,243 @@
+//! redirector's programs, with services and flows.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, IterableMap as _, MapData, PerCpuArray};
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use redirector::dataplane::batch;
+use redirector::dataplane::loader::{OBJECT, Role};
+use redirector_common::map_name::MapName;
+use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
+use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::{
+    Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
+    Port, PortFlags, Protocol, Reason, Service, Tuple,
+};
+
+use crate::frame::Frame;
+use crate::harness::{Hook, with_low_half};
+use crate::layout::FIRST_PORT;
+use crate::node::{BACKENDS, NODE, NODE_INSIDE, ifindex};
+
+pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+/// Where backends elsewhere listen.
+pub(crate) const BACKEND_PORT: u16 = 9090;
+/// Backends of every service.
+pub(crate) const BACKEND_COUNT: u32 = 256;
+/// Port of the frontend with a backend on this host.
+pub(crate) const LOCAL_FRONTEND: u16 = 8000;
+/// Where that backend listens.
+pub(crate) const LOCAL_BACKEND: u16 = 8080;
+/// First port of the translation block.
+pub(crate) const SNAT_FIRST: u16 = 32768;
+/// Ports in it.
+const SNAT_COUNT: u16 = 28232;
+/// Entries of a service's table: lines, and the prime that the agent would choose.
+const TABLE_LINES: u32 = 64;
+const TABLE_SIZE: u32 = 1021;
+
+/// Our programs, with maps of their own. Nothing is attached or pinned.
+pub(crate) struct Ours {
+    ebpf: Ebpf,
+}
+
+impl Ours {
+    /// Loads them, with so many services in each family and room for so many halves of flows.
+    pub(crate) fn load(halves: u32, services: u32) -> Result<Self> {
+        ensure!(
+            !OBJECT.is_empty(),
+            "built without its eBPF programs: run `cargo xtask setup`, then build again"
+        );
+        let lines = 2 * (services + 1) * TABLE_LINES;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(MapName::Flows.name(), halves)
+            .map_max_entries(MapName::Maglev.name(), lines.max(65536))
+            .load(OBJECT)
+            .context("loading redirector's programs")?;
+        for role in [Role::Driver, Role::Generic, Role::Ingress, Role::Egress] {
+            let name = role.name();
+            let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+            match role {
+                Role::Driver | Role::Generic => <&mut Xdp>::try_from(program)?.load()?,
+                Role::Ingress | Role::Egress => {
+                    <&mut SchedClassifier>::try_from(program)?.load()?;
+                }
+            }
+        }
+        let mut ours = Self { ebpf };
+        ours.configure(services)?;
+        Ok(ours)
+    }
+
+    fn configure(&mut self, services: u32) -> Result<()> {
+        let node = NodeConfig {
+            snat_first: SNAT_FIRST,
+            snat_count: SNAT_COUNT,
+            lookup_ifindex: ifindex("lo")?,
+        };
+        self.array(MapName::Node)?.set(0, node, 0)?;
+        for (slot, (name, address)) in (1..).zip([("eth0", NODE), ("eth1", NODE_INSIDE)]) {
+            let [v4, v6] = FAMILIES.map(|family| address.of(family).into());
+            let value = Interface::new(slot, v4, v6, true);
+            self.array(MapName::Interfaces)?.set(ifindex(name)?, value, 0)?;
+        }
+        for (number, family) in (0..).zip(FAMILIES) {
+            self.add_services(number, family, services)?;
+        }
+        self.mark_ports(services)
+    }
+
+    fn add_services(&mut self, number: u32, family: Family, services: u32) -> Result<()> {
+        let first_backend = 1 + number * (BACKEND_COUNT + 1);
+        let mut backends: Array<_, Backend> = self.array(MapName::Backends)?;
+        for i in 0..BACKEND_COUNT {
+            let address = backend_address(family, i).into();
+            backends.set(
+                first_backend + i,
+                Backend::remote(address, Port::new(BACKEND_PORT)),
+                0,
+            )?;
+        }
+        let local = first_backend + BACKEND_COUNT;
+        backends.set(local, Backend::local(Port::new(LOCAL_BACKEND)), 0)?;
+        let first_service = 1 + number * (services + 1);
+        let local_service = services;
+        for i in 0..=services {
+            let id = first_service + i;
+            let line = (id - 1) * TABLE_LINES;
+            let mut tables: Array<_, MaglevLine> = self.array(MapName::Maglev)?;
+            for n in 0..TABLE_LINES {
+                // Any order that has nothing to do with the flows'.
+                let entries = std::array::from_fn(|k| {
+                    let position = n * MAGLEV_LINE + k as u32;
+                    let backend = (position + i).wrapping_mul(0x9e37_79b1) >> 24;
+                    if i == local_service { local } else { first_backend + backend }
+                });
+                tables.set(line + n, MaglevLine { entries }, 0)?;
+            }
+            let table_offset = line * MAGLEV_LINE;
+            let service = Service { table_offset, table_size: TABLE_SIZE, ..Service::default() };
+            self.array(MapName::Services)?.set(id, service, 0)?;
+            let address = NODE.of(family).into();
+            let port =
+                if i == local_service { LOCAL_FRONTEND } else { FIRST_PORT + u16::try_from(i)? };
+            let frontend = Frontend { service: id, reserved: 0, local_address: address };
+            let mut frontends: HashMap<_, FrontendKey, Frontend> = self.hash(MapName::Frontends)?;
+            for protocol in Protocol::ALL {
+                let key = FrontendKey::new(address, Port::new(port), protocol);
+                frontends.insert(key, frontend, 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_ports(&mut self, services: u32) -> Result<()> {
+        let remote = PortFlags::FRONTEND.union(PortFlags::REMOTE);
+        let mut blocks = BTreeMap::<u32, PortBlock>::new();
+        for protocol in Protocol::ALL {
+            let frontends = (FIRST_PORT..).take(services as usize).map(|port| (port, remote));
+            let replies =
+                (SNAT_FIRST..).take(SNAT_COUNT.into()).map(|port| (port, PortFlags::SNAT));
+            let local =
+                [(LOCAL_FRONTEND, PortFlags::FRONTEND), (LOCAL_BACKEND, PortFlags::LOCAL_BACKEND)];
+            for (port, flags) in frontends.chain(replies).chain(local) {
+                let (block, byte) = port_index(protocol, Port::new(port));
+                blocks.entry(block).or_default().flags[byte] |= flags.0;
+            }
+        }
+        let mut ports: Array<_, PortBlock> = self.array(MapName::Ports)?;
+        for (index, block) in blocks {
+            ports.set(index, block, 0)?;
+        }
+        Ok(())
+    }
+
+    fn array<V: Pod>(&mut self, map: MapName) -> Result<Array<&mut MapData, V>> {
+        let map = self.ebpf.map_mut(map.name()).with_context(|| format!("no map {map:?}"))?;
+        Ok(Array::try_from(map)?)
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, map: MapName) -> Result<HashMap<&mut MapData, K, V>> {
+        let map = self.ebpf.map_mut(map.name()).with_context(|| format!("no map {map:?}"))?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    /// A program, to be run.
+    pub(crate) fn program(&self, hook: Hook) -> Result<ProgramFd> {
+        let name = match hook {
+            Hook::Xdp => Role::Driver.name(),
+            Hook::Tc => Role::Ingress.name(),
+        };
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.fd()?.try_clone()?)
+    }
+
+    /// Records flows, each the packet that comes in and the tuple that it leaves with.
+    pub(crate) fn add_flows(
+        &mut self,
+        local: bool,
+        flows: impl Iterator<Item = (Frame, SocketAddr, SocketAddr)>,
+    ) -> Result<()> {
+        let now = redirector::dataplane::gc::now();
+        let mut map: HashMap<_, Tuple, Flow> = self.hash(MapName::Flows)?;
+        for (frame, source, destination) in flows {
+            let key = tuple(frame.protocol, frame.source, frame.destination);
+            let translated = tuple(frame.protocol, source, destination);
+            let state = match frame.protocol {
+                Protocol::Tcp => FlowState::Established,
+                Protocol::Udp => FlowState::Replied,
+            };
+            let half = |direction, translated| {
+                let mut flow = Flow::new(direction, translated, 1, 1, local, now);
+                flow.set_state(state);
+                flow
+            };
+            map.insert(key, half(Direction::Forward, translated), 0)?;
+            map.insert(translated.reversed(), half(Direction::Reply, key.reversed()), 0)?;
+        }
+        Ok(())
+    }
+
+    /// All halves of all flows.
+    pub(crate) fn flows(&self) -> Result<Vec<(Tuple, Flow)>> {
+        let map = self.ebpf.map(MapName::Flows.name()).context("no map FLOWS")?;
+        let map: HashMap<&MapData, Tuple, Flow> = HashMap::try_from(map)?;
+        Ok(batch::read_all(map.map())?)
+    }
+
+    /// Removes all flows and says how many halves there were.
+    pub(crate) fn clear_flows(&mut self) -> Result<usize> {
+        let flows = self.flows()?;
+        let mut map: HashMap<_, Tuple, Flow> = self.hash(MapName::Flows)?;
+        for (key, _) in &flows {
+            map.remove(key)?;
+        }
+        Ok(flows.len())
+    }
+
+    /// Packets counted for a Reason, over all interfaces and CPUs.
+    pub(crate) fn counted(&self, reason: Reason) -> Result<u64> {
+        let map = self.ebpf.map(MapName::Counters.name()).context("no map COUNTERS")?;
+        let map: PerCpuArray<&MapData, CounterBlock> = PerCpuArray::try_from(map)?;
+        let mut sum = 0;
+        for slot in 0..MAX_SLOTS {
+            for block in map.get(&slot, 0)?.iter() {
+                sum += block.reasons[reason as usize].packets;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+pub(crate) fn tuple(protocol: Protocol, source: SocketAddr, destination: SocketAddr) -> Tuple {
+    let end = |end: SocketAddr| (end.ip().into(), Port::new(end.port()));
+    Tuple::new(protocol, end(source), end(destination))
+}
+
+/// The address of a backend.
+pub(crate) fn backend_address(family: Family, number: u32) -> std::net::IpAddr {
+    with_low_half(BACKENDS.of(family), (number % BACKEND_COUNT) as u16)
+}
