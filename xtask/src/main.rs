@@ -3,6 +3,7 @@
 mod build;
 mod cargo;
 mod demo;
+mod kernels;
 mod lint;
 mod process;
 mod setup;
@@ -27,6 +28,7 @@ enum Command {
     Lint(lint::Arguments),
     Test(test::Arguments),
     Demo(demo::Arguments),
+    Kernels(kernels::Arguments),
     #[command(hide = true)]
     DemoServer(demo::ServerArguments),
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Lint(arguments) => lint::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Test(arguments) => test::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Kernels(arguments) => kernels::run(&arguments),
         Command::DemoServer(arguments) => demo::run_server(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {
