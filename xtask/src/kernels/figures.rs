@@ -54,9 +54,11 @@ impl fmt::Display for Growth {
 }
 
 impl Figure {
-    /// Reads `verifier <program> <instructions> <stack>`.
+    /// Reads `verifier <program> <instructions> <stack>`; the test's name may stand before it in
+    /// the same line.
     pub(super) fn read(line: &str) -> Option<(String, Self)> {
-        let mut words = line.strip_prefix("verifier ")?.split_whitespace();
+        let (_, rest) = line.split_once("verifier ")?;
+        let mut words = rest.split_whitespace();
         let name = words.next()?.to_owned();
         let mut number = || words.next()?.parse().ok();
         Some((name, Self { verified: number()?, stack: number()? }))

@@ -221,7 +221,7 @@ mod tests {
     fn what_the_machine_prints_is_read() {
         let outcome = outcome(&[
             "@begin verifier",
-            "verifier redirector_in 801993 240",
+            "test every_program_is_accepted ... verifier redirector_in 801993 240",
             "test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out",
             "@end verifier 0",
         ]);
