@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod kernels;
 mod lint;
 mod process;
 mod setup;
@@ -29,6 +30,7 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Demo(demo::Arguments),
+    Kernels(kernels::Arguments),
     #[command(hide = true)]
     DemoServer(demo::ServerArguments),
 }
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Kernels(arguments) => kernels::run(&arguments),
         Command::DemoServer(arguments) => demo::run_server(&arguments).map(|()| ExitCode::SUCCESS),
     };
     match result {

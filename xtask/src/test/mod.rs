@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything.
 
 mod report;
-mod summary;
+pub(crate) mod summary;
 pub(crate) mod tier;
 
 use std::process::ExitCode;

@@ -1,0 +1,79 @@
+//! What the verifier of the running kernel says of every program. Needs root.
+//!
+//! `cargo xtask kernels` runs this on each kernel and reads the lines that begin with `verifier `.
+
+mod load;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    EbpfLoader,
+    maps::{Map, MapData},
+};
+use aya_obj::Object;
+use load::{Kind, load};
+use redirector::dataplane::loader::{OBJECT, Role};
+use std::collections::HashSet;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+const PROGRAMS: [(Role, Kind); 4] = [
+    (Role::Driver, Kind::XdpFrags),
+    (Role::Generic, Kind::Xdp),
+    (Role::Ingress, Kind::Classifier),
+    (Role::Egress, Kind::Classifier),
+];
+
+#[test]
+fn every_program_is_accepted() -> Result<()> {
+    let maps = EbpfLoader::new().load(OBJECT)?;
+    let mut object = Object::parse(OBJECT)?;
+    let definitions = std::mem::take(&mut object.maps);
+    let mut bound = Vec::new();
+    for (name, definition) in &definitions {
+        let map = maps.map(name).with_context(|| format!("no map {name}"))?;
+        bound.push((name.as_str(), data(map)?.fd().as_fd().as_raw_fd(), definition));
+    }
+    let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_maps(bound.into_iter(), &text)?;
+    object.relocate_calls(&text)?;
+
+    let mut refused = 0;
+    for (role, kind) in PROGRAMS {
+        let name = role.name();
+        let program = object.programs.get(name).with_context(|| format!("no program {name}"))?;
+        let function = &object.functions[&program.function_key()];
+        let (accepted, log) = load(kind, &function.instructions)?;
+        match accepted {
+            Ok(()) => {
+                let verified = number_after(&log, "processed ").context("no count in the log")?;
+                let stack = number_after(&log, "stack depth ").context("no stack in the log")?;
+                println!("verifier {name} {verified} {stack}");
+            }
+            Err(error) => {
+                refused += 1;
+                println!("verifier {name} refused: {error}\n{}", last_lines(&log));
+            }
+        }
+    }
+    ensure!(refused == 0, "{refused} programs are refused");
+    Ok(())
+}
+
+fn data(map: &Map) -> Result<&MapData> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; the rest we do not use")]
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Ok(data),
+        other => bail!("a kind of map that this test does not know: {other:?}"),
+    }
+}
+
+/// The number after the last `word`: `processed 6369 insns (limit 1000000) …`, `stack depth 96+0`.
+/// Of several functions' stacks, that of the program itself comes first.
+fn number_after(log: &str, word: &str) -> Option<u32> {
+    let (_, rest) = log.rsplit_once(word)?;
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}

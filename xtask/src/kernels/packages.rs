@@ -1,0 +1,142 @@
+//! Kernels from Debian's archive, unpacked and not installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::directory;
+use crate::process::{self, describe, which};
+
+/// What running a virtual machine takes, and the packages that bring it.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("xz", "xz-utils"),
+];
+
+/// An unpacked kernel.
+pub(super) struct Kernel {
+    /// As `uname -r` says it.
+    pub(super) release: String,
+    /// Its image.
+    pub(super) image: PathBuf,
+    /// Where its modules are.
+    pub(super) modules: PathBuf,
+    /// Ours to write to.
+    pub(super) directory: PathBuf,
+}
+
+/// Installs what is missing.
+pub(super) fn complete() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| which(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if which("apt-get").is_none() || !process::is_root() {
+        bail!("missing: {}; as root, run: {}", missing.join(", "), describe(&install));
+    }
+    println!("kernels: running {}", describe(&install));
+    process::run(&mut install)
+}
+
+/// The kernel of a series that was fetched before, or the newest that the archive has.
+pub(super) fn fetch(series: &str) -> Result<Kernel> {
+    let directory = directory().join(series);
+    if let Some(kernel) = find(&directory)? {
+        return Ok(kernel);
+    }
+    let names = process::output(
+        Command::new("apt-cache").args(["pkgnames", &format!("linux-image-{series}")]),
+    )?;
+    let Some(package) = newest(&names, series) else {
+        bail!(
+            "the package sources of this machine have no kernel {series} (linux-image-{series}…-cloud-amd64): \
+             run apt-get update, or add Debian 12's security or backports archive"
+        );
+    };
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {directory:?}"))?;
+    let mut download = Command::new("apt-get");
+    download.args(["download", package]).current_dir(&directory);
+    println!("kernels: running {}", describe(&download));
+    process::run(&mut download)?;
+    let archive = files(&directory)?
+        .into_iter()
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .with_context(|| format!("no package in {directory:?} after the download"))?;
+    process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(directory.join("root")))?;
+    fs::remove_file(&archive).with_context(|| format!("cannot remove {archive:?}"))?;
+    find(&directory)?.with_context(|| format!("{package} has no boot/vmlinuz-…"))
+}
+
+fn find(directory: &Path) -> Result<Option<Kernel>> {
+    let boot = directory.join("root/boot");
+    if !boot.is_dir() {
+        return Ok(None);
+    }
+    let image = files(&boot)?.into_iter().find_map(|image| {
+        let release = image.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
+        Some((image, release))
+    });
+    Ok(image.map(|(image, release)| Kernel {
+        modules: directory.join("root/lib/modules").join(&release),
+        directory: directory.to_owned(),
+        release,
+        image,
+    }))
+}
+
+/// The files of a directory, sorted.
+pub(super) fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let read = || -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
+    };
+    let mut files = read().with_context(|| format!("cannot read {directory:?}"))?;
+    files.sort();
+    Ok(files)
+}
+
+/// Of the packages, the newest signed kernel of the series: `linux-image-6.1.0-56-cloud-amd64`,
+/// `linux-image-6.12.117+deb12-cloud-amd64`.
+fn newest<'n>(names: &'n str, series: &str) -> Option<&'n str> {
+    names
+        .lines()
+        .filter_map(|name| {
+            let version = name.strip_prefix("linux-image-")?.strip_suffix("-cloud-amd64")?;
+            let rest = version.strip_prefix(series)?.strip_prefix('.')?;
+            let numbers: Vec<u32> = rest
+                .split(|character: char| !character.is_ascii_digit())
+                .filter_map(|number| number.parse().ok())
+                .collect();
+            Some((numbers, name))
+        })
+        .max()
+        .map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_signed_kernel_of_the_series_is_taken() {
+        let names = "linux-image-6.1.0-9-cloud-amd64\nlinux-image-6.1.0-56-cloud-amd64\n\
+                     linux-image-6.1.0-57-cloud-amd64-unsigned\nlinux-image-6.12-cloud-amd64\n\
+                     linux-image-6.12.9+deb12-cloud-amd64\nlinux-image-6.12.117+deb12-cloud-amd64\n\
+                     linux-image-6.1.0-58-amd64";
+        assert_eq!(newest(names, "6.1"), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(newest(names, "6.12"), Some("linux-image-6.12.117+deb12-cloud-amd64"));
+        assert_eq!(newest(names, "6.6"), None);
+    }
+}
