@@ -27,7 +27,7 @@ pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
-pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.

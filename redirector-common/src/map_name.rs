@@ -42,7 +42,7 @@ maps! {
     /// Frontend to service.
     Frontends = "FRONTENDS", 1;
     /// Service to Maglev table and policy.
-    Services = "SERVICES", 1;
+    Services = "SERVICES", 2;
     /// Maglev tables: hash to backend.
     Maglev = "MAGLEV", 1;
     /// Backends.

@@ -4,7 +4,7 @@ use super::decide::{Decision, Outcome, Step, deliver, established, forward};
 use super::environment::Inserted;
 use super::select::select;
 use super::{Environment, Hook, IcmpError, Packet, Scratch};
-use crate::{Address, Direction, FrontendKey, Port, Protocol, Reason, Service, Tuple};
+use crate::{Address, Direction, FrontendKey, Origin, Port, Protocol, Reason, Service, Tuple};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
@@ -38,7 +38,7 @@ pub(super) fn open<E: Environment>(
     if service.table_size == 0 {
         return no_backend(&service, hook, outcome);
     }
-    let Some(id) = select(environment, &service, tuple) else {
+    let Some(id) = select(environment, &service, Origin::Outside, tuple) else {
         return Decision::drop(Reason::Inconsistent);
     };
     let Some(backend) = environment.backend(id) else {

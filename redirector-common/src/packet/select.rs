@@ -1,7 +1,7 @@
 //! Choosing a backend for a new flow.
 
 use super::Environment;
-use crate::{BackendId, Service, Tuple};
+use crate::{BackendId, Origin, Service, Tuple};
 
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
@@ -29,19 +29,23 @@ pub fn hash(tuple: &Tuple) -> u32 {
     (mix(hash, 0, 0) >> 32) as u32
 }
 
-/// The backend that a service's Maglev table gives for `tuple`; `None` if the table is empty.
+/// The backend that a service's table gives for `tuple` of a client from `origin`; `None` if the
+/// table is empty.
 #[inline(always)]
 pub fn select<E: Environment>(
     environment: &E,
     service: &Service,
+    origin: Origin,
     tuple: &Tuple,
 ) -> Option<BackendId> {
-    if service.table_size == 0 {
+    let (offset, size) = service.table(origin);
+    if size == 0 {
         return None;
     }
+    let hash = if service.is_random() { environment.random() } else { hash(tuple) };
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
-    let index = (u64::from(hash(tuple)) * u64::from(service.table_size)) >> 32;
-    environment.table_entry(service.table_offset + index as u32)
+    let index = (u64::from(hash) * u64::from(size)) >> 32;
+    environment.table_entry(offset + index as u32)
 }
 
 #[cfg(test)]

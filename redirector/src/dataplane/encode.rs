@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    BackendId, Family, Frontend, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
-    SourceRange,
+    BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
+    SlotValue, SourceRange,
 };
 
 use super::contents::{Contents, lines_of};
@@ -70,8 +70,7 @@ pub fn encode(
         regions: Regions::new(capacity.lines),
         contents: Contents::default(),
     };
-    for service in actual.services.values() {
-        let (first, lines) = lines_of(service);
+    for (first, lines) in actual.services.values().flat_map(lines_of) {
         encoder.regions.take(first, lines);
     }
     for (key, service) in &desired.services {
@@ -103,7 +102,7 @@ impl Encoder<'_> {
     ) -> Result<(), EncodeError> {
         let id = self.ids.service(key).ok_or(EncodeError::Services(self.capacity.services))?;
         let backends = self.add_backends(id, &service.backends)?;
-        self.add_table(id, key, service, &backends)?;
+        self.add_service_value(id, key, service, &backends)?;
         self.add_ranges(id, service);
         self.add_frontends(id, service);
         let info = Info {
@@ -145,23 +144,53 @@ impl Encoder<'_> {
         Ok(ids)
     }
 
-    fn add_table(
+    /// Adds the service and its tables: one where clients on the node have the same backends to
+    /// choose from as those outside, else two.
+    fn add_service_value(
         &mut self,
         id: ServiceId,
         key: &(ServiceKey, Family),
         service: &DesiredService,
         backends: &[BackendId],
     ) -> Result<(), EncodeError> {
+        let (table_offset, table_size) =
+            self.add_table(id, key, Origin::Outside, service, backends)?;
+        let (internal_offset, internal_size) = if service.is_one_table() {
+            (table_offset, table_size)
+        } else {
+            self.add_table(id, key, Origin::Node, service, backends)?
+        };
+        let value = Service {
+            table_offset,
+            table_size,
+            internal_offset,
+            internal_size,
+            flags: flags(service),
+            ..Service::default()
+        };
+        self.contents.services.insert(id, value);
+        Ok(())
+    }
+
+    /// Offset and size of the table for clients from `origin`.
+    fn add_table(
+        &mut self,
+        id: ServiceId,
+        key: &(ServiceKey, Family),
+        origin: Origin,
+        service: &DesiredService,
+        backends: &[BackendId],
+    ) -> Result<(u32, u32), EncodeError> {
         let entries: Vec<BackendId> = service
-            .table()
+            .table(origin)
             .into_iter()
             .filter_map(|index| backends.get(usize::from(index)).copied())
             .collect();
         let size = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let table_offset = match self.actual.services.get(&id) {
-            Some(old) if old.table_size == size && self.holds(old, &entries) => old.table_offset,
-            _ if size == 0 => 0,
-            _ => {
+        let offset = match self.place_of(id, origin, &entries) {
+            Some(offset) => offset,
+            None if size == 0 => 0,
+            None => {
                 let first = self.regions.allocate(size.div_ceil(MAGLEV_LINE));
                 first.ok_or_else(|| EncodeError::Maglev {
                     service: key.0.name.clone(),
@@ -169,22 +198,27 @@ impl Encoder<'_> {
                 })? * MAGLEV_LINE
             }
         };
-        for (line, chunk) in
-            (table_offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize))
-        {
+        for (line, chunk) in (offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize)) {
             let mut value = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
             value.entries[..chunk.len()].copy_from_slice(chunk);
             self.contents.maglev.insert(line, value);
         }
-        let value = Service { table_offset, table_size: size, flags: flags(service), reserved: 0 };
-        self.contents.services.insert(id, value);
-        Ok(())
+        Ok((offset, size))
     }
 
-    /// Whether a service's table already is what it should be.
-    fn holds(&self, old: &Service, entries: &[BackendId]) -> bool {
-        old.table_offset.is_multiple_of(MAGLEV_LINE)
-            && self.actual.table(old).as_deref() == Some(entries)
+    /// Where a service's table stands already, if it is what it should be. A region that both
+    /// kinds of clients shared stays with those outside.
+    fn place_of(&self, id: ServiceId, origin: Origin, entries: &[BackendId]) -> Option<u32> {
+        let old = self.actual.services.get(&id)?;
+        let (offset, size) = old.table(origin);
+        let is_shared = offset == old.table_offset && old.table_size > 0;
+        if origin == Origin::Node && is_shared {
+            return None;
+        }
+        let is_right = size as usize == entries.len()
+            && offset.is_multiple_of(MAGLEV_LINE)
+            && self.actual.table(old, origin).as_deref() == Some(entries);
+        is_right.then_some(offset)
     }
 
     fn add_ranges(&mut self, id: ServiceId, service: &DesiredService) {

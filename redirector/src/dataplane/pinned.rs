@@ -16,13 +16,14 @@ use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::reason::REASON_CAPACITY;
-use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::service::MaglevLine;
 use redirector_common::{
     Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
     Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
 };
 
 use super::batch::{self, BatchError};
+use super::contents::lines_of;
 use super::info::Info;
 use super::pins::Pins;
 use super::table::read_ranges;
@@ -346,11 +347,11 @@ impl Pinned {
     }
 }
 
-/// Whether a service's table reaches into a line of `MAGLEV`.
+/// Whether one of a service's tables reaches into a line of `MAGLEV`.
 fn uses_line(service: &Service, line: u32) -> bool {
-    let first = service.table_offset / MAGLEV_LINE;
-    let lines = service.table_size.div_ceil(MAGLEV_LINE);
-    (first..first.saturating_add(lines)).contains(&line)
+    lines_of(service)
+        .iter()
+        .any(|(first, lines)| (*first..first.saturating_add(*lines)).contains(&line))
 }
 
 /// The counters of all CPUs together.
@@ -407,9 +408,15 @@ mod tests {
 
     #[test]
     fn a_table_uses_whole_lines() {
-        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
+        let service = Service {
+            table_offset: 32,
+            table_size: 17,
+            internal_offset: 80,
+            internal_size: 1,
+            ..Service::default()
+        };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
-        assert_eq!(used, [2, 3]);
+        assert_eq!(used, [2, 3, 5]);
     }
 
     #[test]

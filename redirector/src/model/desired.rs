@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use redirector_common::{Address, Backend, Family, FrontendKey, Port};
+use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
     BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
@@ -98,20 +98,26 @@ pub struct DesiredService {
 }
 
 impl DesiredService {
-    /// The Maglev table over the backends that take new flows: indices into
-    /// [`backends`](Self::backends). Empty without such a backend.
+    /// The Maglev table over the backends that take new flows of clients from `origin`: indices
+    /// into [`backends`](Self::backends). Empty without such a backend.
     #[must_use]
-    pub fn table(&self) -> Vec<u16> {
+    pub fn table(&self, origin: Origin) -> Vec<u16> {
         let shares: Vec<(u64, u16)> =
-            self.backends.iter().map(|backend| (backend.identity, backend.share())).collect();
-        maglev::build(&shares, self.table_size())
+            self.backends.iter().map(|it| (it.identity, it.share(origin))).collect();
+        maglev::build(&shares, self.table_size(origin))
     }
 
     /// Number of entries of [`table`](Self::table).
     #[must_use]
-    pub fn table_size(&self) -> u32 {
-        let shares: Vec<u16> = self.backends.iter().map(DesiredBackend::share).collect();
+    pub fn table_size(&self, origin: Origin) -> u32 {
+        let shares: Vec<u16> = self.backends.iter().map(|it| it.share(origin)).collect();
         maglev::table_size(&shares)
+    }
+
+    /// Whether clients on the node and those outside have the same backends to choose from.
+    #[must_use]
+    pub fn is_one_table(&self) -> bool {
+        self.backends.iter().all(|it| it.takes_new_flows == it.takes_node_flows)
     }
 }
 
@@ -126,15 +132,26 @@ pub struct DesiredBackend {
     pub weight: u16,
     /// Whether it is there to stay.
     pub state: BackendState,
-    /// Whether new flows may go to it here and now.
+    /// Whether new flows of clients outside may go to it here and now.
     pub takes_new_flows: bool,
+    /// The same of clients on this node, to whom the policy Local does not apply.
+    pub takes_node_flows: bool,
     /// Identity in Maglev tables, the same on every node.
     pub identity: u64,
 }
 
 impl DesiredBackend {
-    const fn share(&self) -> u16 {
-        if self.takes_new_flows { self.weight } else { 0 }
+    const fn share(&self, origin: Origin) -> u16 {
+        if self.takes_from(origin) { self.weight } else { 0 }
+    }
+
+    /// Whether new flows of clients from `origin` may go to it here and now.
+    #[must_use]
+    pub const fn takes_from(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Outside => self.takes_new_flows,
+            Origin::Node => self.takes_node_flows,
+        }
     }
 }
 
@@ -205,7 +222,8 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         .filter(|spec| seen.insert((spec.address, spec.port)))
         .filter_map(|spec| resolve_backend(spec, family, node))
         .collect();
-    choose_takers(&mut backends, service.policy);
+    choose_takers(&mut backends, TrafficPolicy::Cluster, |backend| &mut backend.takes_node_flows);
+    choose_takers(&mut backends, service.policy, |backend| &mut backend.takes_new_flows);
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
@@ -249,13 +267,18 @@ fn resolve_backend(
         weight: spec.weight,
         state: spec.state,
         takes_new_flows: false,
+        takes_node_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
 }
 
 /// Marks the backends that new flows may go to: active ones that the policy allows; where there
 /// is none, terminating ones, which are better than no answer (Kubernetes KEP-1669).
-fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
+fn choose_takers(
+    backends: &mut [DesiredBackend],
+    policy: TrafficPolicy,
+    takes: impl Fn(&mut DesiredBackend) -> &mut bool,
+) {
     for state in [BackendState::Active, BackendState::Terminating] {
         let mut found = false;
         for backend in &mut *backends {
@@ -263,8 +286,9 @@ fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
                 TrafficPolicy::Cluster => true,
                 TrafficPolicy::Local => backend.backend.is_local(),
             };
-            backend.takes_new_flows = allowed && backend.state == state && backend.weight > 0;
-            found |= backend.takes_new_flows;
+            let taken = allowed && backend.state == state && backend.weight > 0;
+            *takes(backend) = taken;
+            found |= taken;
         }
         if found {
             return;

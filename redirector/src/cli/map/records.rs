@@ -54,6 +54,8 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "service": id,
                 "tableOffset": service.table_offset,
                 "tableSize": service.table_size,
+                "internalOffset": service.internal_offset,
+                "internalSize": service.internal_size,
                 "silent": service.is_silent(),
                 "limitsSources": service.limits_sources(),
             }

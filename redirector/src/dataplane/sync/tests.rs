@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use redirector_common::{Address, Family, Port, PortFlags, Protocol};
+use redirector_common::{Address, Family, Origin, Port, PortFlags, Protocol};
 
 use super::*;
 use crate::dataplane::encode::{Capacity, EncodeError, encode};
@@ -16,7 +16,7 @@ use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
     BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService, ServiceKey,
-    Source,
+    Source, TrafficPolicy,
 };
 
 const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
@@ -58,9 +58,12 @@ fn check_ways(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = contents.services.get(&value.service);
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
-        let table = contents.table(service).expect("the table is whole");
-        for backend in &table {
-            assert!(contents.backends.contains_key(backend), "{frontend:?} leads to no backend");
+        for origin in [Origin::Outside, Origin::Node] {
+            let table = contents.table(service, origin).expect("the table is whole");
+            for backend in &table {
+                let found = contents.backends.contains_key(backend);
+                assert!(found, "{frontend:?} leads to no backend from {origin:?}");
+            }
         }
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
         assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
@@ -93,7 +96,7 @@ fn admits(contents: &Contents, service: ServiceId, client: Address) -> bool {
 fn check_remote(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = &contents.services[&value.service];
-        let table = contents.table(service).expect("the table is whole");
+        let table = contents.table(service, Origin::Outside).expect("the table is whole");
         let remote = table.iter().any(|id| !contents.backends[id].is_local());
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
         assert!(!remote || flags.intersects(PortFlags::REMOTE), "{frontend:?} passes XDP");
@@ -219,8 +222,9 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let table: Vec<String> =
-            contents.table(service).expect("whole").iter().map(backend).collect();
+        let tables = [Origin::Outside, Origin::Node].map(|origin| -> Vec<String> {
+            contents.table(service, origin).expect("whole").iter().map(backend).collect()
+        });
         let slots: Vec<String> = contents
             .slots
             .iter()
@@ -241,7 +245,7 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
             .filter(|range| range.bits.service == *id)
             .map(format_range)
             .collect();
-        let text = format!("{} {table:?} {slots:?} {frontends:?} {ranges:?}", service.flags);
+        let text = format!("{} {tables:?} {slots:?} {frontends:?} {ranges:?}", service.flags);
         all.insert((info.key, info.family == Family::V6), text);
     }
     all
@@ -280,7 +284,7 @@ fn service(
                 state: BackendState::Active,
             })
             .collect(),
-        policy: crate::model::TrafficPolicy::Cluster,
+        policy: TrafficPolicy::Cluster,
         forwarding: crate::model::Forwarding::Snat,
         affinity_seconds: None,
         source_ranges: source_ranges.to_vec(),
@@ -295,11 +299,13 @@ fn services() -> impl Strategy<Value = Vec<ModelService>> {
     // None, as often as not: everyone.
     let ranges =
         prop_oneof![Just(Vec::new()), prop::sample::subsequence(ranges.to_vec(), 1..=ranges.len())];
-    let services = prop::collection::btree_map(0..6u8, (frontends, backends, ranges), 0..5);
+    let policy = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
+    let services = prop::collection::btree_map(0..6u8, (frontends, backends, ranges, policy), 0..5);
     services.prop_map(|all| {
         all.iter()
-            .map(|(name, (frontends, backends, ranges))| {
-                service(*name, frontends, backends, ranges)
+            .map(|(name, (frontends, backends, ranges, policy))| ModelService {
+                policy: *policy,
+                ..service(*name, frontends, backends, ranges)
             })
             .collect()
     })
