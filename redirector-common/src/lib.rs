@@ -11,6 +11,7 @@
 extern crate std;
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod flow;
 pub mod frontend;
@@ -22,6 +23,7 @@ pub mod service;
 pub mod source;
 
 pub use address::{Address, Family, Port, Protocol};
+pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
@@ -43,6 +45,8 @@ macro_rules! pod {
 #[cfg(feature = "user")]
 pod!(
     Address,
+    Affinity,
+    AffinityKey,
     Port,
     Tuple,
     Flow,
@@ -55,6 +59,8 @@ pod!(
     SlotValue,
     SourceBits,
     SourceRange,
+    Taker,
+    TakerKey,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -1,7 +1,9 @@
 //! Choosing a backend for a new flow.
 
 use super::Environment;
-use crate::{BackendId, Origin, Service, Tuple};
+use crate::{
+    Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, TakerKey, Tuple,
+};
 
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
@@ -27,6 +29,55 @@ pub fn hash(tuple: &Tuple) -> u32 {
     hash = mix(hash, ports, u32::from(tuple.protocol().number()));
     // One round more, so that the last word reaches every bit; the upper half is the better mixed.
     (mix(hash, 0, 0) >> 32) as u32
+}
+
+/// The backend for a new flow of a client from `origin`: the one that the client stays with, where
+/// the service wants that and the backend still takes new flows, else what [`select`] says.
+///
+/// Once the flow is there, [`remember`] has to be told of it.
+#[inline(always)]
+pub fn choose<E: Environment>(
+    environment: &E,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    tuple: &Tuple,
+) -> Option<BackendId> {
+    let mut backend = select(environment, service, origin, tuple)?;
+    if service.has_affinity()
+        && let Some(kept) = recall(environment, id, service, origin, &tuple.source)
+    {
+        backend = kept;
+    }
+    Some(backend)
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+fn recall<E: Environment>(
+    environment: &E,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    client: &Address,
+) -> Option<BackendId> {
+    let key = AffinityKey { group: service.affinity_group, client: *client };
+    let affinity = environment.affinity(&key)?;
+    if !affinity.is_current(environment.now(), service.affinity_seconds) {
+        return None;
+    }
+    let key = TakerKey { service: id, backend: affinity.backend };
+    environment.taker(&key).takes_from(origin).then_some(affinity.backend)
+}
+
+/// Notes that `client` has opened a flow to `backend` of a service of this affinity group.
+#[inline(always)]
+pub fn remember<E: Environment>(environment: &E, group: u32, client: &Address, backend: BackendId) {
+    if group != 0 {
+        let key = AffinityKey { group, client: *client };
+        let affinity = Affinity { backend, reserved: 0, last_seen: environment.now() };
+        environment.set_affinity(&key, &affinity);
+    }
 }
 
 /// The backend that a service's table gives for `tuple` of a client from `origin`; `None` if the
