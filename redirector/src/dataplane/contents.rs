@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Service,
-    ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange,
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Service,
+    ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 /// Contents of the maps of services. Unused array elements are absent.
@@ -22,6 +22,10 @@ pub struct Contents {
     pub maglev: BTreeMap<u32, MaglevLine>,
     /// `BACKENDS`.
     pub backends: BTreeMap<BackendId, Backend>,
+    /// `TAKERS`.
+    pub takers: BTreeMap<TakerKey, Taker>,
+    /// `VIPS`.
+    pub vips: BTreeMap<Address, u32>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
-    SlotValue, SourceRange,
+    SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, lines_of};
@@ -13,7 +13,8 @@ use super::ids::{Cursors, Ids};
 use super::info::{Info, TooLong};
 use super::regions::Regions;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
-use crate::model::{BackendState, ServiceKey};
+use crate::model::maglev::Density;
+use crate::model::{Algorithm, BackendState, ServiceKey};
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub enum EncodeError {
 /// What the maps should hold, given what they do hold: numbers stay, tables that are right stay
 /// where they are, and new tables go to lines that no service points to.
 ///
+/// Tables are as dense as there is room for: dense ones share flows among backends more evenly, but
+/// too many of them would not fit.
+///
 /// # Errors
 ///
 /// If it does not fit.
@@ -63,9 +67,54 @@ pub fn encode(
     capacity: Capacity,
     cursors: &mut Cursors,
 ) -> Result<Contents, EncodeError> {
+    let mut full = None;
+    for density in Density::ALL {
+        if lines_wanted(desired, density) > roomy(capacity) && Some(&density) != Density::ALL.last()
+        {
+            continue;
+        }
+        // Even so there may be no room while the old tables are still there.
+        match encode_at(desired, actual, snat.clone(), capacity, density, cursors) {
+            Err(error @ EncodeError::Maglev { .. }) => full = full.or(Some(error)),
+            done => {
+                cursors.is_crowded = full.is_some();
+                return done;
+            }
+        }
+    }
+    Err(full.unwrap_or(EncodeError::Maglev { service: String::new(), entries: 0 }))
+}
+
+/// Lines of `MAGLEV` that tables may take: an eighth stays free, for new ones to be written while
+/// the old ones are in use.
+const fn roomy(capacity: Capacity) -> u64 {
+    (capacity.lines - capacity.lines / 8) as u64
+}
+
+/// Lines of `MAGLEV` that every service's tables take together.
+fn lines_wanted(desired: &Desired, density: Density) -> u64 {
+    let lines = |service: &DesiredService, origin| {
+        u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE))
+    };
+    let both = |service: &DesiredService| match service.is_one_table() {
+        true => lines(service, Origin::Outside),
+        false => lines(service, Origin::Outside) + lines(service, Origin::Node),
+    };
+    desired.services.values().map(both).sum()
+}
+
+fn encode_at(
+    desired: &Desired,
+    actual: &Contents,
+    snat: RangeInclusive<u16>,
+    capacity: Capacity,
+    density: Density,
+    cursors: &mut Cursors,
+) -> Result<Contents, EncodeError> {
     let mut encoder = Encoder {
         actual,
         capacity,
+        density,
         ids: Ids::read(actual, (capacity.services, capacity.backends), *cursors),
         regions: Regions::new(capacity.lines),
         contents: Contents::default(),
@@ -82,13 +131,18 @@ pub fn encode(
             ports.add(protocol, Port::new(port), PortFlags::SNAT);
         }
     }
+    encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
     *cursors = encoder.ids.cursors();
     Ok(encoder.contents)
 }
 
+/// Value of every entry of `VIPS`: that it is there says all.
+const VIP: u32 = 1;
+
 struct Encoder<'a> {
     actual: &'a Contents,
     capacity: Capacity,
+    density: Density,
     ids: Ids,
     regions: Regions,
     contents: Contents,
@@ -111,6 +165,8 @@ impl Encoder<'_> {
             policy: service.policy,
             forwarding: service.forwarding,
             affinity: service.affinity_seconds,
+            group: service.affinity_group.clone(),
+            algorithm: service.algorithm,
             conflicts: service.conflicts.iter().copied().collect(),
             omitted: 0,
         };
@@ -160,16 +216,44 @@ impl Encoder<'_> {
         } else {
             self.add_table(id, key, Origin::Node, service, backends)?
         };
+        let affinity = self.add_affinity(id, key, service, backends)?;
         let value = Service {
             table_offset,
             table_size,
             internal_offset,
             internal_size,
             flags: flags(service),
-            ..Service::default()
+            affinity_group: affinity.map_or(0, |(group, _)| group),
+            affinity_seconds: affinity.map_or(0, |(_, seconds)| seconds),
+            reserved: 0,
         };
         self.contents.services.insert(id, value);
         Ok(())
+    }
+
+    /// The service's affinity group and timeout, with the backends that clients may stay with.
+    fn add_affinity(
+        &mut self,
+        id: ServiceId,
+        key: &(ServiceKey, Family),
+        service: &DesiredService,
+        backends: &[BackendId],
+    ) -> Result<Option<(u32, u32)>, EncodeError> {
+        let Some(seconds) = service.affinity_seconds else {
+            return Ok(None);
+        };
+        for (desired, backend) in service.backends.iter().zip(backends) {
+            let taker = [Origin::Outside, Origin::Node]
+                .into_iter()
+                .filter(|origin| desired.takes_from(*origin))
+                .fold(Taker::NONE, Taker::and);
+            if taker != Taker::NONE {
+                self.contents.takers.insert(TakerKey { service: id, backend: *backend }, taker);
+            }
+        }
+        let group = self.ids.group(&key.0, service.affinity_group.as_deref());
+        let group = group.ok_or(EncodeError::Services(self.capacity.services))?;
+        Ok(Some((group, seconds)))
     }
 
     /// Offset and size of the table for clients from `origin`.
@@ -182,7 +266,7 @@ impl Encoder<'_> {
         backends: &[BackendId],
     ) -> Result<(u32, u32), EncodeError> {
         let entries: Vec<BackendId> = service
-            .table(origin)
+            .table(origin, self.density)
             .into_iter()
             .filter_map(|index| backends.get(usize::from(index)).copied())
             .collect();
@@ -256,6 +340,9 @@ fn flags(service: &DesiredService) -> u32 {
     }
     if service.source_ranges.is_some() {
         flags |= Service::FLAG_SOURCE_RANGES;
+    }
+    if service.algorithm == Algorithm::Random {
+        flags |= Service::FLAG_RANDOM;
     }
     flags
 }

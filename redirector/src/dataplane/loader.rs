@@ -12,8 +12,8 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig,
+    Service, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::pins::{Hook, Pins};
@@ -39,6 +39,12 @@ pub struct Sizes {
     pub slots: u32,
     /// `SOURCE_RANGES`.
     pub source_ranges: u32,
+    /// `AFFINITY`; when it is full, the client that was not seen for longest is forgotten.
+    pub affinity: u32,
+    /// `TAKERS`.
+    pub takers: u32,
+    /// `VIPS`.
+    pub vips: u32,
 }
 
 impl Default for Sizes {
@@ -47,10 +53,13 @@ impl Default for Sizes {
             frontends: 65536,
             services: 65536,
             backends: 65536,
-            maglev_lines: 65536,
+            maglev_lines: 262_144,
             flows: 262_144,
             slots: 262_144,
             source_ranges: 65536,
+            affinity: 65536,
+            takers: 262_144,
+            vips: 65536,
         }
     }
 }
@@ -259,6 +268,12 @@ impl Spec {
                 kind: MapType::LpmTrie,
                 ..Self::hash::<SourceRange, u32>(sizes.source_ranges)
             },
+            MapName::Affinity => Self {
+                kind: MapType::LruHash,
+                ..Self::hash::<AffinityKey, Affinity>(sizes.affinity)
+            },
+            MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
+            MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
         }
     }
 

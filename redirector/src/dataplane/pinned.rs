@@ -18,14 +18,16 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Flow, Frontend, FrontendKey, Interface,
+    NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
+    SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
 use super::contents::lines_of;
 use super::info::Info;
 use super::pins::Pins;
+use super::ports;
 use super::table::read_ranges;
 use error::{chain, is_gone, os_error, unreadable};
 
@@ -156,6 +158,34 @@ impl Pinned {
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
+    /// Clients that are remembered, and the backends that they stay with; also those past their
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn affinities(&self) -> Result<BTreeMap<AffinityKey, Affinity>, PinnedError> {
+        self.table(MapName::Affinity)
+    }
+
+    /// Backends that clients may stay with.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn takers(&self) -> Result<BTreeMap<TakerKey, Taker>, PinnedError> {
+        self.table(MapName::Takers)
+    }
+
+    /// Addresses that only frontends have.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn vips(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
+    }
+
     /// The lines of Maglev tables that services use.
     ///
     /// # Errors
@@ -192,6 +222,7 @@ impl Pinned {
     /// Elements of `PORTS` with a port that concerns us.
     fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
         let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.values_mut().for_each(ports::unmark);
         blocks.retain(|_, block| *block != PortBlock::default());
         Ok(blocks)
     }
@@ -281,6 +312,9 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Affinity => self.affinities()?.len(),
+            MapName::Takers => self.takers()?.len(),
+            MapName::Vips => self.vips()?.len(),
         })
     }
 

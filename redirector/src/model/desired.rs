@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    TrafficPolicy, maglev,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
+    ServiceKey, TrafficPolicy,
+    maglev::{self, Density},
 };
 
 /// The addresses of this node.
@@ -61,6 +62,9 @@ pub struct Desired {
     pub services: BTreeMap<(ServiceKey, Family), DesiredService>,
     /// Frontends that more than one service claims, in the order of the services.
     pub conflicts: Vec<Conflict>,
+    /// Addresses of frontends that are not this host's: packets to them have no business here but
+    /// with services.
+    pub vips: BTreeSet<Address>,
 }
 
 /// A frontend that two services claim.
@@ -87,8 +91,12 @@ pub struct DesiredService {
     pub policy: TrafficPolicy,
     /// How packets reach a backend elsewhere.
     pub forwarding: Forwarding,
+    /// How a backend is chosen for a new flow.
+    pub algorithm: Algorithm,
     /// Session affinity by client address, in seconds.
     pub affinity_seconds: Option<u32>,
+    /// With whom the service shares what it remembers of clients, if not with nobody.
+    pub affinity_group: Option<String>,
     /// Networks of this family that clients may come from; `None`: from everywhere. Without a
     /// network, where the service names only ones of the other family, nobody is admitted.
     pub source_ranges: Option<BTreeSet<IpNet>>,
@@ -101,17 +109,17 @@ impl DesiredService {
     /// The Maglev table over the backends that take new flows of clients from `origin`: indices
     /// into [`backends`](Self::backends). Empty without such a backend.
     #[must_use]
-    pub fn table(&self, origin: Origin) -> Vec<u16> {
+    pub fn table(&self, origin: Origin, density: Density) -> Vec<u16> {
         let shares: Vec<(u64, u16)> =
             self.backends.iter().map(|it| (it.identity, it.share(origin))).collect();
-        maglev::build(&shares, self.table_size(origin))
+        maglev::build(&shares, self.table_size(origin, density))
     }
 
     /// Number of entries of [`table`](Self::table).
     #[must_use]
-    pub fn table_size(&self, origin: Origin) -> u32 {
+    pub fn table_size(&self, origin: Origin, density: Density) -> u32 {
         let shares: Vec<u16> = self.backends.iter().map(|it| it.share(origin)).collect();
-        maglev::table_size(&shares)
+        maglev::table_size(&shares, density)
     }
 
     /// Whether clients on the node and those outside have the same backends to choose from.
@@ -172,6 +180,9 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
             }
             let mut entry = build_backends(service, family, node);
             for (frontend, local_address) in frontends {
+                if !node.is_own(frontend.address.into()) {
+                    desired.vips.insert(frontend.address);
+                }
                 match claimed.entry(frontend) {
                     Entry::Vacant(vacant) => {
                         vacant.insert(&service.key);
@@ -233,7 +244,9 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         backends,
         policy: service.policy,
         forwarding: service.forwarding,
+        algorithm: service.algorithm,
         affinity_seconds: service.affinity_seconds,
+        affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
         silent,
     }
