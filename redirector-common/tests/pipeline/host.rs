@@ -130,6 +130,11 @@ impl Host {
         self.flows.borrow().iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect()
     }
 
+    /// As after a time without packets.
+    pub(crate) fn clear_flows(&self) {
+        self.flows.borrow_mut().clear();
+    }
+
     /// Every half has its partner, and they agree about the state.
     pub(crate) fn assert_whole(&self) {
         let flows = self.flows();
