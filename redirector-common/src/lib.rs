@@ -13,6 +13,7 @@ extern crate std;
 pub mod address;
 pub mod backend;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod map_name;
 pub mod node;
@@ -24,6 +25,7 @@ pub mod source;
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};
 pub use flow::{Direction, Flow, FlowState, Tuple};
+pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
@@ -46,6 +48,8 @@ pod!(
     Port,
     Tuple,
     Flow,
+    FragmentKey,
+    FirstFragment,
     FrontendKey,
     Frontend,
     Backend,

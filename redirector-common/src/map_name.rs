@@ -65,4 +65,6 @@ maps! {
     Sysctls = "SYSCTLS", 1;
     /// Prefixes that clients of a service may come from, where it limits them.
     SourceRanges = "SOURCE_RANGES", 1;
+    /// Ports of the first fragments of packets, for the fragments after them.
+    Fragments = "FRAGMENTS", 1;
 }

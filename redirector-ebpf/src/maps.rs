@@ -2,14 +2,14 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceBits, Tuple,
+    Backend, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, NodeConfig,
+    Service, ServiceInfo, SlotKey, SlotValue, SourceBits, Tuple,
 };
 
 use crate::environment::Workspace;
@@ -31,6 +31,9 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static FLOWS: HashMap<Tuple, Flow> =
     HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> =
+    LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
 #[map]

@@ -75,6 +75,18 @@ impl Decision {
         Self::new(Step::Drop, reason)
     }
 
+    /// Translated, into this host's own stack.
+    #[inline(always)]
+    pub(super) const fn deliver(reason: Reason) -> Self {
+        Self::new(Step::Deliver, reason)
+    }
+
+    /// Translated, and out again by one of the two ways.
+    #[inline(always)]
+    pub(super) const fn forward(step: Step, reason: Reason) -> Self {
+        Self::new(step, reason)
+    }
+
     /// Handed over by XDP, which cannot do it; at TC, as given.
     #[inline(always)]
     pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
@@ -133,7 +145,9 @@ pub fn decide<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
-        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)) || packet.vlan_tags != 0)
+        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
+            || packet.vlan_tags != 0
+            || packet.is_first_fragment())
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
@@ -167,11 +181,8 @@ pub fn decide_reply<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     outcome.translated = *entry.translated();
-    let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
-    if matches!(decision.step, Step::Deliver) {
-        track(environment, packet, entry);
-    }
-    decision
+    track(environment, packet, entry);
+    deliver(Hook::Ingress, Reason::LocalReply)
 }
 
 /// Whether a packet that matches a half opens a new flow all the same.
@@ -208,7 +219,7 @@ pub(super) fn established<E: Environment>(
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
     } else {
-        deliver(packet, hook, Reason::LocalEstablished, outcome)
+        deliver(hook, Reason::LocalEstablished)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry);
@@ -216,22 +227,10 @@ pub(super) fn established<E: Environment>(
     decision
 }
 
-/// Decides about a packet to this host's own stack, given how it is translated.
+/// Decides about a packet to this host's own stack.
 #[inline(always)]
-pub(super) fn deliver(packet: &Packet, hook: Hook, reason: Reason, outcome: &Outcome) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
+pub(super) const fn deliver(hook: Hook, reason: Reason) -> Decision {
     Decision::new(Step::Deliver, reason).unless_xdp(hook)
-}
-
-/// Whether translating the packet would part it from the fragments that follow it: they have no
-/// ports, are left alone, and find each other by their addresses.
-#[inline(always)]
-fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
-    packet.first_fragment != 0
-        && (translated.source != packet.tuple.source
-            || translated.destination != packet.tuple.destination)
 }
 
 /// Decides how a packet that leaves this host again goes, given where to.
@@ -244,9 +243,6 @@ pub(super) fn forward<E: Environment>(
     reason: Reason,
     outcome: &mut Outcome,
 ) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
     if packet.ttl <= 1 {
         return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
     }

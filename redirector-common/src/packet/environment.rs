@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 
 use super::Packet;
+use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Backend, BackendId, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
     Port, PortFlags, Protocol, Service, ServiceId, Tuple,
@@ -54,6 +55,12 @@ pub trait Environment {
 
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
+
+    /// What was noted of the first fragment of a packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment>;
+
+    /// Notes the first fragment of a packet.
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment);
 
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;

@@ -11,8 +11,8 @@ use redirector_common::packet::{
     decide_reply,
 };
 use redirector_common::{
-    Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
-    PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
+    Address, Backend, BackendId, Direction, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -35,6 +35,7 @@ pub(crate) struct Host {
     pub(crate) route: Cell<Route>,
     pub(crate) flow_capacity: Cell<usize>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
+    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -60,6 +61,7 @@ impl Host {
             route: Cell::new(Route::Via),
             flow_capacity: Cell::new(1000),
             flows: RefCell::default(),
+            fragments: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
@@ -211,6 +213,14 @@ impl Environment for Host {
 
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         self.interface.filter(|_| ifindex == IFINDEX)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        self.fragments.borrow_mut().insert(*key, *first);
     }
 
     fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {

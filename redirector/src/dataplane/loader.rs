@@ -12,8 +12,8 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceRange, Tuple,
+    Backend, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, NodeConfig,
+    Service, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
 };
 
 use super::pins::{Hook, Pins};
@@ -39,6 +39,8 @@ pub struct Sizes {
     pub slots: u32,
     /// `SOURCE_RANGES`.
     pub source_ranges: u32,
+    /// `FRAGMENTS`: packets in pieces that are remembered at once.
+    pub fragments: u32,
 }
 
 impl Default for Sizes {
@@ -51,6 +53,7 @@ impl Default for Sizes {
             flows: 262_144,
             slots: 262_144,
             source_ranges: 65536,
+            fragments: 8192,
         }
     }
 }
@@ -255,6 +258,10 @@ impl Spec {
             MapName::ServiceInfo => Self::hash::<u32, ServiceInfo>(sizes.services),
             MapName::Status => Self::array::<Text>(1),
             MapName::Sysctls => Self::hash::<SysctlKey, SysctlValue>(64),
+            MapName::Fragments => Self {
+                kind: MapType::LruHash,
+                ..Self::hash::<FragmentKey, FirstFragment>(sizes.fragments)
+            },
             MapName::SourceRanges => Self {
                 kind: MapType::LpmTrie,
                 ..Self::hash::<SourceRange, u32>(sizes.source_ranges)

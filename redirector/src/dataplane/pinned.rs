@@ -18,8 +18,9 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
+    Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface,
+    NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
+    SourceRange, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -155,6 +156,15 @@ impl Pinned {
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
+    /// First fragments of packets that came in pieces, not long ago.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn fragments(&self) -> Result<BTreeMap<FragmentKey, FirstFragment>, PinnedError> {
+        Ok(self.entries_of(MapName::Fragments)?.into_iter().collect())
+    }
+
     /// The lines of Maglev tables that services use.
     ///
     /// # Errors
@@ -280,6 +290,7 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Fragments => self.fragments()?.len(),
         })
     }
 

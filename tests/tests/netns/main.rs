@@ -3,6 +3,7 @@
 
 mod connections;
 mod edges;
+mod fragments;
 mod modes;
 mod ports;
 mod refusals;
