@@ -6,6 +6,7 @@ mod edges;
 mod fragments;
 mod modes;
 mod ports;
+mod quoted;
 mod refusals;
 mod reload;
 mod services;
