@@ -51,6 +51,7 @@ const FORWARD_UNRESOLVED: u32 = 4;
 /// Handles a later fragment or ICMP message that came in from outside.
 #[inline(always)]
 pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
+    let size = Skb::from_raw(ctx).size();
     let found = related_parse(ctx) != 0 && related_complete(ctx) != 0;
     let step = if found { related_decide(ctx, 0) } else { PASS };
     let verdict = match step {
@@ -58,7 +59,7 @@ pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
         DROP => TC_ACT_SHOT,
         _ => related_rewrite(ctx, step),
     };
-    related_count(ctx);
+    count(ctx, size);
     verdict
 }
 
@@ -70,8 +71,9 @@ pub(crate) fn handle_out(ctx: *mut __sk_buff) -> i32 {
     if !ours {
         return TC_ACT_OK;
     }
+    let size = Skb::from_raw(ctx).size();
     let verdict = related_rewrite(ctx, DELIVER);
-    related_count(ctx);
+    count(ctx, size);
     verdict
 }
 
@@ -186,11 +188,11 @@ extern "C" fn related_rewrite(ctx: *mut __sk_buff, step: u32) -> i32 {
     }
 }
 
-/// Counts the packet.
+/// Counts the packet, of which that was the size when it came.
 #[inline(always)]
-fn related_count(ctx: *mut __sk_buff) {
-    let skb = Skb::from_raw(ctx);
+fn count(ctx: *mut __sk_buff, size: usize) {
+    let ifindex = Skb::from_raw(ctx).ifindex();
     if let Some((environment, _, _)) = Kernel::new(ctx.cast()) {
-        counters::count_number(skb.ifindex(), environment.related().reason, skb.size());
+        counters::count_number(ifindex, environment.related().reason, size);
     }
 }

@@ -13,7 +13,7 @@ use aya::{
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    Flow, Reason, SourceBits, SourceRange, Tuple,
+    FirstFragment, Flow, FragmentKey, Reason, SourceBits, SourceRange, Tuple,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
     reason::REASON_CAPACITY,
@@ -257,6 +257,22 @@ impl Programs {
         let map = self.ebpf.map_mut(MapName::Flows.name()).context("no map FLOWS")?;
         let mut map: HashMap<&mut MapData, Tuple, Flow> = HashMap::try_from(map)?;
         for key in keys {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the first fragments of all packets.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be written.
+    pub fn clear_fragments(&mut self) -> Result<()> {
+        let name = MapName::Fragments.name();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map: HashMap<&mut MapData, FragmentKey, FirstFragment> = HashMap::try_from(map)?;
+        let keys: Result<Vec<FragmentKey>, _> = map.keys().collect();
+        for key in keys? {
             map.remove(&key)?;
         }
         Ok(())

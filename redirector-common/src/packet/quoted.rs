@@ -80,12 +80,12 @@ pub fn parse_quoted<P: PacketBuf>(
 
 /// Whether an ICMP message says that a packet was not delivered. Source quench and redirects do not.
 #[inline(always)]
-pub(super) const fn is_error(protocol: u8, kind: u8) -> bool {
-    match protocol {
+pub(super) const fn is_error(family: Family, protocol: u8, kind: u8) -> bool {
+    match (family, protocol) {
         // Destination unreachable, time exceeded, parameter problem.
-        ICMP => matches!(kind, 3 | 11 | 12),
+        (Family::V4, ICMP) => matches!(kind, 3 | 11 | 12),
         // Destination unreachable, packet too big, time exceeded, parameter problem.
-        ICMPV6 => matches!(kind, 1..=4),
+        (Family::V6, ICMPV6) => matches!(kind, 1..=4),
         _ => false,
     }
 }

@@ -32,7 +32,8 @@ pub fn parse_related<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<Kin
     } else {
         let [kind, ..]: [u8; ICMP_LEN] = bytes.read(ip.transport).ok_or(Reason::Icmp)?;
         // Nobody sends errors in pieces.
-        if ip.fragment.identification != 0 || !is_error(ip.protocol, kind) {
+        let is_whole = ip.fragment.identification == 0;
+        if !is_whole || !is_error(ip.source.family(), ip.protocol, kind) {
             return Err(Reason::Icmp);
         }
         // Of the quoted packet; which, is not known yet.
