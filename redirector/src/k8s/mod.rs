@@ -8,16 +8,20 @@
 //!
 //! [`model::Service`]: crate::model::Service
 
+pub mod audit;
 pub mod client;
 pub mod cluster;
 pub mod convert;
 pub mod endpoints;
+pub mod health;
 pub mod index;
 pub mod lenient;
 pub mod node;
 pub mod object;
 pub mod pod;
+pub mod protected;
 pub mod publish;
+pub mod report;
 pub mod service;
 pub mod slice;
 pub mod watch;
