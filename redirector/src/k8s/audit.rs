@@ -180,7 +180,7 @@ fn claimed_twice(pods: &[&PodRecord]) -> Vec<Finding> {
                 continue;
             }
             let number = port.container_port;
-            let other = number.checked_add(10_000).unwrap_or(number - 10_000);
+            let other = number.checked_add(10_000).unwrap_or_else(|| number - 10_000);
             let protocol = port.protocol.name().to_ascii_lowercase();
             let ask = Ask { protocol: port.protocol, port: number, local: other };
             findings.push(Finding {
