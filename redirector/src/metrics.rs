@@ -83,7 +83,10 @@ impl Metrics {
                 | MapName::Slots
                 | MapName::Status
                 | MapName::Sysctls
-                | MapName::SourceRanges => maps.entries(*name)?,
+                | MapName::SourceRanges
+                | MapName::Affinity
+                | MapName::Takers
+                | MapName::Vips => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

@@ -92,6 +92,8 @@ impl Rules {
                     backends: backends.clone(),
                     policy: record.policy,
                     forwarding: record.forwarding,
+                    algorithm: record.algorithm,
+                    affinity_group: Some(group(&key)),
                     affinity_seconds: record.affinity_seconds,
                     ..Service::new(key)
                 };
@@ -215,6 +217,11 @@ fn service_key(source: Source, record: &ServiceRecord, port: &ServicePort) -> Se
         port => format!("{name}:{port}"),
     };
     ServiceKey { source, namespace: Some(namespace.clone()), name }
+}
+
+/// Frontends of one port of a Service share their clients' affinity.
+fn group(key: &ServiceKey) -> String {
+    format!("{}/{}", key.namespace.as_deref().unwrap_or_default(), key.name)
 }
 
 /// `pod:80:8080/tcp`.

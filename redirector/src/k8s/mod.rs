@@ -35,5 +35,7 @@ mod tests;
 pub const PUBLISH: &str = "redirector.io/publish";
 /// Annotation of a Service: `snat` or `dsr`.
 pub const FORWARDING: &str = "redirector.io/forwarding";
+/// Annotation of a Service: `maglev` or `random`.
+pub const ALGORITHM: &str = "redirector.io/algorithm";
 /// Label that hands an object to another proxy.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
