@@ -11,6 +11,7 @@ pub mod epochs;
 pub mod gc;
 pub mod ids;
 pub mod info;
+pub mod layout;
 pub mod loader;
 pub mod lock;
 pub mod maps;

@@ -218,7 +218,7 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     desired
 }
 
-fn expand_frontends(
+pub(super) fn expand_frontends(
     service: &Service,
     family: Family,
     node: &NodeAddresses,
@@ -240,7 +240,11 @@ fn expand_frontends(
 }
 
 /// The service with its backends, and no frontend yet.
-fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
+pub(super) fn build_backends(
+    service: &Service,
+    family: Family,
+    node: &NodeAddresses,
+) -> DesiredService {
     let mut seen = BTreeSet::new();
     let mut backends: Vec<DesiredBackend> = service
         .backends
