@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod address;
 pub mod backend;
+pub mod cache;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
@@ -21,9 +22,11 @@ pub mod packet;
 pub mod reason;
 pub mod service;
 pub mod source;
+pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};
+pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
@@ -50,6 +53,8 @@ pod!(
     Flow,
     FragmentKey,
     FirstFragment,
+    CachedFlow,
+    CacheSet,
     FrontendKey,
     Frontend,
     Backend,
