@@ -9,4 +9,5 @@ mod deciding;
 mod host;
 mod packets;
 mod parsing;
+mod related;
 mod rewriting;
