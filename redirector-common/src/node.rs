@@ -31,6 +31,9 @@ impl PortFlags {
     /// Some frontend with this port has a backend elsewhere: XDP takes part.
     pub const REMOTE: Self = Self(8);
 
+    /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
+    pub const STEER: Self = Self(16);
+
     /// Whether any bit of `other` is set.
     #[inline(always)]
     #[must_use]

@@ -9,7 +9,9 @@ use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
+use redirector_common::packet::{
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
+};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port,
@@ -19,7 +21,7 @@ use redirector_common::{
 use crate::maps::{
     BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, WORKSPACE,
 };
-use crate::redirect;
+use crate::{redirect, steer};
 
 const EEXIST: i32 = 17;
 
@@ -33,6 +35,7 @@ pub(crate) struct Workspace {
     partner_key: Tuple,
     source: SourceRange,
     message: Message,
+    sockets: steer::Query,
 }
 
 /// The kernel, seen from a program with this context.
@@ -174,6 +177,19 @@ impl Environment for Kernel {
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
+    }
+
+    #[inline(always)]
+    fn socket(&self, packet: &Packet) -> Socket {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::socket(self.ctx, packet, unsafe { &mut (*self.workspace).sockets })
+    }
+
+    #[inline(always)]
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let to = (to.destination, to.destination_port);
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::assign(self.ctx, packet, to, unsafe { &mut (*self.workspace).sockets })
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ mod environment;
 mod maps;
 mod redirect;
 mod reject;
+mod steer;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};

@@ -1,7 +1,8 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
+use super::steer::Steering;
 use super::track::{is_over, track};
-use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
+use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, new_flow};
 use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
 
 /// Where the deciding program is attached, and so what it can do.
@@ -137,6 +138,14 @@ pub fn decide<E: Environment>(
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
+    let steering = Steering::of(packet, flags);
+    let mut socket = Socket::None;
+    if steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+        if matches!(socket, Socket::Open) {
+            return Decision::pass(Reason::SteeredEstablished);
+        }
+    }
     if let Some(entry) = environment.flow(&packet.tuple) {
         if !begins_anew(environment, packet, entry) {
             return established(environment, packet, hook, len, entry, outcome);
@@ -146,7 +155,13 @@ pub fn decide<E: Environment>(
     } else if !flags.intersects(PortFlags::FRONTEND) {
         return Decision::pass(Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, hook, len, outcome)
+    if steering.is_possible() && !steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+    }
+    if socket.owns(packet) {
+        return Decision::pass(Reason::SteeredEstablished);
+    }
+    new_flow::open(environment, packet, hook, len, steering.given(socket), outcome)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.

@@ -14,6 +14,7 @@ pub mod new_flow;
 pub mod parse;
 pub mod rewrite;
 pub mod select;
+pub mod steer;
 pub mod track;
 
 pub use checksum::Delta;
@@ -21,6 +22,7 @@ pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply}
 pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
 pub use parse::{Packet, TcpFlags, parse};
 pub use rewrite::rewrite;
+pub use steer::Socket;
 
 /// Types that may be read from and written to packet bytes.
 ///

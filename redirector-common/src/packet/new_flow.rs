@@ -3,7 +3,8 @@
 use super::decide::{Decision, Outcome, Step, deliver, established, forward};
 use super::environment::Inserted;
 use super::select::select;
-use super::{Environment, Hook, IcmpError, Packet, Scratch};
+use super::steer::{Steering, steer};
+use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket};
 use crate::{Address, Direction, FrontendKey, Port, Protocol, Reason, Service, Tuple};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
@@ -17,6 +18,7 @@ pub(super) fn open<E: Environment>(
     packet: &Packet,
     hook: Hook,
     len: u16,
+    steering: Steering,
     outcome: &mut Outcome,
 ) -> Decision {
     let tuple = &packet.tuple;
@@ -24,7 +26,11 @@ pub(super) fn open<E: Environment>(
     let Some(frontend) = environment.frontend(&key) else {
         return Decision::pass(Reason::NotOurs);
     };
-    if matches!(tuple.protocol(), Protocol::Tcp) && !packet.flags.opens() {
+    // An acknowledgement may end a handshake that was steered and of which the kernel has kept no
+    // state: it goes the way of its SYN.
+    let opens = matches!(tuple.protocol(), Protocol::Udp) || packet.flags.opens();
+    let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
+    if !opens && !(may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges()) {
         return Decision::pass(Reason::NoFlow);
     }
     let Some(service) = environment.service(frontend.service) else {
@@ -32,11 +38,18 @@ pub(super) fn open<E: Environment>(
     };
     // Only here: flows that are open go on when the ranges change, and a service without ranges
     // pays for none.
-    if service.limits_sources() && !environment.source_allowed(frontend.service, &tuple.source) {
+    if opens
+        && service.limits_sources()
+        && !environment.source_allowed(frontend.service, &tuple.source)
+    {
         return Decision::drop(Reason::SourceDenied);
     }
     if service.table_size == 0 {
-        return no_backend(&service, hook, outcome);
+        return if opens {
+            no_backend(&service, hook, outcome)
+        } else {
+            Decision::pass(Reason::NoFlow)
+        };
     }
     let Some(id) = select(environment, &service, tuple) else {
         return Decision::drop(Reason::Inconsistent);
@@ -47,12 +60,6 @@ pub(super) fn open<E: Environment>(
     if !backend.is_some() {
         return Decision::drop(Reason::Inconsistent);
     }
-    let Some(mut scratch) = environment.scratch() else {
-        return Decision::drop(Reason::Inconsistent);
-    };
-    // SAFETY: the environment gives scratch memory to one packet at a time.
-    let scratch = unsafe { scratch.as_mut() };
-
     let client = (tuple.source, tuple.source_port);
     let local = backend.is_local();
     let address = match (local, backend.address.is_unspecified()) {
@@ -60,6 +67,27 @@ pub(super) fn open<E: Environment>(
         (true, false) | (false, _) => backend.address,
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
+    if may_steer && local && steer(environment, packet, hook, &outcome.translated) {
+        let reason = if opens { Reason::SteeredNew } else { Reason::SteeredEstablished };
+        return Decision::pass(reason);
+    }
+    if !opens {
+        return Decision::pass(Reason::NoFlow);
+    }
+    // The choice was made by the first SYN, and backends may have changed since.
+    if matches!(hook, Hook::Xdp)
+        && steering.is_possible()
+        && !local
+        && matches!(environment.socket(packet), Socket::Open)
+    {
+        return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
+    }
+    let Some(mut scratch) = environment.scratch() else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    // SAFETY: the environment gives scratch memory to one packet at a time.
+    let scratch = unsafe { scratch.as_mut() };
+
     let mut decision = if local {
         deliver(packet, hook, Reason::LocalNew, outcome)
     } else {

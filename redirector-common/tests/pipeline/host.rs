@@ -1,14 +1,14 @@
 //! A node made of ordinary collections.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 
 use redirector_common::node::NodeConfig;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{
-    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, decide,
-    decide_reply,
+    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, Socket,
+    decide, decide_reply,
 };
 use redirector_common::{
     Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
@@ -34,6 +34,14 @@ pub(crate) struct Host {
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
     pub(crate) flow_capacity: Cell<usize>,
+    pub(crate) sockets: RefCell<BTreeMap<Tuple, Socket>>,
+    pub(crate) listeners: RefCell<BTreeSet<(Address, u16)>>,
+    /// Whether any acknowledgement answers a SYN cookie.
+    pub(crate) cookies: Cell<bool>,
+    /// Sockets that were looked up.
+    pub(crate) socket_look_ups: Cell<u32>,
+    /// Flows that were looked up.
+    pub(crate) flow_look_ups: Cell<u32>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
     scratch: UnsafeCell<Scratch>,
 }
@@ -59,6 +67,11 @@ impl Host {
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
             flow_capacity: Cell::new(1000),
+            sockets: RefCell::default(),
+            listeners: RefCell::default(),
+            cookies: Cell::new(false),
+            socket_look_ups: Cell::new(0),
+            flow_look_ups: Cell::new(0),
             flows: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
@@ -96,6 +109,13 @@ impl Host {
             let entry = ports.entry((protocol.number(), port)).or_default();
             *entry = entry.union(flags);
         }
+    }
+
+    /// Gives a port more flags.
+    pub(crate) fn mark(&self, port: u16, flags: PortFlags) {
+        let mut ports = self.ports.borrow_mut();
+        let entry = ports.entry((Protocol::Tcp.number(), port)).or_default();
+        *entry = entry.union(flags);
     }
 
     /// What TC ingress does with a packet.
@@ -157,6 +177,7 @@ impl Environment for Host {
     }
 
     fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
+        self.flow_look_ups.set(self.flow_look_ups.get() + 1);
         let flows = self.flows.borrow();
         let flow = NonNull::new(flows.get(key)?.get())?;
         // SAFETY: boxed, and removed only between packets or by the packet that holds it.
@@ -217,6 +238,16 @@ impl Environment for Host {
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()
+    }
+
+    fn socket(&self, packet: &Packet) -> Socket {
+        self.socket_look_ups.set(self.socket_look_ups.get() + 1);
+        self.sockets.borrow().get(&packet.tuple).copied().unwrap_or(Socket::None)
+    }
+
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let listener = (to.destination, to.destination_port.number());
+        self.listeners.borrow().contains(&listener) && (packet.flags.opens() || self.cookies.get())
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

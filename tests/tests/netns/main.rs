@@ -10,3 +10,4 @@ mod reload;
 mod services;
 mod shapes;
 mod sources;
+mod steering;
