@@ -11,4 +11,5 @@ mod loading;
 mod refused;
 mod sources;
 mod states;
+mod steering;
 mod world;
