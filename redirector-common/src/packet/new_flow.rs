@@ -30,7 +30,8 @@ pub(super) fn open<E: Environment>(
     // state: it goes the way of its SYN.
     let opens = matches!(tuple.protocol(), Protocol::Udp) || packet.flags.opens();
     let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
-    if !opens && !(may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges()) {
+    let may_answer = may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges();
+    if !opens && !may_answer {
         return Decision::pass(Reason::NoFlow);
     }
     let Some(service) = environment.service(frontend.service) else {
