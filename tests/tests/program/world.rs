@@ -229,7 +229,7 @@ pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
         snat_first: SNAT,
         snat_count: count,
         lookup_ifindex: ifindex("lo")?,
-        cache_sets: CACHE_SETS,
+        cache_sets: redirector_tests::program::CACHE_SETS,
         reserved: 0,
     };
     programs.set(MapName::Node, 0, node)
