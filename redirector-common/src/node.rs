@@ -129,6 +129,13 @@ impl Interface {
         self.flags & Self::XDP_TRANSMIT != 0
     }
 
+    /// Whether our programs are on it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ours(&self) -> bool {
+        self.slot != 0
+    }
+
     /// The address to translate sources to, unspecified if there is none.
     #[inline(always)]
     #[must_use]

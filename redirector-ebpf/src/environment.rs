@@ -78,6 +78,12 @@ impl Kernel {
     }
 }
 
+/// Whether our programs are on the interface.
+#[inline(always)]
+pub(crate) fn is_ours(ifindex: u32) -> bool {
+    ifindex != 0 && INTERFACES.get(ifindex).is_some_and(Interface::is_ours)
+}
+
 impl Environment for Kernel {
     #[inline(always)]
     fn now(&self) -> u64 {

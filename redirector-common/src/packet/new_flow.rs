@@ -70,7 +70,7 @@ pub(super) fn open<E: Environment>(
         (true, false) | (false, _) => backend.address,
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
-    if may_steer && local && steer(environment, packet, hook, &outcome.translated) {
+    if may_steer && backend.is_own() && steer(environment, packet, hook, &outcome.translated) {
         let reason = if opens { Reason::SteeredNew } else { Reason::SteeredEstablished };
         return Decision::pass(reason);
     }

@@ -202,7 +202,7 @@ impl Encoder<'_> {
         let local = service
             .backends
             .iter()
-            .any(|backend| backend.takes_new_flows && backend.backend.is_local());
+            .any(|backend| backend.takes_new_flows && backend.backend.is_own());
         for (key, local_address) in &service.frontends {
             let value = Frontend { service: id, reserved: 0, local_address: *local_address };
             self.contents.frontends.insert(*key, value);

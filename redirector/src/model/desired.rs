@@ -20,6 +20,17 @@ pub struct NodeAddresses {
     pub chosen: Vec<IpAddr>,
     /// Every address of this host.
     pub host: BTreeSet<IpAddr>,
+    /// Networks that this host reaches without another router.
+    pub sides: BTreeMap<IpNet, Side>,
+}
+
+/// Where a network is, seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Behind an interface that clients come by.
+    Outside,
+    /// On this host: behind a link to another network namespace.
+    Inside,
 }
 
 impl NodeAddresses {
@@ -48,6 +59,13 @@ impl NodeAddresses {
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.host.contains(&address) || self.chosen.contains(&address)
+    }
+
+    /// Where `address` is, as far as routes tell: the most specific one does.
+    #[must_use]
+    pub fn side(&self, address: IpAddr) -> Option<Side> {
+        let around = self.sides.iter().filter(|(network, _)| network.contains(&address));
+        around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
     }
 
     /// Where a local backend is delivered for clients that hit `frontend`.
@@ -256,8 +274,12 @@ fn resolve_backend(
         BackendAddress::At(address) if node.is_own(address) => {
             Backend::local_at(address.into(), port)
         }
-        BackendAddress::At(address) if spec.here => Backend::routed(address.into(), port),
-        BackendAddress::At(address) => Backend::remote(address.into(), port),
+        // Answers of what is behind our own interfaces do not pass TC egress after routing.
+        BackendAddress::At(address) => match node.side(address) {
+            Some(Side::Inside) => Backend::routed(address.into(), port),
+            None if spec.here => Backend::routed(address.into(), port),
+            None | Some(Side::Outside) => Backend::remote(address.into(), port),
+        },
     };
     Some(DesiredBackend {
         backend,

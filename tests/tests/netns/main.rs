@@ -4,6 +4,7 @@
 mod connections;
 mod edges;
 mod modes;
+mod pods;
 mod ports;
 mod refusals;
 mod reload;

@@ -121,9 +121,9 @@ pub(crate) const REMOTE_CLOSED: u16 = 103;
 pub(crate) const EMPTY_LIMITED: u16 = 104;
 
 /// As [`LOCAL`], whose backend may be handed connections, on [`STEERED_PORT`].
-pub(crate) const STEERED: u16 = 105;
+pub(crate) const STEERED: u16 = 110;
 /// The same, where other flows of the port may go elsewhere.
-pub(crate) const STEERED_MIXED: u16 = 106;
+pub(crate) const STEERED_MIXED: u16 = 111;
 
 /// Where the backend of [`STEERED`] listens, if it does.
 pub(crate) const STEERED_PORT: u16 = 8082;
