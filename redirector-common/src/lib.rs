@@ -21,6 +21,7 @@ pub mod packet;
 pub mod reason;
 pub mod service;
 pub mod source;
+pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};

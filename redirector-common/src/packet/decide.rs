@@ -4,7 +4,7 @@ use super::cached::{self, Place};
 use super::steer::Steering;
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, new_flow};
-use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
+use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,7 +193,7 @@ pub fn decide_reply<E: Environment>(
     if !entry.is_reply() || !entry.is_local() {
         return Decision::pass(Reason::NotOurs);
     }
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
     if matches!(decision.step, Step::Deliver) {
         track(environment, packet, entry, environment.now());
@@ -229,13 +229,13 @@ pub(super) fn established<E: Environment>(
     entry: FlowEntry,
     outcome: &mut Outcome,
 ) -> Decision {
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let now = environment.now();
     let decision = if !entry.is_local() {
         let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
         forward(environment, packet, hook, reason, outcome, |outcome| {
             if let Some(known) = entry.next_hop(place.epoch, now) {
-                outcome.next_hop = *known;
+                words::copy(known, &mut outcome.next_hop);
                 let fits = u32::from(len) <= known.mtu;
                 return if fits { Route::Via } else { Route::TooBig };
             }
