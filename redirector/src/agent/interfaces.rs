@@ -82,6 +82,7 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
             .map(|address| address.address)
             .collect(),
         host: host.addresses(),
+        has_kube_proxy: false,
         sides,
     }
 }

@@ -199,10 +199,11 @@ impl Encoder<'_> {
             .backends
             .iter()
             .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let local = service
-            .backends
-            .iter()
-            .any(|backend| backend.takes_new_flows && backend.backend.is_own());
+        let steers = service.steers
+            && service
+                .backends
+                .iter()
+                .any(|backend| backend.takes_new_flows && backend.backend.is_own());
         for (key, local_address) in &service.frontends {
             let value = Frontend { service: id, reserved: 0, local_address: *local_address };
             self.contents.frontends.insert(*key, value);
@@ -211,7 +212,7 @@ impl Encoder<'_> {
                 flags = flags.union(PortFlags::REMOTE);
             }
             // The kernel takes only packets to this host's own addresses to its sockets.
-            if local && key.protocol() == Protocol::Tcp && key.address == *local_address {
+            if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
                 flags = flags.union(PortFlags::STEER);
             }
             let ports = &mut self.contents.ports;

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Port};
 
 use super::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, TrafficPolicy,
-    maglev,
+    BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, Source,
+    TrafficPolicy, maglev,
 };
 
 /// The addresses of this node.
@@ -20,6 +20,8 @@ pub struct NodeAddresses {
     pub chosen: Vec<IpAddr>,
     /// Every address of this host.
     pub host: BTreeSet<IpAddr>,
+    /// Whether kube-proxy's rules are on this host, too.
+    pub has_kube_proxy: bool,
     /// Networks that this host reaches without another router.
     pub sides: BTreeMap<IpNet, Side>,
 }
@@ -122,6 +124,8 @@ pub struct DesiredService {
     /// Networks of this family that clients may come from; `None`: from everywhere. Without a
     /// network, where the service names only ones of the other family, nobody is admitted.
     pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Whether connections may be handed to sockets of this host as they are.
+    pub steers: bool,
     /// No backend of this node takes new flows while others elsewhere would: packets are dropped
     /// without an answer, so that a load balancer in front goes on to the next node.
     pub silent: bool,
@@ -186,6 +190,8 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
+            // Its rules would send packets that carry a socket elsewhere.
+            entry.steers = !(node.has_kube_proxy && is_kube_proxys(service.key.source));
             for (frontend, local_address) in frontends {
                 match claimed.entry(frontend) {
                     Entry::Vacant(vacant) => {
@@ -250,7 +256,16 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         forwarding: service.forwarding,
         affinity_seconds: service.affinity_seconds,
         source_ranges: choose_ranges(&service.source_ranges, family),
+        steers: true,
         silent,
+    }
+}
+
+/// Whether kube-proxy, where it runs, has rules for such services.
+const fn is_kube_proxys(source: Source) -> bool {
+    match source {
+        Source::NodePort | Source::ExternalIp | Source::LoadBalancer => true,
+        Source::Publish | Source::Static | Source::Annotation => false,
     }
 }
 

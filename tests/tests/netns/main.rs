@@ -3,6 +3,7 @@
 
 mod connections;
 mod edges;
+mod kube_proxy;
 mod modes;
 mod pods;
 mod ports;

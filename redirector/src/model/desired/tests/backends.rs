@@ -40,6 +40,24 @@ fn backends_on_this_node_are_routed_to() {
     assert!(service.backends.iter().all(|backend| !backend.backend.is_own()));
 }
 
+/// Kube-proxy has rules for what Kubernetes calls node ports, and none for published ports.
+#[test]
+fn connections_are_not_steered_past_kube_proxy() {
+    for (has_kube_proxy, source, steers) in [
+        (false, Source::NodePort, true),
+        (true, Source::NodePort, false),
+        (true, Source::LoadBalancer, false),
+        (true, Source::Publish, true),
+        (true, Source::Annotation, true),
+    ] {
+        let mut service = mk_service("web", &[(None, 80)], &[backend("local", 80)]);
+        service.key.source = source;
+        let node = NodeAddresses { has_kube_proxy, ..node() };
+        let desired = build(&[service], &node);
+        assert!(desired.services.values().all(|service| service.steers == steers), "{source:?}");
+    }
+}
+
 #[test]
 fn a_backend_that_is_listed_twice_counts_once() {
     let specs = [weighted("10.0.0.5", 80, 2), backend("10.0.0.5", 80), backend("10.0.0.5", 81)];
