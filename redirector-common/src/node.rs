@@ -34,9 +34,12 @@ impl PortFlags {
     pub const LOCAL_BACKEND: Self = Self(4);
     /// Some frontend with this port has a backend elsewhere: XDP takes part.
     pub const REMOTE: Self = Self(8);
+    /// The node has addresses that are frontends' alone; every port has this bit then, and none
+    /// otherwise.
+    pub const VIPS: Self = Self(16);
 
     /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
-    pub const STEER: Self = Self(16);
+    pub const STEER: Self = Self(32);
 
     /// Whether any bit of `other` is set.
     #[inline(always)]

@@ -1,12 +1,12 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
 use super::cached::Place;
-use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward};
+use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
 use super::environment::Inserted;
-use super::select::select;
+use super::select::{choose, remember};
 use super::steer::{Steering, steer};
 use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket};
-use crate::{Address, Direction, FrontendKey, Port, Protocol, Reason, Service, Tuple};
+use crate::{Address, Direction, FrontendKey, Origin, Port, Protocol, Reason, Service, Tuple};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
@@ -26,7 +26,7 @@ pub(super) fn open<E: Environment>(
     let tuple = &packet.tuple;
     let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
     let Some(frontend) = environment.frontend(&key) else {
-        return Decision::pass(Reason::NotOurs);
+        return unclaimed(environment, packet, steering.flags(), Reason::NotOurs);
     };
     // An acknowledgement may end a handshake that was steered and of which the kernel has kept no
     // state: it goes the way of its SYN.
@@ -49,12 +49,24 @@ pub(super) fn open<E: Environment>(
     }
     if service.table_size == 0 {
         return if opens {
-            no_backend(&service, hook, outcome)
+            no_backend(environment, &service, hook, outcome)
         } else {
             Decision::pass(Reason::NoFlow)
         };
     }
-    let Some(id) = select(environment, &service, tuple) else {
+    if matches!(hook, Hook::Xdp) && service.is_random() {
+        // Chosen once: what XDP leaves to TC ingress would otherwise be chosen twice, and backends
+        // elsewhere get more than their share.
+        return Decision::pass(Reason::NotOurs).unless_xdp(hook);
+    }
+    let Some(mut scratch) = environment.scratch() else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    // SAFETY: the environment gives scratch memory to one packet at a time.
+    let scratch = unsafe { scratch.as_mut() };
+    // Noted where the verifier does not follow it, or it would walk all that comes twice.
+    scratch.affinity_group = service.affinity_group;
+    let Some(id) = choose(environment, frontend.service, &service, Origin::Outside, tuple) else {
         return Decision::drop(Reason::Inconsistent);
     };
     let Some(backend) = environment.backend(id) else {
@@ -71,8 +83,11 @@ pub(super) fn open<E: Environment>(
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
     if may_steer && backend.is_own() && steer(environment, packet, hook, &outcome.translated) {
-        let reason = if opens { Reason::SteeredNew } else { Reason::SteeredEstablished };
-        return Decision::pass(reason);
+        if !opens {
+            return Decision::pass(Reason::SteeredEstablished);
+        }
+        remember(environment, scratch.affinity_group, &tuple.source, id);
+        return Decision::pass(Reason::SteeredNew);
     }
     if !opens {
         return Decision::pass(Reason::NoFlow);
@@ -85,12 +100,6 @@ pub(super) fn open<E: Environment>(
     {
         return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
     }
-    let Some(mut scratch) = environment.scratch() else {
-        return Decision::drop(Reason::Inconsistent);
-    };
-    // SAFETY: the environment gives scratch memory to one packet at a time.
-    let scratch = unsafe { scratch.as_mut() };
-
     let mut decision = if local {
         deliver(packet, hook, Reason::LocalNew, outcome)
     } else {
@@ -112,7 +121,10 @@ pub(super) fn open<E: Environment>(
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
     match record(environment, packet, scratch, local) {
-        Recorded::New => outcome.translated.source_port = scratch.forward.translated.source_port,
+        Recorded::New => {
+            outcome.translated.source_port = scratch.forward.translated.source_port;
+            remember(environment, scratch.affinity_group, &tuple.source, id);
+        }
         Recorded::Elsewhere => match environment.flow(&packet.tuple) {
             Some(entry) => {
                 decision = established(environment, packet, place, hook, len, entry, outcome);
@@ -126,11 +138,17 @@ pub(super) fn open<E: Environment>(
 }
 
 #[inline(always)]
-fn no_backend(service: &Service, hook: Hook, outcome: &mut Outcome) -> Decision {
+fn no_backend<E: Environment>(
+    environment: &E,
+    service: &Service,
+    hook: Hook,
+    outcome: &mut Outcome,
+) -> Decision {
     if service.is_silent() {
         return Decision::drop(Reason::NoLocalBackend);
     }
-    Decision::reject(hook, Reason::NoBackend, IcmpError::PortUnreachable, outcome)
+    let error = IcmpError::PortUnreachable;
+    Decision::reject(environment, hook, Reason::NoBackend, error, outcome)
 }
 
 /// Puts both halves together.

@@ -30,21 +30,27 @@ impl Socket {
     }
 }
 
-/// What the flags of a packet's port say of steering.
+/// The flags of a packet's port, and what they say of steering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Steering {
+    flags: PortFlags,
     possible: bool,
-    flows_first: bool,
 }
 
 impl Steering {
     #[inline(always)]
     pub(super) fn of(packet: &Packet, flags: PortFlags) -> Self {
         Self {
+            flags,
             possible: matches!(packet.tuple.protocol(), Protocol::Tcp)
                 && flags.intersects(PortFlags::STEER),
-            flows_first: flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)),
         }
+    }
+
+    /// The flags themselves.
+    #[inline(always)]
+    pub(super) const fn flags(self) -> PortFlags {
+        self.flags
     }
 
     /// Whether a frontend with this port may steer.
@@ -67,7 +73,7 @@ impl Steering {
     /// not take their packets.
     #[inline(always)]
     pub(super) const fn comes_first(self) -> bool {
-        self.possible && !self.flows_first
+        self.possible && !self.flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
     }
 }
 

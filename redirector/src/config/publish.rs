@@ -120,7 +120,7 @@ fn parse_protocol(part: Part<'_>) -> Result<Protocol, SpecError> {
 }
 
 /// A protocol by its name, in upper or lower case.
-pub(super) fn protocol(name: &str) -> Option<Protocol> {
+pub(crate) fn protocol(name: &str) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|protocol| protocol.name().eq_ignore_ascii_case(name))
 }
 

@@ -16,6 +16,7 @@ fn status() -> Status {
         started_at: 1,
         stopped: false,
         config: None,
+        kubernetes: false,
         node_name: "node".to_owned(),
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
@@ -115,6 +116,8 @@ fn totals_never_fall() {
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
         affinity: None,
+        group: None,
+        algorithm: crate::model::Algorithm::default(),
         conflicts: Vec::new(),
         omitted: 0,
     };
