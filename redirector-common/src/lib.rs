@@ -19,6 +19,7 @@ pub mod node;
 pub mod packet;
 pub mod reason;
 pub mod service;
+pub mod socket;
 pub mod source;
 
 pub use address::{Address, Family, Port, Protocol};
@@ -28,6 +29,7 @@ pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
 pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.
@@ -55,6 +57,8 @@ pod!(
     SlotValue,
     SourceBits,
     SourceRange,
+    Endpoint,
+    SocketKey,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -42,7 +42,7 @@ maps! {
     /// Frontend to service.
     Frontends = "FRONTENDS", 1;
     /// Service to Maglev table and policy.
-    Services = "SERVICES", 1;
+    Services = "SERVICES", 2;
     /// Maglev tables: hash to backend.
     Maglev = "MAGLEV", 1;
     /// Backends.
@@ -52,7 +52,7 @@ maps! {
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 1;
+    Node = "NODE", 2;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.
@@ -65,4 +65,6 @@ maps! {
     Sysctls = "SYSCTLS", 1;
     /// Prefixes that clients of a service may come from, where it limits them.
     SourceRanges = "SOURCE_RANGES", 1;
+    /// What programs on this machine asked for, by socket and the backend that they got instead.
+    Sockets = "SOCKETS", 1;
 }

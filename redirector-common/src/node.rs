@@ -13,9 +13,12 @@ pub struct NodeConfig {
     /// Index of the interface that route look-ups start from: the loopback device, whose
     /// forwarding switch the agent sets so that look-ups work on hosts that are no routers.
     pub lookup_ifindex: u32,
+    /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
+    /// of pods. 0, which no namespace has: no program is taken for the node's own.
+    pub netns_cookie: u64,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 8);
+const _: () = assert!(size_of::<NodeConfig>() == 16);
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

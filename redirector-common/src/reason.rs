@@ -122,6 +122,15 @@ reasons! {
     RewriteFailed = 24, Drop, "rewrite-failed";
     /// New flow of a client outside of the service's source ranges.
     SourceDenied = 25, Drop, "source-denied";
+    /// A program on this machine connected or sent to a frontend; a program in this host's own
+    /// stack answers. Counted once for each connection or unconnected datagram, without bytes.
+    ClientLocal = 50, Deliver, "client-local";
+    /// A program on this machine connected or sent to a frontend; a backend elsewhere answers.
+    /// Counted once for each connection or unconnected datagram, without bytes.
+    ClientRemote = 51, Forward, "client-remote";
+    /// A program on this machine connected or sent to a frontend whose service has no backend:
+    /// "connection refused".
+    ClientRefused = 52, Drop, "client-refused";
 }
 
 /// Number of Reasons that the counters have room for; more than there are, so that new ones do

@@ -7,7 +7,7 @@ pub type ServiceId = u32;
 
 /// Value of the `SERVICES` array: what a new flow needs to know.
 ///
-/// The Maglev table is one aligned 8-byte word on purpose: user space fills a free region of
+/// Each Maglev table is one aligned 8-byte word on purpose: user space fills a free region of
 /// `MAGLEV` and then moves the service to it in one store, so a packet sees the old table or the
 /// new one and never a mixture.
 #[repr(C, align(8))]
@@ -21,9 +21,14 @@ pub struct Service {
     pub flags: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// First entry of the table for clients on the node itself, to whom traffic policy Local does
+    /// not apply: the same as `table_offset` unless that policy makes a difference.
+    pub internal_offset: u32,
+    /// Entries in that table.
+    pub internal_size: u32,
 }
 
-const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Service>() == 24);
 
 impl Service {
     /// Without a backend, drop silently instead of answering "port unreachable": traffic policy
@@ -32,6 +37,13 @@ impl Service {
 
     /// Only clients in a range of `SOURCE_RANGES` may open flows.
     pub const FLAG_SOURCE_RANGES: u32 = 2;
+
+    /// The service as clients on the node itself see it: with their table.
+    #[inline(always)]
+    #[must_use]
+    pub const fn internal(&self) -> Self {
+        Self { table_offset: self.internal_offset, table_size: self.internal_size, ..*self }
+    }
 
     /// Whether the service looks at where clients come from.
     #[inline(always)]

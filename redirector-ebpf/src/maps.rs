@@ -2,14 +2,14 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceBits, Tuple,
+    Backend, Endpoint, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo,
+    SlotKey, SlotValue, SocketKey, SourceBits, Tuple,
 };
 
 use crate::environment::Workspace;
@@ -37,6 +37,9 @@ pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFI
 pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+#[map]
+pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> =
+    LruHashMap::with_max_entries(65536, 0);
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);

@@ -3,6 +3,20 @@
 use super::Environment;
 use crate::{BackendId, Service, Tuple};
 
+/// What choosing asks of its surroundings. Less than an [`Environment`], so that whoever has no
+/// packet can choose too.
+pub trait Tables {
+    /// An entry of the Maglev tables.
+    fn table_entry(&self, index: u32) -> Option<BackendId>;
+}
+
+impl<E: Environment> Tables for E {
+    #[inline(always)]
+    fn table_entry(&self, index: u32) -> Option<BackendId> {
+        Environment::table_entry(self, index)
+    }
+}
+
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
 /// Six rounds of multiply and fold over the tuple's words; 2^64 divided by the golden ratio is
@@ -31,17 +45,13 @@ pub fn hash(tuple: &Tuple) -> u32 {
 
 /// The backend that a service's Maglev table gives for `tuple`; `None` if the table is empty.
 #[inline(always)]
-pub fn select<E: Environment>(
-    environment: &E,
-    service: &Service,
-    tuple: &Tuple,
-) -> Option<BackendId> {
+pub fn select<T: Tables>(tables: &T, service: &Service, tuple: &Tuple) -> Option<BackendId> {
     if service.table_size == 0 {
         return None;
     }
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
     let index = (u64::from(hash(tuple)) * u64::from(service.table_size)) >> 32;
-    environment.table_entry(service.table_offset + index as u32)
+    tables.table_entry(service.table_offset + index as u32)
 }
 
 #[cfg(test)]
