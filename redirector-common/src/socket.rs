@@ -4,13 +4,13 @@
 
 use crate::packet::select::{Tables, select};
 use crate::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Reason,
-    Service, ServiceId, Tuple,
+    Address, Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Reason, Service,
+    ServiceId, Tuple,
 };
 
 /// An address and a port, as a program gives them to a socket or gets them from it.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// Address; IPv4 as the IPv4-mapped address, of whichever family the socket is.
     pub address: Address,
@@ -32,7 +32,7 @@ impl Endpoint {
 
 /// Key of the `SOCKETS` map, whose values are the [`Endpoint`]s that programs asked for.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SocketKey {
     /// The kernel's number of the socket, never used again while the machine runs.
     pub cookie: u64,

@@ -7,9 +7,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval,
-};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirector_common::node::port_index;
@@ -86,8 +84,7 @@ fn ask(socket: &impl Socket) -> i32 {
         return ALLOW;
     };
     let asked = socket.endpoint();
-    let client =
-        Client { protocol, cookie: socket.cookie(), netns_cookie: socket.netns_cookie() };
+    let client = Client { protocol, cookie: socket.cookie(), netns_cookie: socket.netns_cookie() };
     let mut to = asked;
     let reason = exchange(&Maps, &client, &asked, &mut to);
     match reason.verdict() {

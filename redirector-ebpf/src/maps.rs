@@ -38,8 +38,7 @@ pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 #[map]
-pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> =
-    LruHashMap::with_max_entries(65536, 0);
+pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> = LruHashMap::with_max_entries(65536, 0);
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);

@@ -141,6 +141,7 @@ mod tests {
             stopped: false,
             config: None,
             node_name: "node".to_owned(),
+            clients: None,
             interfaces: Vec::new(),
             in_sync: false,
             out_of_sync_since: None,

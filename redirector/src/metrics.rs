@@ -80,7 +80,8 @@ impl Metrics {
                 | MapName::Slots
                 | MapName::Status
                 | MapName::Sysctls
-                | MapName::SourceRanges => maps.entries(*name)?,
+                | MapName::SourceRanges
+                | MapName::Sockets => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

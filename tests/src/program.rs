@@ -16,6 +16,7 @@ use redirector_common::{
     Flow, Reason, SourceBits, SourceRange, Tuple,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
+    reason::REASON_CAPACITY,
 };
 
 /// Larger than any packet that comes out.
@@ -265,7 +266,7 @@ impl Programs {
     fn counters(&self) -> Result<Vec<Counter>> {
         let map = self.ebpf.map(MapName::Counters.name()).context("no map COUNTERS")?;
         let map: PerCpuArray<&MapData, CounterBlock> = PerCpuArray::try_from(map)?;
-        let mut sums = vec![Counter::default(); Reason::ALL.len()];
+        let mut sums = vec![Counter::default(); REASON_CAPACITY as usize];
         for slot in 0..MAX_SLOTS {
             for block in map.get(&slot, 0)?.iter() {
                 for (sum, counter) in sums.iter_mut().zip(&block.reasons) {
@@ -289,8 +290,8 @@ pub const fn functions(hook: Hook) -> &'static [&'static str] {
 }
 
 fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, Counted> {
-    let pairs = Reason::ALL.iter().zip(before.iter().zip(after));
-    let differences = pairs.map(|(reason, (before, after))| {
+    let differences = Reason::ALL.iter().map(|reason| {
+        let (before, after) = (before[*reason as usize], after[*reason as usize]);
         let packets = after.packets - before.packets;
         (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
     });

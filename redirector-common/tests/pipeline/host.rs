@@ -49,7 +49,12 @@ impl Host {
         Self {
             now: Cell::new(1000 * SECOND),
             random: Cell::new(12345),
-            node: NodeConfig { snat_first: 50000, snat_count: 4, lookup_ifindex: 1 },
+            node: NodeConfig {
+                snat_first: 50000,
+                snat_count: 4,
+                lookup_ifindex: 1,
+                ..NodeConfig::default()
+            },
             ports: RefCell::default(),
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),

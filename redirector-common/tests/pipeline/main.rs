@@ -8,3 +8,4 @@ mod host;
 mod packets;
 mod parsing;
 mod rewriting;
+mod sockets;

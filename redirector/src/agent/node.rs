@@ -10,6 +10,7 @@ use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
 
 use super::Shared;
 use super::account::Account;
+use super::clients;
 use super::interfaces::{self, Lending, Slots};
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
@@ -25,6 +26,7 @@ use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
+use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::{HashTable, Table};
 use crate::dataplane::{gc, netdev};
@@ -50,6 +52,7 @@ pub(super) struct Node {
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     chosen: Vec<String>,
+    netns_cookie: u64,
     account: Account,
 }
 
@@ -96,6 +99,7 @@ impl Node {
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
         self.write_entries(host, &attached, true)?;
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
@@ -146,6 +150,7 @@ impl Node {
                 Err(error) => absent(name, slot, error.to_string()),
             });
         }
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
@@ -174,6 +179,7 @@ impl Node {
                 snat_first: *snat.start(),
                 snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
                 lookup_ifindex: LOOPBACK,
+                netns_cookie: self.netns_cookie,
             },
         )?;
         self.listed = encoded.listed();
@@ -247,6 +253,13 @@ impl Node {
         }
     }
 
+    fn keep_clients(&mut self) -> anyhow::Result<()> {
+        let options = self.wishes.options();
+        let got = clients::keep(&mut self.attacher, &options.pins, &options.clients)?;
+        self.account.clients(got);
+        Ok(())
+    }
+
     fn detach_others(&self, chosen: &[String]) -> anyhow::Result<()> {
         let attached = self.pins().attached().context("cannot list the pins")?;
         for name in attached.iter().filter(|name| !chosen.contains(name)) {
@@ -306,6 +319,7 @@ struct Parts {
     flows: HashTable<Tuple, Flow>,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
+    netns_cookie: u64,
     /// The file of the agent before us.
     installed_for: Option<PathBuf>,
 }
@@ -322,6 +336,8 @@ impl Parts {
             entries: maps.interfaces.entries()?,
             flows: maps::flows(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
+            netns_cookie: netns_cookie()
+                .context("cannot tell this network namespace from others")?,
             installed_for: earlier.and_then(|status| status.config),
             maps,
         })
@@ -357,6 +373,7 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
+            netns_cookie: self.netns_cookie,
         }
     }
 }

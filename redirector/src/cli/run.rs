@@ -12,6 +12,7 @@ use crate::admin::DEFAULT_ADDRESS;
 use crate::agent::{self, Options};
 use crate::config::publish::parse_spec;
 use crate::config::{self, XdpMode};
+use crate::dataplane::attach::Clients;
 
 /// Options of `redirector run`.
 #[derive(Args, Debug)]
@@ -66,8 +67,25 @@ struct AttachArgs {
     /// How XDP is attached [default: as the file says, else auto]
     #[arg(long, value_enum, value_name = "MODE")]
     xdp_mode: Option<XdpMode>,
+    /// Control group whose sockets reach published ports too: a directory on a cgroup2 file system
+    /// [default: the root of the one that is mounted, which is every program on this machine]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_local_clients")]
+    cgroup: Option<PathBuf>,
+    /// Do not serve clients on this machine itself, such as 'curl localhost:80'
+    #[arg(long, env = "REDIRECTOR_NO_LOCAL_CLIENTS")]
+    no_local_clients: bool,
     #[command(flatten)]
     bpffs: BpffsArgs,
+}
+
+impl AttachArgs {
+    fn clients(&self) -> Clients {
+        match &self.cgroup {
+            _ if self.no_local_clients => Clients::Nobody,
+            Some(dir) => Clients::Within(dir.clone()),
+            None => Clients::Everybody,
+        }
+    }
 }
 
 /// Runs the agent until a signal ends it.
@@ -79,6 +97,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     start(Options {
         config: Some(args.config),
         publish: Vec::new(),
+        clients: args.attach.clients(),
         interfaces: args.attach.interface,
         xdp_mode: args.attach.xdp_mode,
         pins: args.attach.bpffs.pins(),
@@ -99,6 +118,7 @@ pub fn publish(args: PublishArgs) -> Result<()> {
     start(Options {
         config: None,
         publish: config.services,
+        clients: args.attach.clients(),
         interfaces: args.attach.interface,
         xdp_mode: args.attach.xdp_mode,
         pins: args.attach.bpffs.pins(),

@@ -50,7 +50,8 @@ impl Contents {
     }
 }
 
-/// Lines of `MAGLEV` that a service's table takes: first, and how many.
+/// Lines of `MAGLEV` that a service's table takes: first, and how many. That of
+/// [`Service::internal`] may be another.
 #[must_use]
 pub fn lines_of(service: &Service) -> (u32, u32) {
     let first = service.table_offset / MAGLEV_LINE;

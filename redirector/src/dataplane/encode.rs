@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    BackendId, Family, Frontend, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
-    SourceRange,
+    Address, BackendId, Family, Frontend, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
+    SlotValue, SourceRange,
 };
 
 use super::contents::{Contents, lines_of};
@@ -71,8 +71,10 @@ pub fn encode(
         contents: Contents::default(),
     };
     for service in actual.services.values() {
-        let (first, lines) = lines_of(service);
-        encoder.regions.take(first, lines);
+        for service in [*service, service.internal()] {
+            let (first, lines) = lines_of(&service);
+            encoder.regions.take(first, lines);
+        }
     }
     for (key, service) in &desired.services {
         encoder.add_service(key, service)?;
@@ -145,6 +147,7 @@ impl Encoder<'_> {
         Ok(ids)
     }
 
+    /// Both tables, which mostly are one.
     fn add_table(
         &mut self,
         id: ServiceId,
@@ -152,33 +155,54 @@ impl Encoder<'_> {
         service: &DesiredService,
         backends: &[BackendId],
     ) -> Result<(), EncodeError> {
-        let entries: Vec<BackendId> = service
-            .table()
-            .into_iter()
-            .filter_map(|index| backends.get(usize::from(index)).copied())
-            .collect();
+        let old = self.actual.services.get(&id).copied();
+        let name = &key.0.name;
+        let external = self.place(old, name, &service.table(), backends)?;
+        let internal = match service.internal_table() {
+            Some(table) => self.place(old.map(|it| it.internal()), name, &table, backends)?,
+            None => external,
+        };
+        let value = Service {
+            table_offset: external.0,
+            table_size: external.1,
+            flags: flags(service),
+            reserved: 0,
+            internal_offset: internal.0,
+            internal_size: internal.1,
+        };
+        self.contents.services.insert(id, value);
+        Ok(())
+    }
+
+    /// Finds a place for a table, the old one if it holds the same; says where it begins, and its
+    /// size.
+    fn place(
+        &mut self,
+        old: Option<Service>,
+        name: &str,
+        table: &[u16],
+        backends: &[BackendId],
+    ) -> Result<(u32, u32), EncodeError> {
+        let entries: Vec<BackendId> =
+            table.iter().filter_map(|index| backends.get(usize::from(*index)).copied()).collect();
         let size = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let table_offset = match self.actual.services.get(&id) {
-            Some(old) if old.table_size == size && self.holds(old, &entries) => old.table_offset,
+        let offset = match old {
+            Some(old) if old.table_size == size && self.holds(&old, &entries) => old.table_offset,
             _ if size == 0 => 0,
             _ => {
                 let first = self.regions.allocate(size.div_ceil(MAGLEV_LINE));
                 first.ok_or_else(|| EncodeError::Maglev {
-                    service: key.0.name.clone(),
+                    service: name.to_owned(),
                     entries: size,
                 })? * MAGLEV_LINE
             }
         };
-        for (line, chunk) in
-            (table_offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize))
-        {
+        for (line, chunk) in (offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize)) {
             let mut value = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
             value.entries[..chunk.len()].copy_from_slice(chunk);
             self.contents.maglev.insert(line, value);
         }
-        let value = Service { table_offset, table_size: size, flags: flags(service), reserved: 0 };
-        self.contents.services.insert(id, value);
-        Ok(())
+        Ok((offset, size))
     }
 
     /// Whether a service's table already is what it should be.
@@ -195,6 +219,12 @@ impl Encoder<'_> {
     }
 
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
+        for key in &service.localhost {
+            let local_address = Address::loopback(key.address.family());
+            let value = Frontend { service: id, reserved: 0, local_address };
+            self.contents.frontends.insert(*key, value);
+            self.contents.ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
+        }
         let remote = service
             .backends
             .iter()

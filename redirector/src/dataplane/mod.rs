@@ -22,7 +22,7 @@ pub mod prerequisites;
 mod regions;
 pub mod status;
 pub mod sync;
-mod syscall;
+pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
 

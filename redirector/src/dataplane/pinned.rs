@@ -16,13 +16,14 @@ use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::reason::REASON_CAPACITY;
-use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
+    Backend, BackendId, Endpoint, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags,
+    Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Tuple,
 };
 
 use super::batch::{self, BatchError};
+use super::contents::lines_of;
 use super::info::Info;
 use super::pins::Pins;
 use super::table::read_ranges;
@@ -155,6 +156,15 @@ impl Pinned {
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
+    /// What sockets on this machine asked for, by what they got.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
+        self.table(MapName::Sockets)
+    }
+
     /// The lines of Maglev tables that services use.
     ///
     /// # Errors
@@ -280,6 +290,7 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Sockets => self.sockets()?.len(),
         })
     }
 
@@ -346,11 +357,12 @@ impl Pinned {
     }
 }
 
-/// Whether a service's table reaches into a line of `MAGLEV`.
+/// Whether one of a service's tables reaches into a line of `MAGLEV`.
 fn uses_line(service: &Service, line: u32) -> bool {
-    let first = service.table_offset / MAGLEV_LINE;
-    let lines = service.table_size.div_ceil(MAGLEV_LINE);
-    (first..first.saturating_add(lines)).contains(&line)
+    [*service, service.internal()].iter().any(|service| {
+        let (first, lines) = lines_of(service);
+        (first..first.saturating_add(lines)).contains(&line)
+    })
 }
 
 /// The counters of all CPUs together.

@@ -17,6 +17,7 @@ fn status() -> Status {
         stopped: false,
         config: None,
         node_name: "node".to_owned(),
+        clients: None,
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
             ifindex: 2,

@@ -79,6 +79,8 @@ pub struct Conflict {
 pub struct DesiredService {
     /// Exact frontends, each with the address that a local backend is delivered at.
     pub frontends: BTreeMap<FrontendKey, Address>,
+    /// `localhost` frontends, for clients on the node itself: of frontends without an address.
+    pub localhost: BTreeSet<FrontendKey>,
     /// Frontends that an earlier service has.
     pub conflicts: BTreeSet<FrontendKey>,
     /// Backends of this family, in the order of the service.
@@ -102,9 +104,22 @@ impl DesiredService {
     /// [`backends`](Self::backends). Empty without such a backend.
     #[must_use]
     pub fn table(&self) -> Vec<u16> {
+        self.table_of(DesiredBackend::share)
+    }
+
+    /// The same for clients on the node itself, to whom the policy does not apply; `None` where
+    /// it makes no difference.
+    #[must_use]
+    pub fn internal_table(&self) -> Option<Vec<u16>> {
+        let differs = |it: &DesiredBackend| it.takes_new_flows != it.takes_internal_flows;
+        self.backends.iter().any(differs).then(|| self.table_of(DesiredBackend::internal_share))
+    }
+
+    fn table_of(&self, share: impl Fn(&DesiredBackend) -> u16) -> Vec<u16> {
         let shares: Vec<(u64, u16)> =
-            self.backends.iter().map(|backend| (backend.identity, backend.share())).collect();
-        maglev::build(&shares, self.table_size())
+            self.backends.iter().map(|backend| (backend.identity, share(backend))).collect();
+        let weights: Vec<u16> = shares.iter().map(|(_, share)| *share).collect();
+        maglev::build(&shares, maglev::table_size(&weights))
     }
 
     /// Number of entries of [`table`](Self::table).
@@ -128,6 +143,8 @@ pub struct DesiredBackend {
     pub state: BackendState,
     /// Whether new flows may go to it here and now.
     pub takes_new_flows: bool,
+    /// The same for clients on the node itself, whatever the policy.
+    pub takes_internal_flows: bool,
     /// Identity in Maglev tables, the same on every node.
     pub identity: u64,
 }
@@ -135,6 +152,10 @@ pub struct DesiredBackend {
 impl DesiredBackend {
     const fn share(&self) -> u16 {
         if self.takes_new_flows { self.weight } else { 0 }
+    }
+
+    const fn internal_share(&self) -> u16 {
+        if self.takes_internal_flows { self.weight } else { 0 }
     }
 }
 
@@ -146,6 +167,7 @@ impl DesiredBackend {
 pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut desired = Desired::default();
     let mut claimed = BTreeMap::new();
+    let mut claimed_localhost = BTreeSet::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
             let frontends = expand_frontends(&service.frontends, family, node);
@@ -170,10 +192,23 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                     }
                 }
             }
+            // Whose it is was told for the node's addresses, where it matters more.
+            let localhost = expand_localhost(&service.frontends, family);
+            entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
             desired.services.insert(key, entry);
         }
     }
     desired
+}
+
+fn expand_localhost(
+    specs: &[FrontendSpec],
+    family: Family,
+) -> impl Iterator<Item = FrontendKey> + '_ {
+    specs
+        .iter()
+        .filter(|spec| spec.address.is_none())
+        .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
 }
 
 fn expand_frontends(
@@ -205,12 +240,17 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         .filter(|spec| seen.insert((spec.address, spec.port)))
         .filter_map(|spec| resolve_backend(spec, family, node))
         .collect();
+    choose_takers(&mut backends, TrafficPolicy::Cluster);
+    for backend in &mut backends {
+        backend.takes_internal_flows = backend.takes_new_flows;
+    }
     choose_takers(&mut backends, service.policy);
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
     DesiredService {
         frontends: BTreeMap::new(),
+        localhost: BTreeSet::new(),
         conflicts: BTreeSet::new(),
         backends,
         policy: service.policy,
@@ -249,6 +289,7 @@ fn resolve_backend(
         weight: spec.weight,
         state: spec.state,
         takes_new_flows: false,
+        takes_internal_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
 }

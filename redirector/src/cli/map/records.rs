@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
 use redirector_common::{
-    Address, Backend, Direction, Family, Flow, Interface, PortFlags, Reason, ServiceId, SlotValue,
-    Tuple,
+    Address, Backend, Direction, Endpoint, Family, Flow, Interface, PortFlags, Reason, ServiceId,
+    SlotValue, Tuple,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
@@ -54,6 +54,8 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "service": id,
                 "tableOffset": service.table_offset,
                 "tableSize": service.table_size,
+                "internalOffset": service.internal_offset,
+                "internalSize": service.internal_size,
                 "silent": service.is_silent(),
                 "limitsSources": service.limits_sources(),
             }
@@ -70,6 +72,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "snatFirst": node.snat_first,
                 "snatCount": node.snat_count,
                 "lookupInterface": interface_name(node.lookup_ifindex),
+                "netnsCookie": node.netns_cookie,
             }]
         }
         MapName::Counters => counters(maps)?,
@@ -86,6 +89,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::Status => status(&maps.status_text()?),
         MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
             record! {"path": path, "before": before}
+        }),
+        MapName::Sockets => of(maps.sockets()?, |(key, asked)| {
+            record! {
+                "socket": key.cookie,
+                "asked": endpoint(&asked),
+                "peer": endpoint(&key.peer),
+            }
         }),
         MapName::SourceRanges => of(maps.source_ranges()?, |range| {
             record! {"service": range.bits.service, "range": format_range(&range)}
@@ -106,6 +116,10 @@ pub(super) fn table(records: &[Record]) -> String {
 
 fn of<T>(entries: impl IntoIterator<Item = T>, record: impl FnMut(T) -> Record) -> Vec<Record> {
     entries.into_iter().map(record).collect()
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    SocketAddr::new(IpAddr::from(endpoint.address), endpoint.port.number()).to_string()
 }
 
 fn backend(id: u32, backend: &Backend) -> Record {

@@ -58,9 +58,11 @@ fn check_ways(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = contents.services.get(&value.service);
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
-        let table = contents.table(service).expect("the table is whole");
-        for backend in &table {
-            assert!(contents.backends.contains_key(backend), "{frontend:?} leads to no backend");
+        for service in [*service, service.internal()] {
+            let table = contents.table(&service).expect("the table is whole");
+            for backend in &table {
+                assert!(contents.backends.contains_key(backend), "{frontend:?} leads nowhere");
+            }
         }
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
         assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
@@ -219,8 +221,9 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let table: Vec<String> =
-            contents.table(service).expect("whole").iter().map(backend).collect();
+        let table = [*service, service.internal()].map(|service| -> Vec<String> {
+            contents.table(&service).expect("whole").iter().map(backend).collect()
+        });
         let slots: Vec<String> = contents
             .slots
             .iter()
@@ -280,7 +283,10 @@ fn service(
                 state: BackendState::Active,
             })
             .collect(),
-        policy: crate::model::TrafficPolicy::Cluster,
+        policy: match name % 2 {
+            0 => crate::model::TrafficPolicy::Cluster,
+            _ => crate::model::TrafficPolicy::Local,
+        },
         forwarding: crate::model::Forwarding::Snat,
         affinity_seconds: None,
         source_ranges: source_ranges.to_vec(),

@@ -104,6 +104,25 @@ fn policy_local_takes_the_local_program() {
     assert_eq!(takers(&only(service, Family::V6)), [BackendAddress::Local]);
 }
 
+/// Clients on the node itself are not what the policy is about.
+#[test]
+fn clients_on_the_node_reach_every_backend() {
+    let indices = |table: Vec<u16>| table.into_iter().collect::<BTreeSet<u16>>();
+    let specs = [backend("10.0.0.5", 80), backend("local", 8080)];
+    let mut service = mk_service("web", &[(None, 80)], &specs);
+    let cluster = only(service.clone(), Family::V4);
+    assert_eq!(cluster.internal_table(), None);
+    service.policy = TrafficPolicy::Local;
+    let local = only(service.clone(), Family::V4);
+    assert_eq!(indices(local.table()), [1].into());
+    assert_eq!(local.internal_table(), Some(cluster.table()));
+    // Nobody here at all.
+    service.backends.pop();
+    let silent = only(service, Family::V4);
+    assert!(silent.silent && silent.table().is_empty());
+    assert_eq!(silent.internal_table().map(indices), Some([0].into()));
+}
+
 #[test]
 fn table_names_takers_by_their_position() {
     let specs = [weighted("10.0.0.4", 80, 0), weighted("10.0.0.5", 80, 3), backend("local", 80)];
