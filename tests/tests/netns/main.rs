@@ -3,6 +3,7 @@
 
 mod connections;
 mod edges;
+mod local_clients;
 mod modes;
 mod ports;
 mod refusals;
