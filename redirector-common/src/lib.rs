@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod address;
 pub mod backend;
+pub mod cache;
 pub mod flow;
 pub mod frontend;
 pub mod map_name;
@@ -21,9 +22,11 @@ pub mod reason;
 pub mod service;
 pub mod socket;
 pub mod source;
+pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};
+pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
@@ -48,6 +51,8 @@ pod!(
     Port,
     Tuple,
     Flow,
+    CachedFlow,
+    CacheSet,
     FrontendKey,
     Frontend,
     Backend,

@@ -219,6 +219,7 @@ pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
         snat_first: SNAT,
         snat_count: count,
         lookup_ifindex: ifindex("lo")?,
+        cache_sets: redirector_tests::program::CACHE_SETS,
         ..NodeConfig::default()
     };
     programs.set(MapName::Node, 0, node)
