@@ -13,6 +13,7 @@ pub mod agent;
 pub mod bpffs;
 pub mod cli;
 pub mod client;
+pub mod crowd;
 mod extension;
 pub mod frame;
 pub mod icmp;

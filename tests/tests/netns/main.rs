@@ -1,9 +1,12 @@
 //! Netns tier: real clients and servers through the agent's data path, between network
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
+mod affinity;
+mod choosing;
 mod connections;
 mod edges;
 mod modes;
+mod policies;
 mod ports;
 mod refusals;
 mod reload;
