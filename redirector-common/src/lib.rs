@@ -13,6 +13,7 @@ extern crate std;
 pub mod address;
 pub mod affinity;
 pub mod backend;
+pub mod cache;
 pub mod flow;
 pub mod frontend;
 pub mod map_name;
@@ -21,10 +22,12 @@ pub mod packet;
 pub mod reason;
 pub mod service;
 pub mod source;
+pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
+pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
@@ -50,6 +53,8 @@ pod!(
     Port,
     Tuple,
     Flow,
+    CachedFlow,
+    CacheSet,
     FrontendKey,
     Frontend,
     Backend,

@@ -1,6 +1,7 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
-use super::decide::{Decision, Outcome, Step, deliver, established, forward, unclaimed};
+use super::cached::Place;
+use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
 use super::environment::Inserted;
 use super::select::{choose, remember};
 use super::{Environment, Hook, IcmpError, Packet, Scratch};
@@ -17,6 +18,7 @@ const PORT_ATTEMPTS: u32 = 32;
 pub(super) fn open<E: Environment>(
     environment: &E,
     packet: &Packet,
+    place: Place,
     hook: Hook,
     len: u16,
     flags: PortFlags,
@@ -72,7 +74,9 @@ pub(super) fn open<E: Environment>(
     let mut decision = if local {
         deliver(packet, hook, Reason::LocalNew, outcome)
     } else {
-        forward(environment, packet, hook, len, Reason::RemoteNew, outcome)
+        forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
+            find_way(environment, packet, len, outcome)
+        })
     };
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;
@@ -94,7 +98,7 @@ pub(super) fn open<E: Environment>(
         }
         Recorded::Elsewhere => match environment.flow(&packet.tuple) {
             Some(entry) => {
-                decision = established(environment, packet, hook, len, entry, outcome);
+                decision = established(environment, packet, place, hook, len, entry, outcome);
             }
             None => return Decision::drop(Reason::FlowTableFull),
         },

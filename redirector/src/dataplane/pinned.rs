@@ -3,6 +3,7 @@
 //! Everything is read into ordered maps of plain values, so that what is made of them needs no
 //! kernel and comes out in the same order each time.
 
+mod cache;
 mod error;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,10 +26,11 @@ use redirector_common::{
 
 use super::batch::{self, BatchError};
 use super::contents::lines_of;
+use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
 use super::ports;
-use super::table::read_ranges;
+use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
 pub use error::PinnedError;
@@ -78,15 +80,6 @@ impl Pinned {
     #[must_use]
     pub fn pins(&self) -> &Pins {
         &self.pins
-    }
-
-    /// Both halves of every flow.
-    ///
-    /// # Errors
-    ///
-    /// As for every reading function here: if the map is missing, refused, or another one.
-    pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>, PinnedError> {
-        self.table(MapName::Flows)
     }
 
     /// Frontends and their services.
@@ -302,9 +295,11 @@ impl Pinned {
             MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
-            MapName::Maglev => self.maglev()?.len(),
+            MapName::Maglev => lines_in_use(self.services()?.values()),
             MapName::Backends => self.backends()?.len(),
-            MapName::Flows => self.flows()?.len(),
+            MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
+            MapName::FlowCache => self.cached_flows()?.len(),
+            MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
             MapName::Interfaces => self.interfaces()?.len(),
             MapName::Node => usize::from(self.node()?.snat_count != 0),
             MapName::Counters => self.counters()?.len(),
@@ -349,10 +344,15 @@ impl Pinned {
         let refused = |error: MapError| unreadable(name, chain(&error));
         let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
         let mut map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
+        let stale = |error: TableError| unreadable(MapName::Epochs, error.to_string());
+        let mut epochs = Epochs::open(&self.pins).map_err(stale)?;
         let mut removed = 0;
         for key in keys {
             match map.remove(&key) {
-                Ok(()) => removed += 1,
+                Ok(()) => {
+                    removed += 1;
+                    epochs.raise(&key).map_err(stale)?;
+                }
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(refused(error)),
             }
@@ -379,6 +379,13 @@ impl Pinned {
             _ => unreadable(name, chain(&error)),
         })
     }
+}
+
+/// Lines of `MAGLEV` that services use. They are not read: the map is large, and this is asked
+/// often.
+fn lines_in_use<'a>(services: impl Iterator<Item = &'a Service>) -> usize {
+    let regions: BTreeMap<u32, u32> = services.flat_map(lines_of).collect();
+    regions.into_values().map(|lines| lines as usize).sum()
 }
 
 /// Whether one of a service's tables reaches into a line of `MAGLEV`.
@@ -451,6 +458,9 @@ mod tests {
         };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
         assert_eq!(used, [2, 3, 5]);
+        let shared = Service { internal_offset: 32, internal_size: 17, ..service };
+        assert_eq!(lines_in_use([service].iter()), 3);
+        assert_eq!(lines_in_use([shared].iter()), 2);
     }
 
     #[test]
