@@ -11,6 +11,7 @@
 extern crate std;
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod cache;
 pub mod flow;
@@ -25,13 +26,14 @@ pub mod source;
 pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
+pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
-pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
 
@@ -48,6 +50,8 @@ macro_rules! pod {
 #[cfg(feature = "user")]
 pod!(
     Address,
+    Affinity,
+    AffinityKey,
     Port,
     Tuple,
     Flow,
@@ -62,6 +66,8 @@ pod!(
     SlotValue,
     SourceBits,
     SourceRange,
+    Taker,
+    TakerKey,
     Endpoint,
     SocketKey,
     Interface,

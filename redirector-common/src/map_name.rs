@@ -69,6 +69,13 @@ maps! {
     Sysctls = "SYSCTLS", 1;
     /// Prefixes that clients of a service may come from, where it limits them.
     SourceRanges = "SOURCE_RANGES", 1;
+    /// Clients of services with session affinity, and the backend that each stays with.
+    Affinity = "AFFINITY", 1;
+    /// Backends that clients of services with session affinity may stay with.
+    Takers = "TAKERS", 1;
+    /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
+    /// nowhere.
+    Vips = "VIPS", 1;
     /// What programs on this machine asked for, by socket and the backend that they got instead.
     Sockets = "SOCKETS", 1;
 }

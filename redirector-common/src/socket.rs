@@ -2,10 +2,10 @@
 //! a backend before the kernel makes a packet of it, so none of their packets is rewritten; what
 //! they are told of their peer is exchanged back.
 
-use crate::packet::select::{Tables, select};
+use crate::packet::select::{Tables, choose, remember};
 use crate::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Reason, Service,
-    ServiceId, Tuple,
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Reason,
+    Service, ServiceId, Tuple,
 };
 
 /// An address and a port, as a program gives them to a socket or gets them from it.
@@ -85,7 +85,7 @@ pub trait Directory: Tables {
 /// what it is to get instead.
 ///
 /// One socket gets the same backend for each of its datagrams to a frontend, for as long as the
-/// service's table stays. The service's source ranges and its traffic policy are about clients
+/// service's table stays; what a service at random chooses for is the socket, not the datagram. The service's source ranges and its traffic policy are about clients
 /// outside and don't count here.
 #[inline(always)]
 pub fn exchange<D: Directory>(
@@ -109,12 +109,15 @@ pub fn exchange<D: Directory>(
     let Some(service) = directory.service(frontend.service) else {
         return Reason::Inconsistent;
     };
-    let service = service.internal();
-    if service.table_size == 0 {
+    let (_, size) = service.table(Origin::Node);
+    if size == 0 {
         return Reason::ClientRefused;
     }
-    let backend = select(directory, &service, &tuple(client, asked));
-    let Some(backend) = backend.and_then(|id| directory.backend(id)) else {
+    let tuple = tuple(client, asked);
+    let Some(id) = choose(directory, frontend.service, &service, Origin::Node, &tuple) else {
+        return Reason::Inconsistent;
+    };
+    let Some(backend) = directory.backend(id) else {
         return Reason::Inconsistent;
     };
     if !backend.is_some() {
@@ -129,6 +132,7 @@ pub fn exchange<D: Directory>(
         // A program that only the node itself reaches.
         return Reason::NotOurs;
     }
+    remember(directory, service.affinity_group, &tuple.source, id);
     *to = Endpoint::new(address, backend.port);
     if backend.is_local() { Reason::ClientLocal } else { Reason::ClientRemote }
 }
@@ -144,10 +148,22 @@ fn find<D: Directory>(directory: &D, protocol: Protocol, asked: &Endpoint) -> Op
     directory.frontend(&FrontendKey::localhost(asked.address.family(), asked.port, protocol))
 }
 
-/// The socket's number takes the place of the client's address and port, which it does not have
-/// yet.
+/// The client's address and port are not chosen yet: its network namespace, which is what session
+/// affinity goes by, and its socket take their places.
 #[inline(always)]
 fn tuple(client: &Client, asked: &Endpoint) -> Tuple {
-    let source = Address::from_words([0, 0, (client.cookie >> 32) as u32, client.cookie as u32]);
-    Tuple::new(client.protocol, (source, Port::ZERO), (asked.address, asked.port))
+    let Client { protocol, cookie, netns_cookie } = *client;
+    let source = Address::from_words([0, 0, (netns_cookie >> 32) as u32, netns_cookie as u32]);
+    let folded = (cookie ^ (cookie >> 16) ^ (cookie >> 32) ^ (cookie >> 48)) as u16;
+    Tuple::new(protocol, (source, Port::new(folded)), (asked.address, asked.port))
+}
+
+/// What stands in for a random number where a socket is to get the same each time.
+#[inline(always)]
+#[must_use]
+pub const fn scatter(cookie: u64) -> u32 {
+    // 2^64 divided by the golden ratio, as for the hash of packets.
+    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = cookie.wrapping_mul(MULTIPLIER);
+    ((mixed ^ (mixed >> 32)).wrapping_mul(MULTIPLIER) >> 32) as u32
 }

@@ -4,23 +4,26 @@
 //! They run in the context of the process that makes the call, where a packet may come in between:
 //! nothing here touches `WORKSPACE`.
 
+use core::mem::MaybeUninit;
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_coarse_ns, bpf_set_retval,
+};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirector_common::node::port_index;
 use redirector_common::packet::select::Tables;
 use redirector_common::service::MAGLEV_LINE;
-use redirector_common::socket::{Client, Directory, exchange};
+use redirector_common::socket::{Client, Directory, exchange, scatter};
 use redirector_common::{
-    Address, Backend, BackendId, Endpoint, Frontend, FrontendKey, Port, PortFlags, Protocol,
-    Service, ServiceId, SocketKey, Verdict,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, Frontend, FrontendKey, Port,
+    PortFlags, Protocol, Service, ServiceId, SocketKey, Taker, TakerKey, Verdict,
 };
 
 use crate::counters;
-use crate::maps::{BACKENDS, FRONTENDS, MAGLEV, NODE, PORTS, SERVICES, SOCKETS};
+use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MAGLEV, NODE, PORTS, SERVICES, SOCKETS, TAKERS};
 
 /// The call goes on.
 const ALLOW: i32 = 1;
@@ -86,7 +89,7 @@ fn ask(socket: &impl Socket) -> i32 {
     let asked = socket.endpoint();
     let client = Client { protocol, cookie: socket.cookie(), netns_cookie: socket.netns_cookie() };
     let mut to = asked;
-    let reason = exchange(&Maps, &client, &asked, &mut to);
+    let reason = exchange(&Maps { cookie: client.cookie }, &client, &asked, &mut to);
     match reason.verdict() {
         Verdict::Pass => return ALLOW,
         Verdict::Deliver | Verdict::Forward => {
@@ -237,14 +240,69 @@ impl Socket for V6 {
 }
 
 /// The maps, without a packet.
-struct Maps;
+struct Maps {
+    /// The socket.
+    cookie: u64,
+}
 
 /// A key on the stack, where the compiler writes words of eight bytes which the verifier wants
 /// aligned.
 #[repr(align(8))]
 struct OnStack<T>(T);
 
+/// Puts a key on the stack word by word. Its address stands at an odd word, where the compiler
+/// would still write eight bytes at once.
+#[inline(always)]
+fn place_by_words<'a>(
+    place: &'a mut MaybeUninit<AffinityKey>,
+    key: &AffinityKey,
+) -> &'a AffinityKey {
+    let to: *mut u32 = place.as_mut_ptr().cast();
+    let [a, b, c, d] = *key.client.words();
+    // SAFETY: five words, as the type asserts, in the order of its fields; initialised then.
+    unsafe {
+        write_volatile(to, key.group);
+        write_volatile(to.add(1), a);
+        write_volatile(to.add(2), b);
+        write_volatile(to.add(3), c);
+        write_volatile(to.add(4), d);
+        place.assume_init_ref()
+    }
+}
+
 impl Tables for Maps {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: takes nothing, touches nothing.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        scatter(self.cookie)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let mut place = MaybeUninit::uninit();
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(place_by_words(&mut place, key)) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        let mut place = MaybeUninit::uninit();
+        let key = place_by_words(&mut place, key);
+        // The map makes room for itself; where it can't, the client is only not remembered.
+        let _ = AFFINITY.insert(key, affinity, 0);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        // SAFETY: copied at once.
+        unsafe { TAKERS.get(key) }.copied().unwrap_or_default()
+    }
+
     #[inline(always)]
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         let line = MAGLEV.get(index / MAGLEV_LINE)?;

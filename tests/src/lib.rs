@@ -14,6 +14,7 @@ pub mod bpffs;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod crowd;
 mod extension;
 pub mod frame;
 pub mod icmp;

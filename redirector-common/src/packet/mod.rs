@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod decide;
 pub mod environment;
 pub mod icmp;
+pub mod limit;
 pub mod new_flow;
 pub mod parse;
 pub mod rewrite;

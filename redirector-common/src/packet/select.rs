@@ -1,19 +1,61 @@
 //! Choosing a backend for a new flow.
 
 use super::Environment;
-use crate::{BackendId, Service, Tuple};
+use crate::{
+    Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, Taker, TakerKey, Tuple,
+};
 
 /// What choosing asks of its surroundings. Less than an [`Environment`], so that whoever has no
 /// packet can choose too.
 pub trait Tables {
+    /// `CLOCK_MONOTONIC` in nanoseconds; coarse is good enough.
+    fn now(&self) -> u64;
+
+    /// A random number.
+    fn random(&self) -> u32;
+
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;
+
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client.
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// From where a backend of a service takes new flows.
+    fn taker(&self, key: &TakerKey) -> Taker;
 }
 
 impl<E: Environment> Tables for E {
     #[inline(always)]
+    fn now(&self) -> u64 {
+        Environment::now(self)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        Environment::random(self)
+    }
+
+    #[inline(always)]
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         Environment::table_entry(self, index)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        Environment::affinity(self, key)
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        Environment::set_affinity(self, key, affinity);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        Environment::taker(self, key)
     }
 }
 
@@ -43,15 +85,72 @@ pub fn hash(tuple: &Tuple) -> u32 {
     (mix(hash, 0, 0) >> 32) as u32
 }
 
-/// The backend that a service's Maglev table gives for `tuple`; `None` if the table is empty.
+/// The backend for a new flow of a client from `origin`: the one that the client stays with, where
+/// the service wants that and the backend still takes new flows, else what [`select`] says.
+///
+/// Once the flow is there, [`remember`] has to be told of it.
 #[inline(always)]
-pub fn select<T: Tables>(tables: &T, service: &Service, tuple: &Tuple) -> Option<BackendId> {
-    if service.table_size == 0 {
+pub fn choose<T: Tables>(
+    tables: &T,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    tuple: &Tuple,
+) -> Option<BackendId> {
+    let mut backend = select(tables, service, origin, tuple)?;
+    if service.has_affinity()
+        && let Some(kept) = recall(tables, id, service, origin, &tuple.source)
+    {
+        backend = kept;
+    }
+    Some(backend)
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+fn recall<T: Tables>(
+    tables: &T,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    client: &Address,
+) -> Option<BackendId> {
+    let key = AffinityKey { group: service.affinity_group, client: *client };
+    let affinity = tables.affinity(&key)?;
+    if !affinity.is_current(tables.now(), service.affinity_seconds) {
         return None;
     }
+    let key = TakerKey { service: id, backend: affinity.backend };
+    tables.taker(&key).takes_from(origin).then_some(affinity.backend)
+}
+
+/// Notes that `client` has opened a flow to `backend` of a service of this affinity group.
+#[inline(always)]
+pub fn remember<T: Tables>(tables: &T, group: u32, client: &Address, backend: BackendId) {
+    if group != 0 {
+        let key = AffinityKey { group, client: *client };
+        let affinity = Affinity { backend, reserved: 0, last_seen: tables.now() };
+        tables.set_affinity(&key, &affinity);
+    }
+}
+
+/// The backend that a service's table gives for `tuple` of a client from `origin`; `None` if the
+/// table is empty.
+#[inline(always)]
+pub fn select<T: Tables>(
+    tables: &T,
+    service: &Service,
+    origin: Origin,
+    tuple: &Tuple,
+) -> Option<BackendId> {
+    let (offset, size) = service.table(origin);
+    if size == 0 {
+        return None;
+    }
+    let hash = if service.is_random() { tables.random() } else { hash(tuple) };
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
-    let index = (u64::from(hash(tuple)) * u64::from(service.table_size)) >> 32;
-    tables.table_entry(service.table_offset + index as u32)
+    let index = (u64::from(hash) * u64::from(size)) >> 32;
+    tables.table_entry(offset + index as u32)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! What clients on the node itself get instead of what they ask for.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use redirector_common::packet::select::Tables;
-use redirector_common::socket::{Client, Directory, exchange};
+use redirector_common::socket::{Client, Directory, exchange, scatter};
 use redirector_common::{
-    Address, Backend, BackendId, Endpoint, Family, Frontend, FrontendKey, Port, PortFlags,
-    Protocol, Reason, Service, ServiceId,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, Family, Frontend, FrontendKey,
+    Origin, Port, PortFlags, Protocol, Reason, Service, ServiceId, Taker, TakerKey,
 };
 
 const NODE: u64 = 7;
@@ -21,6 +22,7 @@ struct Node {
     services: BTreeMap<ServiceId, Service>,
     table: Vec<BackendId>,
     backends: BTreeMap<BackendId, Backend>,
+    affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
 }
 
 impl Node {
@@ -75,6 +77,26 @@ impl Node {
 }
 
 impl Tables for Node {
+    fn now(&self) -> u64 {
+        1_000_000_000
+    }
+
+    fn random(&self) -> u32 {
+        0
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn taker(&self, _: &TakerKey) -> Taker {
+        Taker::NONE.and(Origin::Node)
+    }
+
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         self.table.get(index as usize).copied()
     }
@@ -220,4 +242,35 @@ fn sockets_spread_and_stay() {
     }
     // 1000 expected; six standard deviations are about 164.
     assert!(seen.len() == 4 && seen.values().all(|count| (836..1164).contains(count)), "{seen:?}");
+}
+
+/// All of a network namespace's programs are one client, as they share an address.
+#[test]
+fn a_namespace_stays_with_its_backend() {
+    let mut node = Node::default();
+    let backends = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", "10.0.0.4:1"].map(remote);
+    node.serve(&[frontend("192.0.2.1:80")], &[], &backends);
+    for service in node.services.values_mut() {
+        service.affinity_group = 1;
+        service.affinity_seconds = 60;
+    }
+    let seen: BTreeSet<(u64, SocketAddr)> = (0..400)
+        .map(|cookie| {
+            let netns_cookie = cookie % 20;
+            let client = Client { protocol: Protocol::Tcp, cookie, netns_cookie };
+            (netns_cookie, node.ask_as(&client, "192.0.2.1:80").1)
+        })
+        .collect();
+    assert_eq!(seen.len(), 20, "{seen:?}");
+    let backends: BTreeSet<SocketAddr> = seen.iter().map(|(_, backend)| *backend).collect();
+    assert!(backends.len() > 1, "all twenty got {backends:?}");
+}
+
+#[test]
+fn consecutive_sockets_scatter() {
+    let mut buckets = [0_u32; 16];
+    for cookie in 0..16_000 {
+        buckets[(scatter(cookie) >> 28) as usize] += 1;
+    }
+    assert!(buckets.iter().all(|count| (836..1164).contains(count)), "{buckets:?}");
 }

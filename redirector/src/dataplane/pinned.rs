@@ -19,8 +19,9 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, Endpoint, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags,
-    Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, Flow, Frontend, FrontendKey,
+    Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey,
+    SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -28,6 +29,7 @@ use super::contents::lines_of;
 use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
+use super::ports;
 use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
@@ -158,6 +160,34 @@ impl Pinned {
         self.table(MapName::Sockets)
     }
 
+    /// Clients that are remembered, and the backends that they stay with; also those past their
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn affinities(&self) -> Result<BTreeMap<AffinityKey, Affinity>, PinnedError> {
+        self.table(MapName::Affinity)
+    }
+
+    /// Backends that clients may stay with.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn takers(&self) -> Result<BTreeMap<TakerKey, Taker>, PinnedError> {
+        self.table(MapName::Takers)
+    }
+
+    /// Addresses that only frontends have.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn vips(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
+    }
+
     /// The lines of Maglev tables that services use.
     ///
     /// # Errors
@@ -194,6 +224,7 @@ impl Pinned {
     /// Elements of `PORTS` with a port that concerns us.
     fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
         let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.values_mut().for_each(ports::unmark);
         blocks.retain(|_, block| *block != PortBlock::default());
         Ok(blocks)
     }
@@ -273,7 +304,7 @@ impl Pinned {
             MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
-            MapName::Maglev => self.maglev()?.len(),
+            MapName::Maglev => lines_in_use(self.services()?.values()),
             MapName::Backends => self.backends()?.len(),
             MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
             MapName::FlowCache => self.cached_flows()?.len(),
@@ -285,6 +316,9 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Affinity => self.affinities()?.len(),
+            MapName::Takers => self.takers()?.len(),
+            MapName::Vips => self.vips()?.len(),
             MapName::Sockets => self.sockets()?.len(),
         })
     }
@@ -357,12 +391,18 @@ impl Pinned {
     }
 }
 
+/// Lines of `MAGLEV` that services use. They are not read: the map is large, and this is asked
+/// often.
+fn lines_in_use<'a>(services: impl Iterator<Item = &'a Service>) -> usize {
+    let regions: BTreeMap<u32, u32> = services.flat_map(lines_of).collect();
+    regions.into_values().map(|lines| lines as usize).sum()
+}
+
 /// Whether one of a service's tables reaches into a line of `MAGLEV`.
 fn uses_line(service: &Service, line: u32) -> bool {
-    [*service, service.internal()].iter().any(|service| {
-        let (first, lines) = lines_of(service);
-        (first..first.saturating_add(lines)).contains(&line)
-    })
+    lines_of(service)
+        .iter()
+        .any(|(first, lines)| (*first..first.saturating_add(*lines)).contains(&line))
 }
 
 /// The counters of all CPUs together.
@@ -419,9 +459,18 @@ mod tests {
 
     #[test]
     fn a_table_uses_whole_lines() {
-        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
+        let service = Service {
+            table_offset: 32,
+            table_size: 17,
+            internal_offset: 80,
+            internal_size: 1,
+            ..Service::default()
+        };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
-        assert_eq!(used, [2, 3]);
+        assert_eq!(used, [2, 3, 5]);
+        let shared = Service { internal_offset: 32, internal_size: 17, ..service };
+        assert_eq!(lines_in_use([service].iter()), 3);
+        assert_eq!(lines_in_use([shared].iter()), 2);
     }
 
     #[test]

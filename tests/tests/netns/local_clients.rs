@@ -313,10 +313,7 @@ fn nobody_answers() -> Result<()> {
     })
 }
 
-/// One socket's datagrams go to one backend, those of many sockets to all.
-#[test]
-fn sockets_stay_with_their_backend() -> Result<()> {
-    let config = "
+const THREE: &str = "
 services:
   - name: dns
     frontends: [{port: 54, protocol: UDP}]
@@ -325,7 +322,11 @@ services:
       - {address: 198.18.2.2, port: 5354}
       - {address: local, port: 5353}
 ";
-    run(config, |lab, cgroup| {
+
+/// Servers that forty sockets on node 1 reach, each socket one.
+fn servers_of_forty(settings: &str) -> Result<usize> {
+    let mut count = 0;
+    run(&format!("{THREE}{settings}"), |lab, cgroup| {
         let _servers = [
             Server::udp(&lab.net.node2, 5353, Service::Whoami("a"))?,
             Server::udp(&lab.net.node2, 5354, Service::Whoami("b"))?,
@@ -339,9 +340,28 @@ services:
             ensure!(answers.len() == 10 && answers.iter().all(|it| *it == answers[0]), "{said}");
             seen.insert(answers[0].server.clone());
         }
-        ensure!(seen.len() == 3, "only {seen:?} of three answered forty sockets");
+        count = seen.len();
         Ok(())
-    })
+    })?;
+    Ok(count)
+}
+
+/// One socket's datagrams go to one backend, those of many sockets to all.
+#[test]
+fn sockets_stay_with_their_backend() -> Result<()> {
+    for settings in ["", "    algorithm: random\n"] {
+        let count = servers_of_forty(settings)?;
+        ensure!(count == 3, "{count} of three servers answered forty sockets: {settings:?}");
+    }
+    Ok(())
+}
+
+/// A host's programs are one client.
+#[test]
+fn hosts_stay_with_their_backend() -> Result<()> {
+    let count = servers_of_forty("    sessionAffinitySeconds: 60\n")?;
+    ensure!(count == 1, "{count} servers answered one client");
+    Ok(())
 }
 
 /// The numbers of the programs, by hook, as `status` has them.

@@ -1,10 +1,13 @@
 //! Netns tier: real clients and servers through the agent's data path, between network
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
+mod affinity;
+mod choosing;
 mod connections;
 mod edges;
 mod local_clients;
 mod modes;
+mod policies;
 mod ports;
 mod refusals;
 mod reload;

@@ -92,7 +92,19 @@ fn takers_of_new_flows() {
         assert_eq!(takers(&service), wanted, "{name}");
         assert_eq!(service.silent, silent, "{name}");
         assert_eq!(service.backends.len(), specs.len(), "{name}: all are listed");
-        assert_eq!(service.table().is_empty(), wanted.is_empty(), "{name}");
+        assert_eq!(
+            service.table(Origin::Outside, Density::FULL).is_empty(),
+            wanted.is_empty(),
+            "{name}"
+        );
+        let mut anywhere = mk_service("web", &[(None, 80)], &specs);
+        anywhere.policy = cluster;
+        let anywhere = only(anywhere, Family::V4);
+        let node = (
+            service.table(Origin::Node, Density::FULL),
+            anywhere.table(Origin::Outside, Density::FULL),
+        );
+        assert_eq!(node.0, node.1, "{name}: clients on the node know no policy");
     }
 }
 
@@ -104,32 +116,13 @@ fn policy_local_takes_the_local_program() {
     assert_eq!(takers(&only(service, Family::V6)), [BackendAddress::Local]);
 }
 
-/// Clients on the node itself are not what the policy is about.
-#[test]
-fn clients_on_the_node_reach_every_backend() {
-    let indices = |table: Vec<u16>| table.into_iter().collect::<BTreeSet<u16>>();
-    let specs = [backend("10.0.0.5", 80), backend("local", 8080)];
-    let mut service = mk_service("web", &[(None, 80)], &specs);
-    let cluster = only(service.clone(), Family::V4);
-    assert_eq!(cluster.internal_table(), None);
-    service.policy = TrafficPolicy::Local;
-    let local = only(service.clone(), Family::V4);
-    assert_eq!(indices(local.table()), [1].into());
-    assert_eq!(local.internal_table(), Some(cluster.table()));
-    // Nobody here at all.
-    service.backends.pop();
-    let silent = only(service, Family::V4);
-    assert!(silent.silent && silent.table().is_empty());
-    assert_eq!(silent.internal_table().map(indices), Some([0].into()));
-}
-
 #[test]
 fn table_names_takers_by_their_position() {
     let specs = [weighted("10.0.0.4", 80, 0), weighted("10.0.0.5", 80, 3), backend("local", 80)];
     let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
-    let table = service.table();
+    let table = service.table(Origin::Outside, Density::FULL);
     assert_eq!(table.len(), 251);
-    assert_eq!(service.table_size(), 251);
+    assert_eq!(service.table_size(Origin::Outside, Density::FULL), 251);
     let count = |index| table.iter().filter(|entry| **entry == index).count();
     assert_eq!((count(0), count(1), count(2)), (0, 188, 63));
 }
