@@ -76,6 +76,8 @@ maps! {
     /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
     /// nowhere.
     Vips = "VIPS", 1;
+    /// Ports of the first fragments of packets, for the fragments after them.
+    Fragments = "FRAGMENTS", 1;
     /// What programs on this machine asked for, by socket and the backend that they got instead.
     Sockets = "SOCKETS", 1;
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU32, Ordering},
@@ -39,6 +40,42 @@ impl Cgroup {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// How many programs for sockets are attached here, by the kernel's word.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell.
+    pub fn programs(&self) -> Result<u32> {
+        const BPF_PROG_QUERY: libc::c_int = 16;
+        /// The beginning of `union bpf_attr` for it.
+        #[repr(C)]
+        #[derive(Default)]
+        struct Query {
+            target: i32,
+            attach_type: u32,
+            flags: u32,
+            attach_flags: u32,
+            ids: u64,
+            count: u32,
+            reserved: u32,
+        }
+        // bind, connect, sendmsg, recvmsg, getpeername, getsockname; both families.
+        const KINDS: [u32; 12] = [8, 9, 10, 11, 14, 15, 19, 20, 29, 30, 31, 32];
+        let dir = fs::File::open(&self.dir)?;
+        let mut total = 0;
+        for attach_type in KINDS {
+            let target = dir.as_raw_fd();
+            let mut query = Query { target, attach_type, ..Query::default() };
+            // SAFETY: the attributes are as long as we say, and ask for a number only.
+            let answer = unsafe {
+                libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>())
+            };
+            ensure!(answer == 0, "asking for programs: {}", std::io::Error::last_os_error());
+            total += query.count;
+        }
+        Ok(total)
     }
 
     /// A command in here, on a host.

@@ -16,6 +16,7 @@ fn status() -> Status {
         started_at: 1,
         stopped: false,
         config: None,
+        kubernetes: false,
         node_name: "node".to_owned(),
         clients: None,
         interfaces: vec![InterfaceStatus {

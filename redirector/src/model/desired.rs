@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
-    ServiceKey, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey,
+    TrafficPolicy,
     maglev::{self, Density},
 };
 
@@ -31,6 +31,18 @@ impl NodeAddresses {
             .iter()
             .copied()
             .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
+    }
+
+    /// The addresses of this host in `networks` that a frontend without an address stands for.
+    /// Loopback addresses are left out: packets from outside never carry them.
+    pub fn published_in(&self, family: Family, networks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+        let chosen = self.chosen.iter().filter(|address| !self.host.contains(address));
+        self.host.iter().chain(chosen).copied().filter(move |address| {
+            Family::of(*address) == family
+                && !is_link_local(*address)
+                && !address.is_loopback()
+                && networks.iter().any(|network| network.contains(address))
+        })
     }
 
     /// Whether packets to `address` end in this host's own stack.
@@ -142,6 +154,8 @@ pub struct DesiredBackend {
     pub weight: u16,
     /// Whether it is there to stay.
     pub state: BackendState,
+    /// Whether topology leads new flows of policy Cluster to others.
+    pub avoided: bool,
     /// Whether new flows of clients outside may go to it here and now.
     pub takes_new_flows: bool,
     /// The same of clients on this node, to whom the policy Local does not apply.
@@ -176,7 +190,7 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut claimed_localhost = BTreeSet::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
-            let frontends = expand_frontends(&service.frontends, family, node);
+            let frontends = expand_frontends(service, family, node);
             let key = (service.key.clone(), family);
             if frontends.is_empty() || desired.services.contains_key(&key) {
                 continue;
@@ -202,7 +216,7 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                 }
             }
             // Whose it is was told for the node's addresses, where it matters more.
-            let localhost = expand_localhost(&service.frontends, family);
+            let localhost = expand_localhost(service, family);
             entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
             desired.services.insert(key, entry);
         }
@@ -210,27 +224,31 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     desired
 }
 
-fn expand_localhost(
-    specs: &[FrontendSpec],
-    family: Family,
-) -> impl Iterator<Item = FrontendKey> + '_ {
-    specs
+/// `localhost` for frontends without an address, where the networks that limit them have it.
+fn expand_localhost(service: &Service, family: Family) -> impl Iterator<Item = FrontendKey> + '_ {
+    let loopback = IpAddr::from(Address::loopback(family));
+    let networks = service.node_networks.as_deref();
+    let is_meant =
+        networks.is_none_or(|networks| networks.iter().any(|network| network.contains(&loopback)));
+    service
+        .frontends
         .iter()
-        .filter(|spec| spec.address.is_none())
+        .filter(move |spec| is_meant && spec.address.is_none())
         .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
 }
 
 fn expand_frontends(
-    specs: &[FrontendSpec],
+    service: &Service,
     family: Family,
     node: &NodeAddresses,
 ) -> BTreeMap<FrontendKey, Address> {
     let mut frontends = BTreeMap::new();
-    for spec in specs {
-        let addresses: Vec<IpAddr> = match spec.address {
-            Some(address) if Family::of(address) == family => vec![address],
-            Some(_) => Vec::new(),
-            None => node.published(family).collect(),
+    for spec in &service.frontends {
+        let addresses: Vec<IpAddr> = match (spec.address, &service.node_networks) {
+            (Some(address), _) if Family::of(address) == family => vec![address],
+            (Some(_), _) => Vec::new(),
+            (None, None) => node.published(family).collect(),
+            (None, Some(networks)) => node.published_in(family, networks).collect(),
         };
         for address in addresses {
             let key = FrontendKey::new(address.into(), Port::new(spec.port), spec.protocol);
@@ -289,6 +307,7 @@ fn resolve_backend(
         BackendAddress::At(address) if node.is_own(address) => {
             Backend::local_at(address.into(), port)
         }
+        BackendAddress::At(address) if spec.here => Backend::routed(address.into(), port),
         BackendAddress::At(address) => Backend::remote(address.into(), port),
     };
     Some(DesiredBackend {
@@ -296,6 +315,7 @@ fn resolve_backend(
         address: spec.address,
         weight: spec.weight,
         state: spec.state,
+        avoided: spec.avoided,
         takes_new_flows: false,
         takes_node_flows: false,
         identity: maglev::identity(spec.address, spec.port),
@@ -313,7 +333,7 @@ fn choose_takers(
         let mut found = false;
         for backend in &mut *backends {
             let allowed = match policy {
-                TrafficPolicy::Cluster => true,
+                TrafficPolicy::Cluster => !backend.avoided,
                 TrafficPolicy::Local => backend.backend.is_local(),
             };
             let taken = allowed && backend.state == state && backend.weight > 0;

@@ -373,15 +373,6 @@ fn programs(lab: &Lab) -> Result<Vec<(String, u64)>> {
     programs.map(|it| program(it).with_context(|| it.to_string())).collect()
 }
 
-/// What the kernel says is attached to the control group.
-fn attached(cgroup: &Cgroup) -> Result<usize> {
-    let root = Namespace::new("outside")?;
-    let dir = cgroup.dir().to_str().context("not UTF-8")?;
-    let shown = root.run("bpftool", ["--json", "cgroup", "list", dir])?;
-    let shown: serde_json::Value = serde_json::from_str(shown.trim()).unwrap_or_default();
-    Ok(shown.as_array().map_or(0, Vec::len))
-}
-
 #[test]
 fn they_outlive_the_agent() -> Result<()> {
     let cgroup = Cgroup::new()?;
@@ -392,7 +383,7 @@ fn they_outlive_the_agent() -> Result<()> {
         let asked = SocketAddr::new(localhost(Family::V4), 80);
         let before = programs(lab)?;
         ensure!(before.len() == 8, "{before:?}");
-        ensure!(attached(&cgroup)? == 8, "the kernel has another opinion");
+        ensure!(cgroup.programs()? == 8, "the kernel has another opinion");
         lab.kill()?;
         check(&cgroup, &lab.net.node1, &[localhost])?;
         ensure!(programs(lab)? == before, "the programs went with the agent");
@@ -400,18 +391,18 @@ fn they_outlive_the_agent() -> Result<()> {
         lab.start(&options)?;
         let after = programs(lab)?;
         ensure!(after.iter().all(|it| !before.contains(it)), "{before:?} and {after:?}");
-        ensure!(attached(&cgroup)? == 8, "earlier programs are still there");
+        ensure!(cgroup.programs()? == 8, "earlier programs are still there");
         check(&cgroup, &lab.net.node1, &[localhost])?;
         // Another control group.
         let other = Cgroup::new()?;
         lab.stop()?;
         lab.start(&["--cgroup", other.dir().to_str().context("not UTF-8")?])?;
-        ensure!((attached(&cgroup)?, attached(&other)?) == (0, 8), "not moved");
+        ensure!((cgroup.programs()?, other.programs()?) == (0, 8), "not moved");
         ask(&other, &lab.net.node1, "tcp", asked)?;
         // None any more.
         lab.stop()?;
         lab.start(&[])?;
-        ensure!(attached(&other)? == 0, "not taken off");
+        ensure!(other.programs()? == 0, "not taken off");
         ensure!(programs(lab)?.is_empty(), "status still has them");
         ensure!(ask(&cgroup, &lab.net.node1, "tcp", asked).is_err(), "still served");
         // And all of it goes.
@@ -419,7 +410,7 @@ fn they_outlive_the_agent() -> Result<()> {
         lab.start(&options)?;
         lab.stop()?;
         lab.cli().text(&["detach"])?;
-        ensure!(attached(&cgroup)? == 0 && !lab.has_pins(), "something is left");
+        ensure!(cgroup.programs()? == 0 && !lab.has_pins(), "something is left");
         ensure!(ask(&cgroup, &lab.net.node1, "tcp", asked).is_err(), "still served");
         Ok(())
     })
