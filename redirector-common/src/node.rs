@@ -17,9 +17,12 @@ pub struct NodeConfig {
     pub cache_sets: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
+    /// of pods. 0, which no namespace has: no program is taken for the node's own.
+    pub netns_cookie: u64,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 16);
+const _: () = assert!(size_of::<NodeConfig>() == 24);
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +40,9 @@ impl PortFlags {
     /// The node has addresses that are frontends' alone; every port has this bit then, and none
     /// otherwise.
     pub const VIPS: Self = Self(16);
+
+    /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
+    pub const STEER: Self = Self(32);
 
     /// Whether any bit of `other` is set.
     #[inline(always)]
@@ -127,6 +133,13 @@ impl Interface {
     #[must_use]
     pub const fn xdp_transmit(&self) -> bool {
         self.flags & Self::XDP_TRANSMIT != 0
+    }
+
+    /// Whether our programs are on it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ours(&self) -> bool {
+        self.slot != 0
     }
 
     /// The address to translate sources to, unspecified if there is none.

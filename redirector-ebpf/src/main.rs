@@ -1,4 +1,4 @@
-//! redirector's programs: XDP, TC ingress, TC egress.
+//! redirector's programs: XDP, TC ingress, TC egress; those for sockets are in [`clients`].
 //!
 //! Each entry point is the whole table from a [`Step`] to the kernel's verdict. What a packet
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
 
+mod clients;
 mod context;
 mod counters;
 mod environment;
@@ -16,6 +17,7 @@ mod maps;
 mod redirect;
 mod reject;
 mod related;
+mod steer;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
@@ -128,8 +130,8 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
 #[classifier]
 pub fn redirector_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
-    if skb.came_from_outside() {
-        // Forwarded or redirected, perhaps by us: no local program's reply.
+    if environment::is_ours(skb.ingress_ifindex()) {
+        // Forwarded or redirected, perhaps by us: no reply of a backend on this host.
         return TC_ACT_OK;
     }
     skb.pull_headers();

@@ -9,4 +9,7 @@ mod deciding;
 mod host;
 mod packets;
 mod parsing;
+mod related;
 mod rewriting;
+mod sockets;
+mod steering;

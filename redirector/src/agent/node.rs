@@ -9,6 +9,7 @@ use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
 use super::account::Account;
+use super::clients;
 use super::interfaces::{self, Lending, Slots};
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
@@ -20,6 +21,7 @@ use crate::dataplane::encode::encode;
 use crate::dataplane::epochs::Epochs;
 use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
+use crate::dataplane::kube_proxy;
 use crate::dataplane::layout::Layout;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
@@ -31,6 +33,7 @@ use crate::dataplane::prerequisites::{self, KernelVersion};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sync::Writes;
+use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
 use crate::k8s::report::Mouth;
@@ -73,6 +76,8 @@ pub(super) struct Node {
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     chosen: Vec<String>,
+    has_kube_proxy: bool,
+    netns_cookie: u64,
     account: Account,
 }
 
@@ -107,6 +112,7 @@ impl Node {
     fn bring_up(&mut self, host: &Host, chosen: Vec<String>) -> anyhow::Result<()> {
         self.chosen = chosen;
         self.apply_settings()?;
+        self.look_for_kube_proxy();
         self.sync(host)?;
         self.write_entries(host, &[], true)?;
         let mut attached = Vec::new();
@@ -119,6 +125,7 @@ impl Node {
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
         self.write_entries(host, &attached, true)?;
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
@@ -327,6 +334,7 @@ impl Node {
                 Err(error) => absent(name, slot, error.to_string()),
             });
         }
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
@@ -335,7 +343,10 @@ impl Node {
 
     /// Brings the maps of services in line, if what they are made from has changed.
     fn sync(&mut self, host: &Host) -> anyhow::Result<()> {
-        let addresses = interfaces::addresses(host, &self.chosen);
+        let addresses = NodeAddresses {
+            has_kube_proxy: self.has_kube_proxy,
+            ..interfaces::addresses(host, &self.chosen)
+        };
         if self.made_from.as_ref() == Some(&addresses) {
             return Ok(());
         }
@@ -368,6 +379,7 @@ impl Node {
                 lookup_ifindex: LOOPBACK,
                 cache_sets: self.cache_sets,
                 reserved: 0,
+                netns_cookie: self.netns_cookie,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
@@ -424,6 +436,20 @@ impl Node {
         if let Err(error) = self.apply_settings() {
             self.account.failed(&format!("{error:#}"));
         }
+        self.look_for_kube_proxy();
+    }
+
+    /// Its rules may come and go while we run.
+    fn look_for_kube_proxy(&mut self) {
+        match kube_proxy::has_rules() {
+            Ok(found) if found != self.has_kube_proxy => {
+                let whether = if found { "are" } else { "are no longer" };
+                tracing::info!("kube-proxy's rules {whether} on this host");
+                self.has_kube_proxy = found;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot tell whether kube-proxy's rules are here"),
+        }
     }
 
     fn apply_settings(&mut self) -> anyhow::Result<()> {
@@ -451,6 +477,13 @@ impl Node {
             }
             Err(error) => self.account.config_failed(&format!("{error:#}")),
         }
+    }
+
+    fn keep_clients(&mut self) -> anyhow::Result<()> {
+        let options = self.wishes.options();
+        let got = clients::keep(&mut self.attacher, &options.pins, &options.clients)?;
+        self.account.clients(got);
+        Ok(())
     }
 
     fn detach_others(&self, chosen: &[String]) -> anyhow::Result<()> {
@@ -520,6 +553,7 @@ struct Parts {
     installed_for: Option<String>,
     cache_sets: u32,
     epochs: Epochs,
+    netns_cookie: u64,
 }
 
 impl Parts {
@@ -537,6 +571,8 @@ impl Parts {
             cache_sets: cache_sets(pins, sizes.cpus)?,
             epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
+            netns_cookie: netns_cookie()
+                .context("cannot tell this network namespace from others")?,
             installed_for: earlier.and_then(|status| match status.config {
                 Some(config) => Some(config.display().to_string()),
                 None => status.kubernetes.then(|| "the Kubernetes agent".to_owned()),
@@ -588,6 +624,8 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
+            has_kube_proxy: false,
+            netns_cookie: self.netns_cookie,
         };
         (node, mouth)
     }

@@ -3,6 +3,7 @@
 //! What is attached outlives the agent: links are pinned, filters hang on their qdisc. An agent
 //! that starts again finds them and replaces their programs in one step.
 
+mod cgroup;
 mod clsact;
 mod tcx;
 mod xdp;
@@ -21,6 +22,8 @@ use super::prerequisites::{KernelVersion, TCX_KERNEL};
 use super::status::{TcState, XdpState};
 use super::syscall::{self, LinkInfo};
 use crate::config::XdpMode;
+
+pub use cgroup::{Clients, detach_clients, find_root};
 
 /// Why programs could not be attached to an interface, or taken off.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +72,33 @@ pub enum AttachError {
         /// What the kernel said.
         reason: String,
     },
+    /// There is nowhere to attach programs for sockets to.
+    #[error(
+        "no cgroup2 file system is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup), name \
+         a directory on it with --cgroup, or do without clients on this machine: --no-local-clients"
+    )]
+    NoCgroups,
+    /// What was named is no control group.
+    #[error(
+        "{} is no control group: {reason}: name a directory on a cgroup2 file system with --cgroup",
+        .dir.display()
+    )]
+    NotACgroup {
+        /// What was named.
+        dir: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+    /// A program for sockets could not be attached.
+    #[error("control group {}: cannot attach to {hook}: {reason}", .dir.display())]
+    Cgroup {
+        /// The control group.
+        dir: PathBuf,
+        /// The hook.
+        hook: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
     /// A pin could not be made, opened or removed.
     #[error("{}: {source}", .path.display())]
     Pin {
@@ -94,6 +124,9 @@ pub struct Attached {
     /// How TC programs are attached.
     pub tc: TcState,
 }
+
+/// Egress first: what ingress has let in must not be answered from a backend's own port.
+const TC_HOOKS: [Hook; 2] = [Hook::Egress, Hook::Ingress];
 
 /// Attaches programs to interfaces.
 pub struct Attacher {
@@ -135,13 +168,13 @@ impl Attacher {
 
     fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {
         if !self.has_tcx {
-            for hook in [Hook::Ingress, Hook::Egress] {
+            for hook in TC_HOOKS {
                 self.attach_filter(interface, hook)?;
             }
             self.filtered.insert(interface.index);
             return Ok(TcState::Clsact);
         }
-        for hook in [Hook::Ingress, Hook::Egress] {
+        for hook in TC_HOOKS {
             self.attach_tcx(interface, hook)?;
         }
         // Left from an agent on the same, older kernel call.

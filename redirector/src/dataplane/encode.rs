@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
-    SlotValue, SourceRange, Taker, TakerKey,
+    Address, BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId,
+    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, Ports};
@@ -316,6 +316,11 @@ impl Encoder<'_> {
     }
 
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
+        for key in &service.localhost {
+            let local_address = Address::loopback(key.address.family());
+            let value = Frontend { service: id, reserved: 0, local_address };
+            self.contents.frontends.insert(*key, value);
+        }
         for (key, local_address) in &service.frontends {
             let value = Frontend { service: id, reserved: 0, local_address: *local_address };
             self.contents.frontends.insert(*key, value);
@@ -325,13 +330,27 @@ impl Encoder<'_> {
 
     /// Adds the flags of the ports that a service needs looked up.
     pub(super) fn add_ports(ports: &mut Ports, service: &DesiredService) {
+        for key in &service.localhost {
+            ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
+        }
         let remote = service
             .backends
             .iter()
             .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let flags =
-            if remote { PortFlags::FRONTEND.union(PortFlags::REMOTE) } else { PortFlags::FRONTEND };
-        for key in service.frontends.keys() {
+        let steers = service.steers
+            && service
+                .backends
+                .iter()
+                .any(|backend| backend.takes_new_flows && backend.backend.is_own());
+        for (key, local_address) in &service.frontends {
+            let mut flags = PortFlags::FRONTEND;
+            if remote {
+                flags = flags.union(PortFlags::REMOTE);
+            }
+            // The kernel takes only packets to this host's own addresses to its sockets.
+            if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
+                flags = flags.union(PortFlags::STEER);
+            }
             ports.add(key.protocol(), key.port, flags);
             for backend in service.backends.iter().map(|backend| backend.backend) {
                 if backend.is_local() {

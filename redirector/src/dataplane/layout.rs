@@ -387,7 +387,7 @@ impl Part {
         let ranges = service.source_ranges.iter().flatten();
         Self {
             id,
-            frontends: service.frontends.keys().copied().collect(),
+            frontends: service.frontends.keys().chain(&service.localhost).copied().collect(),
             ranges: ranges
                 .map(|range| SourceRange::new(id, range.addr().into(), range.prefix_len()))
                 .collect(),

@@ -11,6 +11,7 @@ pub mod epochs;
 pub mod gc;
 pub mod ids;
 pub mod info;
+pub mod kube_proxy;
 pub mod layout;
 pub mod loader;
 pub mod lock;
@@ -27,7 +28,7 @@ mod regions;
 pub mod sizes;
 pub mod status;
 pub mod sync;
-mod syscall;
+pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
 

@@ -10,6 +10,7 @@ use redirector_common::{Address, Family, FrontendKey};
 
 use super::desired::{
     Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
+    expand_localhost,
 };
 use super::{Service, ServiceKey};
 
@@ -79,7 +80,7 @@ impl State {
             self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
             claims.insert((rank, service.key.clone()));
             if claims.len() > 1 {
-                self.contested.insert(frontend);
+                self.contest(frontend);
             }
         }
         self.dirty.insert(service.key.clone());
@@ -137,6 +138,12 @@ impl State {
                 entry.conflicts.insert(frontend);
             }
         }
+        entry.localhost = expand_localhost(service, family)
+            .filter(|frontend| {
+                let claims = self.claims.get(frontend);
+                claims.and_then(|claims| claims.first()).is_none_or(|(_, winner)| winner == key)
+            })
+            .collect();
         Some(entry)
     }
 
@@ -182,8 +189,22 @@ impl State {
     fn frontends(&self, service: &Service) -> Vec<FrontendKey> {
         [Family::V4, Family::V6]
             .into_iter()
-            .flat_map(|family| expand_frontends(service, family, &self.node).into_keys())
+            .flat_map(|family| {
+                let exact: Vec<FrontendKey> =
+                    expand_frontends(service, family, &self.node).into_keys().collect();
+                // Without one of the node's addresses there is none of the node itself.
+                let localhost = expand_localhost(service, family).filter(|_| !exact.is_empty());
+                let localhost: BTreeSet<FrontendKey> = localhost.collect();
+                exact.into_iter().chain(localhost)
+            })
             .collect()
+    }
+
+    /// Whose `localhost` it is was told for the node's addresses, where it matters more.
+    fn contest(&mut self, frontend: FrontendKey) {
+        if !frontend.is_localhost() {
+            self.contested.insert(frontend);
+        }
     }
 }
 

@@ -17,6 +17,7 @@ fn node() -> NodeAddresses {
     NodeAddresses {
         chosen: vec![ip("192.0.2.10"), ip("2001:db8::10")],
         host: [ip("192.0.2.10"), ip("2001:db8::10")].into(),
+        ..NodeAddresses::default()
     }
 }
 
