@@ -10,6 +10,7 @@
 //! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpffs;
 pub mod cli;
 pub mod client;
