@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use super::watch::FileWatch;
 use crate::dataplane::netdev::FeatureChanges;
 use crate::dataplane::netlink::Changes;
+use crate::k8s::cluster::Cluster;
 
 /// How often flows are collected and everything is looked at again.
 const TICK: Duration = Duration::from_secs(5);
@@ -27,6 +28,8 @@ pub(super) enum Event {
     FileChanged,
     /// Interfaces, their addresses or features, or default routes.
     HostChanged,
+    /// Objects of the Kubernetes API.
+    ClusterChanged,
     /// Time has passed.
     Tick,
 }
@@ -85,6 +88,17 @@ pub(super) fn watch_clock(tasks: &mut Tasks, sender: &Sender<Event>) {
         loop {
             ticks.tick().await;
             sender.send(Event::Tick).await?;
+        }
+    });
+}
+
+/// Changes that come while the last are being carried out are one.
+pub(super) fn watch_cluster(tasks: &mut Tasks, sender: &Sender<Event>, cluster: Cluster) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            cluster.changed().await;
+            sender.send(Event::ClusterChanged).await?;
         }
     });
 }

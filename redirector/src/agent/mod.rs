@@ -3,6 +3,7 @@
 mod account;
 mod events;
 mod interfaces;
+mod kubernetes;
 mod node;
 mod shared;
 mod watch;
@@ -12,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -19,6 +21,9 @@ use crate::admin::Admin;
 use crate::config::XdpMode;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
+use crate::k8s;
+use crate::k8s::client::Access;
+use crate::k8s::convert::NodePortAddresses;
 use crate::model::Service;
 use events::Event;
 use node::Node;
@@ -45,6 +50,36 @@ pub struct Options {
     pub node_name: Option<String>,
     /// Whether the data path goes with the agent.
     pub detach_on_exit: bool,
+    /// What the Kubernetes API is asked for; `None`: nothing.
+    pub kubernetes: Option<KubernetesOptions>,
+}
+
+impl Options {
+    /// Whether there is nothing but ports of a command line, which go with it.
+    const fn is_for_a_while(&self) -> bool {
+        self.config.is_none() && self.kubernetes.is_none()
+    }
+
+    /// Name of the node: the host's where the options do not say.
+    fn node_name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(|| {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            name.trim().to_owned()
+        })
+    }
+}
+
+/// What the Kubernetes API is asked for, and how its answers are taken.
+#[derive(Clone, Debug, Default)]
+pub struct KubernetesOptions {
+    /// Where its address and credentials come from.
+    pub access: Access,
+    /// The `service-proxy-name` of the objects that are ours.
+    pub service_proxy_name: Option<String>,
+    /// Node addresses that node ports are opened on.
+    pub node_port_addresses: NodePortAddresses,
+    /// Networks that external IPs must be in; none: they may be anything.
+    pub external_ip_networks: Vec<IpNet>,
 }
 
 /// Runs until a signal ends it, or something that it cannot go on without.
@@ -71,7 +106,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("the netlink connection ended")
     });
 
-    let host = netlink.read().await?;
+    let mut host = netlink.read().await?;
     let mut node = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
@@ -86,6 +121,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             admin.serve(pins, shared).await.context("the admin server ended")?;
             anyhow::bail!("the admin server ended")
         });
+    }
+
+    if let Some(kubernetes) = &options.kubernetes
+        && let Some(cluster) = node.cluster().cloned()
+    {
+        // What is wrong with the credentials now is said now.
+        kubernetes.access.connect().await?;
+        k8s::watch::start(&mut tasks, &kubernetes.access, &cluster, node.name());
+        events::watch_cluster(&mut tasks, &sender, cluster);
     }
 
     loop {
@@ -104,7 +148,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let Some(event) = event.filter(|event| *event != Event::Stop) else {
             return node.stop();
         };
-        let host = match netlink.read().await {
+        if event == Event::ClusterChanged {
+            node.follow_cluster(&host);
+            continue;
+        }
+        host = match netlink.read().await {
             Ok(host) => host,
             Err(error) => {
                 // The next tick asks again.
@@ -120,7 +168,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 node.reload_if_changed(&host);
                 node.collect();
             }
-            Event::HostChanged | Event::Stop => {}
+            Event::HostChanged | Event::ClusterChanged | Event::Stop => {}
         }
         node.reconcile(&host, event == Event::Tick);
     }

@@ -1,7 +1,6 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -11,6 +10,7 @@ use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
 use super::Shared;
 use super::account::Account;
 use super::interfaces::{self, Lending, Slots};
+use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
@@ -28,6 +28,8 @@ use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::{HashTable, Table};
 use crate::dataplane::{gc, netdev};
+use crate::k8s::cluster::Cluster;
+use crate::model::Service;
 use crate::model::desired::{self, NodeAddresses};
 
 /// Index of the loopback device in every network namespace.
@@ -36,6 +38,7 @@ const LOOPBACK: u32 = 1;
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
     wishes: Wishes,
+    kubernetes: Option<Kubernetes>,
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
@@ -99,7 +102,7 @@ impl Node {
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
-        self.account.shared.update(|snapshot| snapshot.ready = true);
+        self.account.shared.update(|snapshot| snapshot.ready = snapshot.waiting_for.is_empty());
         self.account.publish(&mut self.maps.status);
         tracing::info!("the data path is up on {}", self.chosen.join(", "));
         Ok(())
@@ -107,6 +110,16 @@ impl Node {
 
     pub(super) fn pins(&self) -> &Pins {
         &self.wishes.options().pins
+    }
+
+    /// Name of this node.
+    pub(super) fn name(&self) -> &str {
+        self.kubernetes.as_ref().map_or("", Kubernetes::node_name)
+    }
+
+    /// Objects of the Kubernetes API, where it is asked.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        self.kubernetes.as_ref().map(Kubernetes::cluster)
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -127,6 +140,30 @@ impl Node {
             }
         }
         self.account.publish(&mut self.maps.status);
+    }
+
+    /// Brings the maps in line with objects of the Kubernetes API that changed.
+    pub(super) fn follow_cluster(&mut self, host: &Host) {
+        if !self.kubernetes.as_mut().is_some_and(Kubernetes::update) {
+            return;
+        }
+        self.made_from = None;
+        match self.sync(host) {
+            Ok(()) => self.account.in_sync(),
+            Err(error) => {
+                self.actual = None;
+                self.made_from = None;
+                self.account.failed(&format!("{error:#}"));
+            }
+        }
+        self.account.publish(&mut self.maps.status);
+    }
+
+    /// What all sources ask for, the first to be served first.
+    fn services(&self) -> Vec<Service> {
+        let mut services = self.wishes.services();
+        services.extend(self.kubernetes.iter().flat_map(Kubernetes::services));
+        services
     }
 
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
@@ -159,14 +196,19 @@ impl Node {
             return Ok(());
         }
         let began = Instant::now();
-        let desired = desired::build(&self.wishes.services(), &addresses);
+        let desired = desired::build(&self.services(), &addresses);
         let actual = match &mut self.actual {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
         let snat = self.wishes.snat_ports();
-        let encoded =
+        let mut encoded =
             encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
+        let missing = self.kubernetes.as_ref().map(Kubernetes::missing).unwrap_or_default();
+        if !missing.is_empty() {
+            // What seems to be too much may be asked for by what was not read yet.
+            encoded.keep(actual);
+        }
         let writes = self.maps.services.sync(actual, &encoded)?;
         self.maps.node.put(
             0,
@@ -181,6 +223,7 @@ impl Node {
         self.made_from = Some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.account.synced(began.elapsed(), desired.conflicts.len());
+        self.account.waits_for(missing.iter().map(|kind| kind.name()).collect());
         if !writes.is_none() {
             tracing::info!(
                 services = desired.services.len(),
@@ -306,8 +349,8 @@ struct Parts {
     flows: HashTable<Tuple, Flow>,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
-    /// The file of the agent before us.
-    installed_for: Option<PathBuf>,
+    /// What the agent before us worked for, unless it was for a while.
+    installed_for: Option<String>,
 }
 
 impl Parts {
@@ -322,7 +365,10 @@ impl Parts {
             entries: maps.interfaces.entries()?,
             flows: maps::flows(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
-            installed_for: earlier.and_then(|status| status.config),
+            installed_for: earlier.and_then(|status| match status.config {
+                Some(config) => Some(config.display().to_string()),
+                None => status.kubernetes.then(|| "the Kubernetes agent".to_owned()),
+            }),
             maps,
         })
     }
@@ -331,10 +377,9 @@ impl Parts {
     /// few ports of a command line.
     fn check_owner(&self, wishes: &Wishes) -> anyhow::Result<()> {
         match &self.installed_for {
-            Some(config) if wishes.options().config.is_none() => anyhow::bail!(
-                "the data path of {} is installed on {}: add the ports to that file, remove it \
-                 with `redirector detach`, or choose another directory with --bpffs",
-                config.display(),
+            Some(owner) if wishes.options().is_for_a_while() => anyhow::bail!(
+                "the data path of {owner} is installed on {}: add the ports there, remove it with \
+                 `redirector detach`, or choose another directory with --bpffs",
                 wishes.options().pins.dir().display()
             ),
             _ => Ok(()),
@@ -342,8 +387,11 @@ impl Parts {
     }
 
     fn into_node(self, wishes: Wishes, lock: Lock) -> Node {
+        let options = wishes.options();
+        let kubernetes = options.kubernetes.as_ref();
         Node {
-            account: Account::new(wishes.options()),
+            account: Account::new(options),
+            kubernetes: kubernetes.map(|asked| Kubernetes::new(asked, &options.node_name())),
             wishes,
             lock,
             attacher: self.attacher,

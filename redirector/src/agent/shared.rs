@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub status: Status,
     /// Whether programs are attached and the first sync is done.
     pub ready: bool,
+    /// What was not read yet, without which nothing is complete.
+    pub waiting_for: Vec<&'static str>,
     /// Syncs so far.
     pub syncs: Syncs,
     /// Halves of flows at the last collection, by two: flows.
@@ -63,6 +65,7 @@ impl Shared {
             state: Arc::new(Mutex::new(Snapshot {
                 status,
                 ready: false,
+                waiting_for: Vec::new(),
                 syncs: Syncs::default(),
                 flows: 0,
             })),

@@ -13,8 +13,8 @@ use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
 use super::{keys, publish};
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    Source, TrafficPolicy,
+    BackendAddress, BackendSpec, Forwarding, FrontendSpec, Service, ServiceKey, Source,
+    TrafficPolicy,
 };
 
 /// Longest name of a service.
@@ -60,13 +60,11 @@ fn read_service(
         .unwrap_or_default();
     Placed {
         service: Service {
-            key: ServiceKey { source: Source::Static, namespace: None, name },
             frontends,
             backends,
             policy,
-            forwarding: Forwarding::Snat,
-            affinity_seconds: None,
             source_ranges,
+            ..Service::new(ServiceKey { source: Source::Static, namespace: None, name })
         },
         path: "services",
         frontends: frontend_places,
@@ -217,10 +215,8 @@ fn read_backend(
         None => Some(1),
     };
     Some(BackendSpec {
-        address: address??,
-        port: port??,
         weight: u16::try_from(weight?).ok()?,
-        state: BackendState::Active,
+        ..BackendSpec::new(address??, port??)
     })
 }
 

@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Port};
 
 use super::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    TrafficPolicy, maglev,
+    BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, TrafficPolicy,
+    maglev,
 };
 
 /// The addresses of this node.
@@ -30,6 +30,18 @@ impl NodeAddresses {
             .iter()
             .copied()
             .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
+    }
+
+    /// The addresses of this host in `networks` that a frontend without an address stands for.
+    /// Loopback addresses are left out: packets from outside never carry them.
+    pub fn published_in(&self, family: Family, networks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+        let chosen = self.chosen.iter().filter(|address| !self.host.contains(address));
+        self.host.iter().chain(chosen).copied().filter(move |address| {
+            Family::of(*address) == family
+                && !is_link_local(*address)
+                && !address.is_loopback()
+                && networks.iter().any(|network| network.contains(address))
+        })
     }
 
     /// Whether packets to `address` end in this host's own stack.
@@ -126,6 +138,8 @@ pub struct DesiredBackend {
     pub weight: u16,
     /// Whether it is there to stay.
     pub state: BackendState,
+    /// Whether topology leads new flows of policy Cluster to others.
+    pub avoided: bool,
     /// Whether new flows may go to it here and now.
     pub takes_new_flows: bool,
     /// Identity in Maglev tables, the same on every node.
@@ -148,7 +162,7 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut claimed = BTreeMap::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
-            let frontends = expand_frontends(&service.frontends, family, node);
+            let frontends = expand_frontends(service, family, node);
             let key = (service.key.clone(), family);
             if frontends.is_empty() || desired.services.contains_key(&key) {
                 continue;
@@ -177,16 +191,17 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
 }
 
 fn expand_frontends(
-    specs: &[FrontendSpec],
+    service: &Service,
     family: Family,
     node: &NodeAddresses,
 ) -> BTreeMap<FrontendKey, Address> {
     let mut frontends = BTreeMap::new();
-    for spec in specs {
-        let addresses: Vec<IpAddr> = match spec.address {
-            Some(address) if Family::of(address) == family => vec![address],
-            Some(_) => Vec::new(),
-            None => node.published(family).collect(),
+    for spec in &service.frontends {
+        let addresses: Vec<IpAddr> = match (spec.address, &service.node_networks) {
+            (Some(address), _) if Family::of(address) == family => vec![address],
+            (Some(_), _) => Vec::new(),
+            (None, None) => node.published(family).collect(),
+            (None, Some(networks)) => node.published_in(family, networks).collect(),
         };
         for address in addresses {
             let key = FrontendKey::new(address.into(), Port::new(spec.port), spec.protocol);
@@ -241,6 +256,7 @@ fn resolve_backend(
         BackendAddress::At(address) if node.is_own(address) => {
             Backend::local_at(address.into(), port)
         }
+        BackendAddress::At(address) if spec.here => Backend::routed(address.into(), port),
         BackendAddress::At(address) => Backend::remote(address.into(), port),
     };
     Some(DesiredBackend {
@@ -248,6 +264,7 @@ fn resolve_backend(
         address: spec.address,
         weight: spec.weight,
         state: spec.state,
+        avoided: spec.avoided,
         takes_new_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
@@ -260,7 +277,7 @@ fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
         let mut found = false;
         for backend in &mut *backends {
             let allowed = match policy {
-                TrafficPolicy::Cluster => true,
+                TrafficPolicy::Cluster => !backend.avoided,
                 TrafficPolicy::Local => backend.backend.is_local(),
             };
             backend.takes_new_flows = allowed && backend.state == state && backend.weight > 0;

@@ -1,8 +1,5 @@
 use super::*;
-use crate::model::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, ServiceKey, Source,
-    TrafficPolicy,
-};
+use crate::model::{BackendAddress, BackendSpec, FrontendSpec, ServiceKey, Source, TrafficPolicy};
 use redirector_common::Protocol;
 
 #[test]
@@ -69,13 +66,11 @@ fn a_service() {
     forwarding: snat
 ",
     );
-    let backend =
-        |address, port, weight| BackendSpec { address, port, weight, state: BackendState::Active };
+    let backend = |address, port, weight| BackendSpec { weight, ..BackendSpec::new(address, port) };
     let at = |address: &str| BackendAddress::At(address.parse().unwrap());
     assert_eq!(
         found.services,
         [Service {
-            key: ServiceKey { source: Source::Static, namespace: None, name: "web".to_owned() },
             frontends: vec![
                 FrontendSpec {
                     address: Some("192.0.2.10".parse().unwrap()),
@@ -90,9 +85,11 @@ fn a_service() {
                 backend(at("2001:db8::5"), 8082, 0),
             ],
             policy: TrafficPolicy::Local,
-            forwarding: Forwarding::Snat,
-            affinity_seconds: None,
-            source_ranges: Vec::new(),
+            ..Service::new(ServiceKey {
+                source: Source::Static,
+                namespace: None,
+                name: "web".to_owned()
+            })
         }]
     );
 }

@@ -15,8 +15,7 @@ use crate::dataplane::ids::Cursors;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService, ServiceKey,
-    Source,
+    BackendAddress, BackendSpec, FrontendSpec, Service as ModelService, ServiceKey, Source,
 };
 
 const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
@@ -254,11 +253,6 @@ fn service(
     source_ranges: &[IpNet],
 ) -> ModelService {
     ModelService {
-        key: ServiceKey {
-            source: Source::Static,
-            namespace: None,
-            name: format!("service-{name}"),
-        },
         frontends: frontends
             .iter()
             .map(|(port, tcp)| FrontendSpec {
@@ -269,21 +263,21 @@ fn service(
             .collect(),
         backends: backends
             .iter()
-            .map(|(host, port, weight)| BackendSpec {
-                address: match host {
+            .map(|(host, port, weight)| {
+                let address = match host {
                     0 => BackendAddress::Local,
                     1 => BackendAddress::At(Ipv4Addr::new(192, 0, 2, 1).into()),
                     host => BackendAddress::At(Ipv4Addr::new(10, 0, 0, *host).into()),
-                },
-                port: *port,
-                weight: *weight,
-                state: BackendState::Active,
+                };
+                BackendSpec { weight: *weight, ..BackendSpec::new(address, *port) }
             })
             .collect(),
-        policy: crate::model::TrafficPolicy::Cluster,
-        forwarding: crate::model::Forwarding::Snat,
-        affinity_seconds: None,
         source_ranges: source_ranges.to_vec(),
+        ..ModelService::new(ServiceKey {
+            source: Source::Static,
+            namespace: None,
+            name: format!("service-{name}"),
+        })
     }
 }
 

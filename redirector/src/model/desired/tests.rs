@@ -4,7 +4,7 @@ mod properties;
 
 use redirector_common::Protocol;
 
-use super::super::Source;
+use super::super::{FrontendSpec, Source};
 use super::*;
 
 fn ip(text: &str) -> IpAddr {
@@ -28,7 +28,6 @@ fn key(name: &str) -> ServiceKey {
 
 fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[BackendSpec]) -> Service {
     Service {
-        key: key(name),
         frontends: frontends
             .iter()
             .map(|(address, port)| FrontendSpec {
@@ -38,10 +37,7 @@ fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[Backend
             })
             .collect(),
         backends: backends.to_vec(),
-        policy: TrafficPolicy::Cluster,
-        forwarding: Forwarding::Snat,
-        affinity_seconds: None,
-        source_ranges: Vec::new(),
+        ..Service::new(key(name))
     }
 }
 
@@ -50,7 +46,7 @@ fn backend(address: &str, port: u16) -> BackendSpec {
         "local" => BackendAddress::Local,
         address => BackendAddress::At(ip(address)),
     };
-    BackendSpec { address, port, weight: 1, state: BackendState::Active }
+    BackendSpec::new(address, port)
 }
 
 fn terminating(address: &str, port: u16) -> BackendSpec {
