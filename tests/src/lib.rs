@@ -14,6 +14,7 @@ pub mod apiserver;
 pub mod bpffs;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 mod extension;
 pub mod frame;
 pub mod icmp;
