@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod address;
 pub mod backend;
+pub mod cache;
 pub mod flow;
 pub mod frontend;
 pub mod map_name;
@@ -23,6 +24,7 @@ pub mod source;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use backend::{Backend, BackendId};
+pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
@@ -46,6 +48,8 @@ pod!(
     Port,
     Tuple,
     Flow,
+    CachedFlow,
+    CacheSet,
     FrontendKey,
     Frontend,
     Backend,

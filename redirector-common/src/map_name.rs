@@ -48,11 +48,15 @@ maps! {
     /// Backends.
     Backends = "BACKENDS", 1;
     /// Both halves of every flow.
-    Flows = "FLOWS", 1;
+    Flows = "FLOWS", 2;
+    /// What packets of established flows need, for each CPU.
+    FlowCache = "FLOW_CACHE", 1;
+    /// Raised when what the flow cache repeats has changed.
+    Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 1;
+    Node = "NODE", 2;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.

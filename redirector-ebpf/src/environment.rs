@@ -4,20 +4,24 @@ use core::ffi::c_void;
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+};
 use aya_ebpf::maps::lpm_trie::Key;
+use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port,
-    PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange, Tuple,
+    Address, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey, Interface, NodeConfig,
+    Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange, Tuple,
 };
 
 use crate::maps::{
-    BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, WORKSPACE,
+    BACKENDS, EPOCHS, FLOW_CACHE, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES,
+    SOURCE_RANGES, WORKSPACE,
 };
 use crate::redirect;
 
@@ -128,6 +132,40 @@ impl Environment for Kernel {
     #[inline(always)]
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(self.partner_key(entry));
+    }
+
+    #[inline(always)]
+    fn ticks(&self) -> u32 {
+        // SAFETY: takes nothing, touches nothing.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>> {
+        let sets = self.node().cache_sets;
+        if sets == 0 {
+            return None;
+        }
+        // SAFETY: takes nothing, touches nothing.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        // A CPU that the agent did not count on is beyond the array, and does without.
+        let index = cpu.wrapping_mul(sets).wrapping_add(hash & (sets - 1));
+        NonNull::new(FLOW_CACHE.get_ptr_mut(index)?)
+    }
+
+    #[inline(always)]
+    fn epoch(&self, hash: u32) -> u32 {
+        // Never 0, which stands for an entry that is empty.
+        EPOCHS.get(hash >> 24).map_or(1, |&epoch| epoch | 1)
+    }
+
+    #[inline(always)]
+    fn raise_epoch(&self, hash: u32) {
+        const _: () = assert!(EPOCH_COUNT == 1 << 8);
+        if let Some(epoch) = EPOCHS.get_ptr_mut(hash >> 24) {
+            // SAFETY: a map's element. Two CPUs that raise it at once raise it for both.
+            unsafe { *epoch = (*epoch).wrapping_add(2) };
+        }
     }
 
     #[inline(always)]

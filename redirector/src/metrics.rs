@@ -70,6 +70,8 @@ impl Metrics {
                 MapName::Flows => flows.len(),
                 MapName::ServiceInfo => infos.len(),
                 MapName::Ports
+                | MapName::FlowCache
+                | MapName::Epochs
                 | MapName::Frontends
                 | MapName::Services
                 | MapName::Maglev

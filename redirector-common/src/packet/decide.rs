@@ -1,5 +1,6 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
+use super::cached::{self, Place};
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
 use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
@@ -59,7 +60,7 @@ pub struct Decision {
 
 impl Decision {
     #[inline(always)]
-    const fn new(step: Step, reason: Reason) -> Self {
+    pub(super) const fn new(step: Step, reason: Reason) -> Self {
         Self { step, reason }
     }
 
@@ -137,16 +138,21 @@ pub fn decide<E: Environment>(
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
+    let place = Place::of(environment, &packet.tuple);
+    if let Some(decision) = cached::decide(environment, packet, place, hook, len, outcome) {
+        return decision;
+    }
     if let Some(entry) = environment.flow(&packet.tuple) {
         if !begins_anew(environment, packet, entry) {
-            return established(environment, packet, hook, len, entry, outcome);
+            return established(environment, packet, place, hook, len, entry, outcome);
         }
+        cached::forget(environment, &packet.tuple, entry);
         environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
         return Decision::pass(Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, hook, len, outcome)
+    new_flow::open(environment, packet, place, hook, len, outcome)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.
@@ -160,6 +166,12 @@ pub fn decide_reply<E: Environment>(
     if !flags.intersects(PortFlags::LOCAL_BACKEND) {
         return Decision::pass(Reason::NotOurs);
     }
+    let place = Place::of(environment, &packet.tuple);
+    match cached::decide(environment, packet, place, Hook::Ingress, 0, outcome) {
+        Some(decision) if matches!(decision.reason, Reason::LocalReply) => return decision,
+        Some(_) => return Decision::pass(Reason::NotOurs),
+        None => {}
+    }
     let Some(entry) = environment.flow(&packet.tuple) else {
         return Decision::pass(Reason::NotOurs);
     };
@@ -169,7 +181,8 @@ pub fn decide_reply<E: Environment>(
     outcome.translated = *entry.translated();
     let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
     if matches!(decision.step, Step::Deliver) {
-        track(environment, packet, entry);
+        track(environment, packet, entry, environment.now());
+        cached::keep(environment, packet, place, entry, decision, outcome);
     }
     decision
 }
@@ -195,15 +208,28 @@ fn begins_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntr
 pub(super) fn established<E: Environment>(
     environment: &E,
     packet: &Packet,
+    place: Place,
     hook: Hook,
     len: u16,
     entry: FlowEntry,
     outcome: &mut Outcome,
 ) -> Decision {
     outcome.translated = *entry.translated();
+    let now = environment.now();
     let decision = if !entry.is_local() {
         let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
-        forward(environment, packet, hook, len, reason, outcome)
+        forward(environment, packet, hook, reason, outcome, |outcome| {
+            if let Some(known) = entry.next_hop(place.epoch, now) {
+                outcome.next_hop = *known;
+                let fits = u32::from(len) <= known.mtu;
+                return if fits { Route::Via } else { Route::TooBig };
+            }
+            let route = find_way(environment, packet, len, outcome);
+            if matches!(route, Route::Via) {
+                entry.set_next_hop(&outcome.next_hop, place.epoch, now);
+            }
+            route
+        })
     } else if entry.is_reply() {
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
@@ -211,9 +237,21 @@ pub(super) fn established<E: Environment>(
         deliver(packet, hook, Reason::LocalEstablished, outcome)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
-        track(environment, packet, entry);
+        track(environment, packet, entry, now);
+        cached::keep(environment, packet, place, entry, decision, outcome);
     }
     decision
+}
+
+/// Asks the routing table.
+#[inline(always)]
+pub(super) fn find_way<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    len: u16,
+    outcome: &mut Outcome,
+) -> Route {
+    environment.route(packet, &outcome.translated, len, &mut outcome.next_hop)
 }
 
 /// Decides about a packet to this host's own stack, given how it is translated.
@@ -234,15 +272,15 @@ fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
             || translated.destination != packet.tuple.destination)
 }
 
-/// Decides how a packet that leaves this host again goes, given where to.
+/// Decides how a packet that leaves this host again goes, given where to and how to find the way.
 #[inline(always)]
 pub(super) fn forward<E: Environment>(
     environment: &E,
     packet: &Packet,
     hook: Hook,
-    len: u16,
     reason: Reason,
     outcome: &mut Outcome,
+    find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
     if loses_fragments(packet, &outcome.translated) {
         return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
@@ -250,7 +288,7 @@ pub(super) fn forward<E: Environment>(
     if packet.ttl <= 1 {
         return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
     }
-    match environment.route(packet, &outcome.translated, len, &mut outcome.next_hop) {
+    match find_way(outcome) {
         Route::Via => {
             let decision = Decision::new(Step::Forward, reason);
             let transmits = matches!(hook, Hook::Ingress)

@@ -6,6 +6,7 @@
 //! What they need of their surroundings they ask of two traits: [`PacketBuf`], the bytes, and
 //! [`Environment`], the maps and the routing table.
 
+pub mod cached;
 pub mod checksum;
 pub mod decide;
 pub mod environment;

@@ -1,6 +1,7 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
-use super::decide::{Decision, Outcome, Step, deliver, established, forward};
+use super::cached::Place;
+use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward};
 use super::environment::Inserted;
 use super::select::select;
 use super::{Environment, Hook, IcmpError, Packet, Scratch};
@@ -15,6 +16,7 @@ const PORT_ATTEMPTS: u32 = 32;
 pub(super) fn open<E: Environment>(
     environment: &E,
     packet: &Packet,
+    place: Place,
     hook: Hook,
     len: u16,
     outcome: &mut Outcome,
@@ -63,7 +65,9 @@ pub(super) fn open<E: Environment>(
     let mut decision = if local {
         deliver(packet, hook, Reason::LocalNew, outcome)
     } else {
-        forward(environment, packet, hook, len, Reason::RemoteNew, outcome)
+        forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
+            find_way(environment, packet, len, outcome)
+        })
     };
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;
@@ -82,7 +86,7 @@ pub(super) fn open<E: Environment>(
         Recorded::New => outcome.translated.source_port = scratch.forward.translated.source_port,
         Recorded::Elsewhere => match environment.flow(&packet.tuple) {
             Some(entry) => {
-                decision = established(environment, packet, hook, len, entry, outcome);
+                decision = established(environment, packet, place, hook, len, entry, outcome);
             }
             None => return Decision::drop(Reason::FlowTableFull),
         },

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
+use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{
@@ -11,12 +12,14 @@ use redirector_common::packet::{
     decide_reply,
 };
 use redirector_common::{
-    Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
-    PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
+    Address, Backend, BackendId, CacheSet, CachedFlow, Direction, Flow, Frontend, FrontendKey,
+    Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
 };
 
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
+/// Sets of the flow cache: few, so that flows meet in them.
+const CACHE_SETS: usize = 4;
 /// Seconds, as the clock counts.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -33,8 +36,13 @@ pub(crate) struct Host {
     pub(crate) backends: BTreeMap<BackendId, Backend>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
+    /// How often the routing table was asked.
+    pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
+    pub(crate) caches: bool,
+    cache: Box<[UnsafeCell<CacheSet>]>,
+    epochs: Box<[Cell<u32>]>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -49,7 +57,12 @@ impl Host {
         Self {
             now: Cell::new(1000 * SECOND),
             random: Cell::new(12345),
-            node: NodeConfig { snat_first: 50000, snat_count: 4, lookup_ifindex: 1 },
+            node: NodeConfig {
+                snat_first: 50000,
+                snat_count: 4,
+                lookup_ifindex: 1,
+                ..NodeConfig::default()
+            },
             ports: RefCell::default(),
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -58,8 +71,14 @@ impl Host {
             backends: BTreeMap::new(),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
+            asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
             flows: RefCell::default(),
+            caches: true,
+            cache: (0..CACHE_SETS)
+                .map(|_| UnsafeCell::new(CacheSet { ways: [CachedFlow::EMPTY; WAYS] }))
+                .collect(),
+            epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
@@ -117,8 +136,29 @@ impl Host {
 
     /// Every half, by its key.
     pub(crate) fn flows(&self) -> BTreeMap<Tuple, Flow> {
+        let flows = self.flows.borrow();
         // SAFETY: no entry is being written to.
-        self.flows.borrow().iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect()
+        let mut flows: BTreeMap<Tuple, Flow> =
+            flows.iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect();
+        for entry in self.cached() {
+            if let Some(flow) = flows.get_mut(&entry.key) {
+                let (packets, bytes) = entry.pending(flow);
+                flow.packets += packets;
+                flow.bytes += bytes;
+            }
+        }
+        flows
+    }
+
+    /// Every entry of the flow cache, also those that are no longer believed.
+    pub(crate) fn cached(&self) -> Vec<CachedFlow> {
+        // SAFETY: no entry is being written to.
+        self.cache.iter().flat_map(|set| unsafe { *set.get() }.ways).collect()
+    }
+
+    /// Routes have changed.
+    pub(crate) fn raise_all_epochs(&self) {
+        self.epochs.iter().for_each(|epoch| epoch.set(epoch.get() + 1));
     }
 
     /// Every half has its partner, and they agree about the state.
@@ -187,6 +227,24 @@ impl Environment for Host {
         self.remove_flow(&entry.translated().reversed());
     }
 
+    fn ticks(&self) -> u32 {
+        (self.now.get() * 250 / SECOND) as u32
+    }
+
+    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>> {
+        let set = self.caches.then(|| self.cache[hash as usize % CACHE_SETS].get());
+        set.and_then(NonNull::new)
+    }
+
+    fn epoch(&self, hash: u32) -> u32 {
+        self.epochs[(hash >> 24) as usize].get()
+    }
+
+    fn raise_epoch(&self, hash: u32) {
+        let epoch = &self.epochs[(hash >> 24) as usize];
+        epoch.set(epoch.get() + 1);
+    }
+
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
     }
@@ -214,6 +272,7 @@ impl Environment for Host {
     }
 
     fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
+        self.asked.set(self.asked.get() + 1);
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::watch::FileWatch;
+use crate::dataplane::neighbours::Ways;
 use crate::dataplane::netdev::FeatureChanges;
 use crate::dataplane::netlink::Changes;
 use crate::k8s::cluster::Cluster;
@@ -30,6 +31,8 @@ pub(super) enum Event {
     HostChanged,
     /// Objects of the Kubernetes API.
     ClusterChanged,
+    /// Routes or neighbours.
+    WaysChanged,
     /// Time has passed.
     Tick,
 }
@@ -60,6 +63,16 @@ pub(super) fn watch_host(tasks: &mut Tasks, sender: &Sender<Event>, mut changes:
         loop {
             changes.changed().await?;
             sender.send(Event::HostChanged).await?;
+        }
+    });
+}
+
+pub(super) fn watch_ways(tasks: &mut Tasks, sender: &Sender<Event>, mut ways: Ways) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            ways.changed().await?;
+            sender.send(Event::WaysChanged).await?;
         }
     });
 }

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::XdpMode;
+use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
 use crate::k8s;
@@ -106,10 +107,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("the netlink connection ended")
     });
 
+    let (connection, ways) = Ways::open()?;
+    tasks.spawn(async move {
+        connection.await;
+        anyhow::bail!("the netlink connection for routes ended")
+    });
+
     let mut host = netlink.read().await?;
     let mut node = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
+    events::watch_ways(&mut tasks, &sender, ways);
     events::watch_clock(&mut tasks, &sender);
     events::watch_features(&mut tasks, &sender)?;
     if let Some(config) = options.config {
@@ -152,6 +160,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             node.follow_cluster(&host);
             continue;
         }
+        if event == Event::WaysChanged {
+            node.forget_next_hops();
+            continue;
+        }
         host = match netlink.read().await {
             Ok(host) => host,
             Err(error) => {
@@ -168,7 +180,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 node.reload_if_changed(&host);
                 node.collect();
             }
-            Event::HostChanged | Event::ClusterChanged | Event::Stop => {}
+            Event::HostChanged | Event::ClusterChanged | Event::WaysChanged | Event::Stop => {}
         }
         node.reconcile(&host, event == Event::Tick);
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use redirector_common::node::NodeConfig;
-use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
+use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
 use super::account::Account;
@@ -17,17 +17,20 @@ use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
 use crate::dataplane::encode::encode;
+use crate::dataplane::epochs::Epochs;
+use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
-use crate::dataplane::loader::{Programs, Sizes};
+use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
-use crate::dataplane::maps::{self, Maps};
+use crate::dataplane::maps::{Maps, cache_sets};
+use crate::dataplane::netdev;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
-use crate::dataplane::table::{HashTable, Table};
-use crate::dataplane::{gc, netdev};
+use crate::dataplane::table::Table;
 use crate::k8s::cluster::Cluster;
 use crate::model::Service;
 use crate::model::desired::{self, NodeAddresses};
@@ -42,7 +45,9 @@ pub(super) struct Node {
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
-    flows: HashTable<Tuple, Flow>,
+    flows: KernelFlows,
+    cache_sets: u32,
+    epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
     cursors: Cursors,
@@ -216,6 +221,8 @@ impl Node {
                 snat_first: *snat.start(),
                 snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
                 lookup_ifindex: LOOPBACK,
+                cache_sets: self.cache_sets,
+                reserved: 0,
             },
         )?;
         self.listed = encoded.listed();
@@ -252,6 +259,13 @@ impl Node {
         if let Err(error) = outcome {
             self.actual = None;
             self.made_from = None;
+            self.account.failed(&error.to_string());
+        }
+    }
+
+    /// Routes or neighbours have changed: next hops are looked up again.
+    pub(super) fn forget_next_hops(&mut self) {
+        if let Err(error) = self.epochs.raise_all() {
             self.account.failed(&error.to_string());
         }
     }
@@ -324,6 +338,10 @@ impl Node {
         for index in &changes.remove {
             self.maps.interfaces.remove(index)?;
         }
+        if !changes.set.is_empty() || !changes.remove.is_empty() {
+            // Whether XDP can send out of an interface is cached with each flow.
+            self.epochs.raise_all()?;
+        }
         self.entries = entries;
         Ok(())
     }
@@ -346,16 +364,19 @@ impl Node {
 struct Parts {
     attacher: Attacher,
     maps: Maps,
-    flows: HashTable<Tuple, Flow>,
+    flows: KernelFlows,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     /// What the agent before us worked for, unless it was for a while.
     installed_for: Option<String>,
+    cache_sets: u32,
+    epochs: Epochs,
 }
 
 impl Parts {
     fn open(pins: &Pins, kernel: KernelVersion) -> anyhow::Result<Self> {
-        let programs = Programs::load(pins, &Sizes::default())?;
+        let sizes = Sizes::of_machine();
+        let programs = Programs::load(pins, &sizes)?;
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
@@ -363,7 +384,9 @@ impl Parts {
         Ok(Self {
             attacher: Attacher::new(programs, pins.clone(), kernel),
             entries: maps.interfaces.entries()?,
-            flows: maps::flows(pins)?,
+            flows: KernelFlows::open(pins)?,
+            cache_sets: cache_sets(pins, sizes.cpus)?,
+            epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
             installed_for: earlier.and_then(|status| match status.config {
                 Some(config) => Some(config.display().to_string()),
@@ -397,6 +420,8 @@ impl Parts {
             attacher: self.attacher,
             maps: self.maps,
             flows: self.flows,
+            cache_sets: self.cache_sets,
+            epochs: self.epochs,
             actual: None,
             cursors: Cursors::default(),
             made_from: None,

@@ -77,6 +77,20 @@ pub fn flows(pins: &Pins) -> Result<HashTable<Tuple, Flow>, TableError> {
     hash(pins, MapName::Flows)
 }
 
+/// Elements of the flow cache that each of so many CPUs may use, a power of two: of the map as it
+/// is, which may have been made for other numbers.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn cache_sets(pins: &Pins, cpus: u32) -> Result<u32, TableError> {
+    let name = MapName::FlowCache;
+    let entries = open(pins, name).and_then(|data| Ok(data.info()?.max_entries()));
+    let entries = entries.map_err(|error| TableError::new(name, "opening", io_error(error)))?;
+    let share = entries / cpus.max(1);
+    Ok(if share == 0 { 0 } else { 1 << share.ilog2() })
+}
+
 /// Settings as they were before.
 ///
 /// # Errors
@@ -92,7 +106,11 @@ fn hash<K: Pod, V: Pod>(pins: &Pins, name: MapName) -> Result<HashTable<K, V>, T
         .map_err(|error| TableError::new(name, "opening", io_error(error)))
 }
 
-fn array<V: Pod>(pins: &Pins, name: MapName, unused: V) -> Result<ArrayTable<V>, TableError> {
+pub(super) fn array<V: Pod>(
+    pins: &Pins,
+    name: MapName,
+    unused: V,
+) -> Result<ArrayTable<V>, TableError> {
     let map = open(pins, name).and_then(|data| Array::try_from(Map::from_map_data(data)?));
     map.map(|map| ArrayTable::new(name, map, unused))
         .map_err(|error| TableError::new(name, "opening", io_error(error)))

@@ -3,6 +3,7 @@
 //! Everything is read into ordered maps of plain values, so that what is made of them needs no
 //! kernel and comes out in the same order each time.
 
+mod cache;
 mod error;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +24,10 @@ use redirector_common::{
 };
 
 use super::batch::{self, BatchError};
+use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
-use super::table::read_ranges;
+use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
 pub use error::PinnedError;
@@ -75,15 +77,6 @@ impl Pinned {
     #[must_use]
     pub fn pins(&self) -> &Pins {
         &self.pins
-    }
-
-    /// Both halves of every flow.
-    ///
-    /// # Errors
-    ///
-    /// As for every reading function here: if the map is missing, refused, or another one.
-    pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>, PinnedError> {
-        self.table(MapName::Flows)
     }
 
     /// Frontends and their services.
@@ -272,7 +265,9 @@ impl Pinned {
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
             MapName::Maglev => self.maglev()?.len(),
             MapName::Backends => self.backends()?.len(),
-            MapName::Flows => self.flows()?.len(),
+            MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
+            MapName::FlowCache => self.cached_flows()?.len(),
+            MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
             MapName::Interfaces => self.interfaces()?.len(),
             MapName::Node => usize::from(self.node()?.snat_count != 0),
             MapName::Counters => self.counters()?.len(),
@@ -314,10 +309,15 @@ impl Pinned {
         let refused = |error: MapError| unreadable(name, chain(&error));
         let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
         let mut map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
+        let stale = |error: TableError| unreadable(MapName::Epochs, error.to_string());
+        let mut epochs = Epochs::open(&self.pins).map_err(stale)?;
         let mut removed = 0;
         for key in keys {
             match map.remove(&key) {
-                Ok(()) => removed += 1,
+                Ok(()) => {
+                    removed += 1;
+                    epochs.raise(&key).map_err(stale)?;
+                }
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(refused(error)),
             }

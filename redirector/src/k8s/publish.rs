@@ -50,14 +50,14 @@ pub fn of_pod(pod: &PodRecord) -> Wishes<u16> {
     }
     for entry in entries(text) {
         match spec::parse_spec(entry) {
-            Ok(services) => found.wishes.extend(services.into_iter().filter_map(wish)),
+            Ok(services) => found.wishes.extend(services.iter().filter_map(wish)),
             Err(error) => found.problems.push(format!("{PUBLISH}: {entry:?}: {}", error.message)),
         }
     }
     found
 }
 
-fn wish(service: Service) -> Option<Wish<u16>> {
+fn wish(service: &Service) -> Option<Wish<u16>> {
     let frontend = *service.frontends.first()?;
     let target = service.backends.first()?.port;
     Some(Wish { frontend, target })

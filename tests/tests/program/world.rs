@@ -215,7 +215,13 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
 
 /// How many ports, from [`SNAT`] on, the translation block has. With one, results are certain.
 pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
-    let node = NodeConfig { snat_first: SNAT, snat_count: count, lookup_ifindex: ifindex("lo")? };
+    let node = NodeConfig {
+        snat_first: SNAT,
+        snat_count: count,
+        lookup_ifindex: ifindex("lo")?,
+        cache_sets: redirector_tests::program::CACHE_SETS,
+        reserved: 0,
+    };
     programs.set(MapName::Node, 0, node)
 }
 

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
 use redirector_common::{
-    Address, Backend, Direction, Family, Flow, Interface, PortFlags, Reason, ServiceId, SlotValue,
-    Tuple,
+    Address, Backend, CachedFlow, Direction, Family, Flow, Interface, PortFlags, Reason, ServiceId,
+    SlotValue, Tuple,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
@@ -63,6 +63,10 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         }),
         MapName::Backends => of(maps.backends()?, |(id, it)| backend(id, &it)),
         MapName::Flows => of(maps.flows()?, |(key, it)| flow(&key, &it)),
+        MapName::FlowCache => of(maps.cached_flows()?, |it| cached(&it)),
+        MapName::Epochs => of(maps.epochs()?, |(index, epoch)| {
+            record! {"hashBegins": index, "epoch": epoch}
+        }),
         MapName::Interfaces => of(maps.interfaces()?, |(index, it)| interface(index, &it)),
         MapName::Node => {
             let node = maps.node()?;
@@ -140,6 +144,27 @@ fn flow(key: &Tuple, flow: &Flow) -> Record {
         "lastSeen": flow.last_seen,
         "packets": flow.packets,
         "bytes": flow.bytes,
+    }
+}
+
+fn cached(entry: &CachedFlow) -> Record {
+    let (from, to) = ends(&entry.key);
+    let (translated_from, translated_to) = ends(&entry.translated);
+    record! {
+        "protocol": entry.key.protocol().name(),
+        "source": from,
+        "destination": to,
+        "translatedSource": translated_from,
+        "translatedDestination": translated_to,
+        "forwarded": entry.is_forwarded(),
+        "byXdp": entry.by_xdp(),
+        "interface": entry.next_hop.ifindex,
+        "mtu": entry.next_hop.mtu,
+        "reason": entry.reason().name(),
+        "epoch": entry.epoch,
+        "filled": entry.filled,
+        "packets": entry.packets,
+        "bytes": entry.bytes,
     }
 }
 
