@@ -264,16 +264,16 @@ impl Store {
         result.map(drop).map_err(|error| anyhow!("{}", error.message))
     }
 
-    /// All objects of a kind.
+    /// All objects of a kind that are what their kind says.
     ///
     /// # Errors
     ///
-    /// If one of them is not what its kind says.
+    /// If the kind is not served.
     pub fn all<T: k8s_openapi::Resource + DeserializeOwned>(&self) -> Result<Vec<T>> {
         let (objects, _) =
             self.list(resource_of::<T>()?, None).map_err(|error| anyhow!("{}", error.message))?;
-        let parse = |object: Arc<Value>| Ok(T::deserialize(&*object)?);
-        objects.into_values().map(parse).collect()
+        let parse = |object: Arc<Value>| T::deserialize(&*object).ok();
+        Ok(objects.into_values().filter_map(parse).collect())
     }
 
     /// One object.

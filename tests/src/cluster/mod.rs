@@ -62,8 +62,20 @@ impl Cluster {
         options: &[&str],
         test: impl FnOnce(&mut Self) -> Result<()>,
     ) -> Result<()> {
+        Self::run_without_agents(nodes, |cluster| {
+            cluster.start_agents(options)?;
+            test(cluster)
+        })
+    }
+
+    /// As [`Self::run`], with agents yet to be started.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub fn run_without_agents(nodes: u8, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let mut cluster = Self::new(nodes)?;
-        let result = cluster.start_agents(options).and_then(|()| test(&mut cluster));
+        let result = test(&mut cluster);
         if result.is_err() {
             for (node, host) in cluster.nodes.iter().zip(&cluster.net.nodes) {
                 node.print_state(host);
@@ -72,12 +84,8 @@ impl Cluster {
         result
     }
 
-    /// A cluster without agents. Every second node is in another zone.
-    ///
-    /// # Errors
-    ///
-    /// If something can't be made: this needs root.
-    pub fn new(nodes: u8) -> Result<Self> {
+    /// Every second node is in another zone.
+    fn new(nodes: u8) -> Result<Self> {
         let net = Network::new(nodes)?;
         let mut api = ApiServer::new(API)?;
         api.start(Some(&net.router))?;

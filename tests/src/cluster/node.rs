@@ -106,7 +106,7 @@ impl Node {
         for command in [["service", "list"].as_slice(), &["flow", "list"], &["counters"]] {
             match cli.text(command) {
                 Ok(text) => {
-                    eprintln!("--- {}: redirector {}:\n{text}", self.name, command.join(" "))
+                    eprintln!("--- {}: redirector {}:\n{text}", self.name, command.join(" "));
                 }
                 Err(error) => eprintln!("--- {}: {error:#}", self.name),
             }
