@@ -129,6 +129,16 @@ impl Cluster {
         self.nodes[index].await_ready(host)
     }
 
+    /// Removes what a node's agent has installed.
+    ///
+    /// # Errors
+    ///
+    /// If the command fails, as it does while the agent runs.
+    pub fn detach(&self, number: u8) -> Result<()> {
+        let pins = self.nodes[usize::from(number) - 1].pins();
+        Cli::new(self.host(number), &pins).text(&["detach"]).map(drop)
+    }
+
     /// A node's agent.
     pub fn node(&mut self, number: u8) -> &mut Node {
         &mut self.nodes[usize::from(number) - 1]

@@ -16,8 +16,13 @@ use crate::{
     wait,
 };
 
-/// How long to wait before silence counts as silence.
-const PATIENCE: Duration = Duration::from_millis(700);
+/// How long to wait for a connection before silence counts as silence. Not less than a second: an
+/// ICMP error that comes while the client is still within its system call is forgotten, and the
+/// next one comes when the SYN is sent again.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long to wait for an answer to a datagram.
+const PATIENCE_UDP: Duration = Duration::from_millis(700);
 
 /// How long the agents may take to follow a change, on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -45,7 +50,7 @@ pub fn probe(host: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<Out
             client::ask(&stream)
         }),
         Protocol::Udp => client::udp(host, to).and_then(|socket| {
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(PATIENCE_UDP))?;
             let answer = client::round_trip(&socket, b"who am I?\n")?;
             Whoami::parse(&String::from_utf8(answer)?)
         }),

@@ -2,6 +2,9 @@
 //! the test of Kubernetes (`test/e2e/network`) whose behaviour they show. Needs root and the
 //! program: see `redirector_tests::cli::program`.
 
+mod chaos;
+mod chaos_objects;
+mod chaos_server;
 mod conntrack;
 mod endpoints;
 mod load_balancers;

@@ -25,10 +25,13 @@ pub(crate) enum Tier {
     Netns,
     /// Agents killed, restarted and replaced under load.
     Restart,
+    /// Agents on the nodes of a cluster, against an API server.
+    Cluster,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 4] = [Self::Host, Self::Program, Self::Netns, Self::Restart];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Host, Self::Program, Self::Netns, Self::Restart, Self::Cluster];
 
     /// The package of the tiers that need root.
     pub(crate) const PACKAGE: &str = "redirector-tests";
@@ -39,6 +42,7 @@ impl Tier {
             Self::Program => "program",
             Self::Netns => "netns",
             Self::Restart => "restart",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -47,7 +51,7 @@ impl Tier {
     pub(crate) fn target(self) -> Option<&'static str> {
         match self {
             Self::Host => None,
-            Self::Program | Self::Netns | Self::Restart => Some(self.name()),
+            Self::Program | Self::Netns | Self::Restart | Self::Cluster => Some(self.name()),
         }
     }
 
