@@ -14,8 +14,9 @@
 use crate::packet::NextHop;
 use crate::{Address, BackendId, Port, Protocol, ServiceId};
 
-/// Addresses, ports and protocol of a packet, in the direction that it travels.
-#[repr(C)]
+/// Addresses, ports and protocol of a packet, in the direction that it travels. Aligned, so that
+/// it is copied and compared by long words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// Source address.
@@ -278,9 +279,8 @@ impl Flow {
         self.last_seen = now;
         self.packets = 0;
         self.bytes = 0;
-        self.next_hop = NextHop::NONE;
+        // Void with this, whatever the rest holds.
         self.epoch = 0;
-        self.routed = 0;
         self.state = state as u8;
         self.flags = flags;
         self.reserved = [0; 2];

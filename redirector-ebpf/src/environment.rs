@@ -15,15 +15,17 @@ use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey, Interface, NodeConfig,
-    Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    BACKENDS, EPOCHS, FLOW_CACHE, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES,
-    SOURCE_RANGES, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
+    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::redirect;
+use crate::related::Notes;
 
 const EEXIST: i32 = 17;
 
@@ -36,7 +38,10 @@ pub(crate) struct Workspace {
     query: FibLookup,
     partner_key: Tuple,
     source: SourceRange,
+    affinity_key: AffinityKey,
+    affinity: Affinity,
     message: Message,
+    related: Notes,
 }
 
 /// The kernel, seen from a program with this context.
@@ -66,12 +71,27 @@ impl Kernel {
         unsafe { &mut (*self.workspace).message }
     }
 
+    /// What is known of a packet without ports.
+    #[inline(always)]
+    pub(crate) fn related(&self) -> &'static mut Notes {
+        // SAFETY: as in `new`; called once by each of the functions that share it.
+        unsafe { &mut (*self.workspace).related }
+    }
+
     #[inline(always)]
     fn partner_key(&self, entry: FlowEntry) -> &Tuple {
         // SAFETY: as in `new`; the reference is gone before the next call.
         let key = unsafe { &mut (*self.workspace).partner_key };
         *key = entry.translated().reversed();
         key
+    }
+
+    #[inline(always)]
+    fn affinity_key(&self, key: &AffinityKey) -> &AffinityKey {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let place = unsafe { &mut (*self.workspace).affinity_key };
+        *place = *key;
+        place
     }
 }
 
@@ -197,6 +217,41 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(self.affinity_key(key)) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let value = unsafe { &mut (*self.workspace).affinity };
+        *value = *affinity;
+        // The map makes room for itself; where it can't, the client is only not remembered.
+        let _ = AFFINITY.insert(self.affinity_key(key), &*value, 0);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        // SAFETY: copied at once.
+        unsafe { TAKERS.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: &Address) -> bool {
+        VIPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's element, which no other packet touches while this one is handled.
+        unsafe { &mut *budget }.take(self.now())
+    }
+
+    #[inline(always)]
     fn backend(&self, id: BackendId) -> Option<Backend> {
         BACKENDS.get(id).copied()
     }
@@ -204,6 +259,19 @@ impl Environment for Kernel {
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         INTERFACES.get(ifindex).copied()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        // SAFETY: copied at once; a note that is replaced meanwhile is of the same packet, or of
+        // one of 2^16 later.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        // The least recently used note makes room; without one, those after the first are lost.
+        let _ = FRAGMENTS.insert(key, first, 0);
     }
 
     #[inline(always)]

@@ -13,9 +13,11 @@ use aya::{
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    CacheSet, CachedFlow, Flow, Reason, SourceBits, SourceRange, Tuple, cache,
+    CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason, SourceBits, SourceRange, Tuple,
+    cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
+    reason::REASON_CAPACITY,
 };
 
 /// Elements of the flow cache for each CPU: few, so that flows meet in them.
@@ -303,11 +305,27 @@ impl Programs {
         self.raise_epochs()
     }
 
+    /// Forgets the first fragments of all packets.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be written.
+    pub fn clear_fragments(&mut self) -> Result<()> {
+        let name = MapName::Fragments.name();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map: HashMap<&mut MapData, FragmentKey, FirstFragment> = HashMap::try_from(map)?;
+        let keys: Result<Vec<FragmentKey>, _> = map.keys().collect();
+        for key in keys? {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
     /// By Reason, over all interfaces and CPUs.
     fn counters(&self) -> Result<Vec<Counter>> {
         let map = self.ebpf.map(MapName::Counters.name()).context("no map COUNTERS")?;
         let map: PerCpuArray<&MapData, CounterBlock> = PerCpuArray::try_from(map)?;
-        let mut sums = vec![Counter::default(); Reason::ALL.len()];
+        let mut sums = vec![Counter::default(); REASON_CAPACITY as usize];
         for slot in 0..MAX_SLOTS {
             for block in map.get(&slot, 0)?.iter() {
                 for (sum, counter) in sums.iter_mut().zip(&block.reasons) {
@@ -331,8 +349,8 @@ pub const fn functions(hook: Hook) -> &'static [&'static str] {
 }
 
 fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, Counted> {
-    let pairs = Reason::ALL.iter().zip(before.iter().zip(after));
-    let differences = pairs.map(|(reason, (before, after))| {
+    let differences = Reason::ALL.iter().map(|reason| {
+        let (before, after) = (&before[*reason as usize], &after[*reason as usize]);
         let packets = after.packets - before.packets;
         (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
     });

@@ -6,7 +6,7 @@ use super::decide::{Decision, Hook, Outcome, Step};
 use super::select::hash;
 use super::{Environment, FlowEntry, Packet};
 use crate::cache::WAYS;
-use crate::{CacheSet, CachedFlow, Tuple};
+use crate::{CacheSet, CachedFlow, Tuple, words};
 
 /// Where a packet's flow stands in the cache, and the epoch as it was before anything else was
 /// looked up: what was found since may be filled in under it, never under a later one.
@@ -62,7 +62,7 @@ fn hit(
         if u32::from(len) > entry.next_hop.mtu || (matches!(hook, Hook::Xdp) && !entry.by_xdp()) {
             return None;
         }
-        outcome.next_hop = entry.next_hop;
+        words::copy(&entry.next_hop, &mut outcome.next_hop);
         Step::Forward
     } else if matches!(hook, Hook::Xdp) {
         return Some(Decision::new(Step::HandOver, entry.reason()));
@@ -71,7 +71,7 @@ fn hit(
     };
     entry.packets += 1;
     entry.bytes += u64::from(packet.ip_len);
-    outcome.translated = entry.translated;
+    words::copy(&entry.translated, &mut outcome.translated);
     Some(Decision::new(step, entry.reason()))
 }
 
@@ -101,9 +101,9 @@ pub(super) fn keep<E: Environment>(
         return;
     };
     entry.epoch = 0;
-    entry.key = packet.tuple;
-    entry.translated = outcome.translated;
-    entry.next_hop = outcome.next_hop;
+    words::copy(&packet.tuple, &mut entry.key);
+    words::copy(&outcome.translated, &mut entry.translated);
+    words::copy(&outcome.next_hop, &mut entry.next_hop);
     entry.filled = ticks;
     entry.born = flow.born();
     entry.packets = 0;

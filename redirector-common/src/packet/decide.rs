@@ -3,7 +3,7 @@
 use super::cached::{self, Place};
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
-use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
+use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,18 @@ impl Decision {
         Self::new(Step::Drop, reason)
     }
 
+    /// Translated, into this host's own stack.
+    #[inline(always)]
+    pub(super) const fn deliver(reason: Reason) -> Self {
+        Self::new(Step::Deliver, reason)
+    }
+
+    /// Translated, and out again by one of the two ways.
+    #[inline(always)]
+    pub(super) const fn forward(step: Step, reason: Reason) -> Self {
+        Self::new(step, reason)
+    }
+
     /// Handed over by XDP, which cannot do it; at TC, as given.
     #[inline(always)]
     pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
@@ -85,14 +97,20 @@ impl Decision {
         }
     }
 
-    /// Gone, and the sender is told, by TC ingress.
+    /// Gone, and the sender is told, by TC ingress; not of more than the node may tell. Of what
+    /// is too big it always is, as by the kernel: connections would hang without.
     #[inline(always)]
-    pub(super) fn reject(
+    pub(super) fn reject<E: Environment>(
+        environment: &E,
         hook: Hook,
         reason: Reason,
         error: IcmpError,
         outcome: &mut Outcome,
     ) -> Self {
+        let is_limited = matches!(hook, Hook::Ingress) && !matches!(error, IcmpError::TooBig);
+        if is_limited && !environment.may_answer() {
+            return Self::drop(Reason::ErrorLimited);
+        }
         outcome.error = error;
         Self::new(Step::Reject, reason).unless_xdp(hook)
     }
@@ -131,10 +149,12 @@ pub fn decide<E: Environment>(
 ) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.destination_port);
     if !flags.intersects(PortFlags::FRONTEND.union(PortFlags::SNAT)) {
-        return Decision::pass(Reason::NotOurs);
+        return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
-        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)) || packet.vlan_tags != 0)
+        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
+            || packet.vlan_tags != 0
+            || packet.is_first_fragment())
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
@@ -150,9 +170,25 @@ pub fn decide<E: Environment>(
         environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
-        return Decision::pass(Reason::NoReplyFlow);
+        return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, place, hook, len, outcome)
+    new_flow::open(environment, packet, place, hook, len, flags, outcome)
+}
+
+/// Decides about a packet that no frontend and no flow claims. To an address that only frontends
+/// have it must not go on: this host's routes might send it back to where it came from, and round
+/// in a circle.
+#[inline(always)]
+pub(super) fn unclaimed<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    flags: PortFlags,
+    reason: Reason,
+) -> Decision {
+    if flags.intersects(PortFlags::VIPS) && environment.is_vip(&packet.tuple.destination) {
+        return Decision::drop(Reason::UndefinedPort);
+    }
+    Decision::pass(reason)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.
@@ -178,8 +214,8 @@ pub fn decide_reply<E: Environment>(
     if !entry.is_reply() || !entry.is_local() {
         return Decision::pass(Reason::NotOurs);
     }
-    outcome.translated = *entry.translated();
-    let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
+    words::copy(entry.translated(), &mut outcome.translated);
+    let decision = deliver(Hook::Ingress, Reason::LocalReply);
     if matches!(decision.step, Step::Deliver) {
         track(environment, packet, entry, environment.now());
         cached::keep(environment, packet, place, entry, decision, outcome);
@@ -214,13 +250,13 @@ pub(super) fn established<E: Environment>(
     entry: FlowEntry,
     outcome: &mut Outcome,
 ) -> Decision {
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let now = environment.now();
     let decision = if !entry.is_local() {
         let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
         forward(environment, packet, hook, reason, outcome, |outcome| {
             if let Some(known) = entry.next_hop(place.epoch, now) {
-                outcome.next_hop = *known;
+                words::copy(known, &mut outcome.next_hop);
                 let fits = u32::from(len) <= known.mtu;
                 return if fits { Route::Via } else { Route::TooBig };
             }
@@ -234,7 +270,7 @@ pub(super) fn established<E: Environment>(
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
     } else {
-        deliver(packet, hook, Reason::LocalEstablished, outcome)
+        deliver(hook, Reason::LocalEstablished)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry, now);
@@ -254,22 +290,10 @@ pub(super) fn find_way<E: Environment>(
     environment.route(packet, &outcome.translated, len, &mut outcome.next_hop)
 }
 
-/// Decides about a packet to this host's own stack, given how it is translated.
+/// Decides about a packet to this host's own stack.
 #[inline(always)]
-pub(super) fn deliver(packet: &Packet, hook: Hook, reason: Reason, outcome: &Outcome) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
+pub(super) const fn deliver(hook: Hook, reason: Reason) -> Decision {
     Decision::new(Step::Deliver, reason).unless_xdp(hook)
-}
-
-/// Whether translating the packet would part it from the fragments that follow it: they have no
-/// ports, are left alone, and find each other by their addresses.
-#[inline(always)]
-fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
-    packet.first_fragment != 0
-        && (translated.source != packet.tuple.source
-            || translated.destination != packet.tuple.destination)
 }
 
 /// Decides how a packet that leaves this host again goes, given where to and how to find the way.
@@ -282,11 +306,9 @@ pub(super) fn forward<E: Environment>(
     outcome: &mut Outcome,
     find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
     if packet.ttl <= 1 {
-        return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
+        let error = IcmpError::TimeExceeded;
+        return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);
     }
     match find_way(outcome) {
         Route::Via => {
@@ -298,7 +320,9 @@ pub(super) fn forward<E: Environment>(
             if transmits { decision } else { decision.unless_xdp(hook) }
         }
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason).unless_xdp(hook),
-        Route::TooBig => Decision::reject(hook, Reason::TooBig, IcmpError::TooBig, outcome),
+        Route::TooBig => {
+            Decision::reject(environment, hook, Reason::TooBig, IcmpError::TooBig, outcome)
+        }
         Route::Unreachable => Decision::drop(Reason::NoRoute),
     }
 }

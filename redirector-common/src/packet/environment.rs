@@ -5,9 +5,11 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::Packet;
 use crate::flow::moment;
+use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
-    Address, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState, Frontend, FrontendKey,
-    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -63,11 +65,32 @@ pub trait Environment {
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;
 
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client; that there is no room does no harm.
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// From where a backend of a service with affinity takes new flows.
+    fn taker(&self, key: &TakerKey) -> Taker;
+
+    /// Whether an address is a frontend's and not this host's.
+    fn is_vip(&self, address: &Address) -> bool;
+
+    /// Whether one more error may be sent now.
+    fn may_answer(&self) -> bool;
+
     /// A backend.
     fn backend(&self, id: BackendId) -> Option<Backend>;
 
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
+
+    /// What was noted of the first fragment of a packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment>;
+
+    /// Notes the first fragment of a packet.
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment);
 
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
@@ -164,6 +187,8 @@ pub struct Scratch {
     pub reply: Flow,
     /// The reply half's key.
     pub reply_key: Tuple,
+    /// Of the flow's service.
+    pub affinity_group: u32,
 }
 
 /// A half of a flow where it stands in its map, shared with other CPUs.

@@ -4,8 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod caching;
+mod choosing;
 mod deciding;
 mod host;
 mod packets;
 mod parsing;
+mod related;
 mod rewriting;

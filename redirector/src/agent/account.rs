@@ -47,6 +47,15 @@ impl Account {
         });
     }
 
+    /// Notes how long ago what is now in the maps came to be, in milliseconds.
+    pub(super) fn programmed(&self, latencies: Vec<u64>) {
+        self.shared.update(|snapshot| {
+            for latency in latencies {
+                snapshot.programming.record(Duration::from_millis(latency));
+            }
+        });
+    }
+
     /// Notes what has to be read before all is complete; nothing: the node is ready.
     pub(super) fn waits_for(&self, kinds: Vec<&'static str>) {
         self.shared.update(|snapshot| {

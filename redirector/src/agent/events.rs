@@ -33,6 +33,8 @@ pub(super) enum Event {
     ClusterChanged,
     /// Routes or neighbours.
     WaysChanged,
+    /// The API server, which could be reached before programs were attached, can't be any more.
+    LockedOut,
     /// Time has passed.
     Tick,
 }

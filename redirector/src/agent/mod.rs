@@ -7,8 +7,10 @@ mod kubernetes;
 mod node;
 mod shared;
 mod watch;
+mod watchdog;
 mod wishes;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -25,12 +27,13 @@ use crate::dataplane::{netlink, prerequisites};
 use crate::k8s;
 use crate::k8s::client::Access;
 use crate::k8s::convert::NodePortAddresses;
+use crate::k8s::health::NodeServer;
 use crate::model::Service;
 use events::Event;
 use node::Node;
 use wishes::Wishes;
 
-pub use shared::{Shared, Snapshot, Syncs};
+pub use shared::{Programming, Shared, Snapshot, Syncs};
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -56,6 +59,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// Ports that the agent itself listens on.
+    fn own_ports(&self) -> BTreeSet<u16> {
+        let health = self.kubernetes.as_ref().and_then(|kubernetes| kubernetes.healthz_address);
+        self.admin_address.into_iter().chain(health).map(|address| address.port()).collect()
+    }
+
     /// Whether there is nothing but ports of a command line, which go with it.
     const fn is_for_a_while(&self) -> bool {
         self.config.is_none() && self.kubernetes.is_none()
@@ -81,6 +90,10 @@ pub struct KubernetesOptions {
     pub node_port_addresses: NodePortAddresses,
     /// Networks that external IPs must be in; none: they may be anything.
     pub external_ip_networks: Vec<IpNet>,
+    /// Ports that annotations may take although they are protected or in use.
+    pub allowed_ports: BTreeSet<u16>,
+    /// Where the node's health is served; `None`: nowhere.
+    pub healthz_address: Option<SocketAddr>,
 }
 
 /// Runs until a signal ends it, or something that it cannot go on without.
@@ -114,7 +127,25 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     });
 
     let mut host = netlink.read().await?;
-    let mut node = Node::start(wishes, kernel, &host)?;
+    let was_reachable = match &options.kubernetes {
+        // What is wrong with the credentials now is said now.
+        Some(asked) => {
+            asked.access.connect().await?;
+            let reached = asked.access.reach().await;
+            if let Err(error) = &reached {
+                tracing::warn!("the API server cannot be reached yet: {error}");
+            }
+            reached.is_ok()
+        }
+        None => false,
+    };
+    let health = match options.kubernetes.as_ref().and_then(|asked| asked.healthz_address) {
+        Some(address) => Some(NodeServer::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: choose another with --healthz-address")
+        })?),
+        None => None,
+    };
+    let (mut node, mouth) = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_ways(&mut tasks, &sender, ways);
@@ -131,13 +162,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         });
     }
 
-    if let Some(kubernetes) = &options.kubernetes
-        && let Some(cluster) = node.cluster().cloned()
+    if let Some(asked) = &options.kubernetes
+        && let Some(kubernetes) = node.kubernetes()
     {
-        // What is wrong with the credentials now is said now.
-        kubernetes.access.connect().await?;
-        k8s::watch::start(&mut tasks, &kubernetes.access, &cluster, node.name());
-        events::watch_cluster(&mut tasks, &sender, cluster);
+        let cluster = kubernetes.cluster();
+        k8s::watch::start(&mut tasks, &asked.access, cluster, kubernetes.node_name());
+        events::watch_cluster(&mut tasks, &sender, cluster.clone());
+        if let Some(server) = health {
+            let answer = kubernetes.answer().clone();
+            tasks.spawn(async move {
+                server.serve(answer).await.context("the server of the node's health ended")?;
+                anyhow::bail!("the server of the node's health ended")
+            });
+        }
+        if was_reachable {
+            watchdog::watch(&mut tasks, &sender, asked.access.clone());
+        }
+    }
+    if let Some(mouth) = mouth {
+        tasks.spawn(async move {
+            mouth.run().await;
+            anyhow::bail!("Events are no longer made")
+        });
     }
 
     loop {
@@ -158,7 +204,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         };
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
+            node.speak().await;
             continue;
+        }
+        if event == Event::LockedOut
+            && let Some(asked) = &options.kubernetes
+        {
+            node.let_go();
+            if watchdog::answers_within(&asked.access, watchdog::PROOF).await {
+                node.stand_down();
+            } else {
+                node.take_up();
+            }
         }
         if event == Event::WaysChanged {
             node.forget_next_hops();
@@ -179,8 +236,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 node.keep_settings();
                 node.reload_if_changed(&host);
                 node.collect();
+                node.retry();
+                node.speak().await;
             }
-            Event::HostChanged | Event::ClusterChanged | Event::WaysChanged | Event::Stop => {}
+            Event::HostChanged
+            | Event::ClusterChanged
+            | Event::LockedOut
+            | Event::WaysChanged
+            | Event::Stop => {}
         }
         node.reconcile(&host, event == Event::Tick);
     }

@@ -31,7 +31,7 @@ use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
-use crate::k8s::cluster::Cluster;
+use crate::k8s::report::Mouth;
 use crate::model::Service;
 use crate::model::desired::{self, NodeAddresses};
 
@@ -42,6 +42,8 @@ const LOOPBACK: u32 = 1;
 pub(super) struct Node {
     wishes: Wishes,
     kubernetes: Option<Kubernetes>,
+    /// Whether the programs stay off all interfaces.
+    is_off: bool,
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
@@ -68,7 +70,7 @@ impl Node {
         wishes: Wishes,
         kernel: KernelVersion,
         host: &Host,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Option<Mouth>)> {
         let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
@@ -76,9 +78,9 @@ impl Node {
         let is_first = is_empty(&pins);
         let started = Parts::open(&pins, kernel).and_then(|parts| {
             parts.check_owner(&wishes)?;
-            let mut node = parts.into_node(wishes, lock);
+            let (mut node, mouth) = parts.into_node(wishes, lock);
             node.bring_up(host, chosen)?;
-            Ok(node)
+            Ok((node, mouth))
         });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
@@ -117,14 +119,55 @@ impl Node {
         &self.wishes.options().pins
     }
 
-    /// Name of this node.
-    pub(super) fn name(&self) -> &str {
-        self.kubernetes.as_ref().map_or("", Kubernetes::node_name)
+    /// What the Kubernetes API asks for, where it is asked.
+    pub(super) fn kubernetes(&self) -> Option<&Kubernetes> {
+        self.kubernetes.as_ref()
     }
 
-    /// Objects of the Kubernetes API, where it is asked.
-    pub(super) fn cluster(&self) -> Option<&Cluster> {
-        self.kubernetes.as_ref().map(Kubernetes::cluster)
+    /// Looks again at what was refused for a reason that may be over.
+    pub(super) fn retry(&self) {
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.retry();
+        }
+    }
+
+    /// Tells the cluster how the node is, and what is wrong with objects.
+    pub(super) async fn speak(&mut self) {
+        let snapshot = self.account.shared.snapshot();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.speak(&snapshot).await;
+        }
+    }
+
+    /// Takes the programs off all interfaces; everything else stays.
+    pub(super) fn let_go(&mut self) {
+        tracing::error!(
+            "the API server could be reached before the programs were attached and cannot be now: \
+             they are taken off"
+        );
+        self.is_off = true;
+        if let Err(error) = self.detach_others(&[]) {
+            self.account.failed(&format!("{error:#}"));
+        }
+    }
+
+    /// It was the programs: they stay off until the agent is started again.
+    pub(super) fn stand_down(&mut self) {
+        let text = "the API server can be reached only without the programs: they stay off the \
+                    interfaces; find out what the node's file and the cluster's Services take from \
+                    it, and start the agent again";
+        self.account.failed(text);
+        self.account.shared.update(|snapshot| snapshot.ready = false);
+        self.account.publish(&mut self.maps.status);
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.note_detached(text);
+        }
+    }
+
+    /// It was not the programs: they come back with the next look at everything.
+    pub(super) fn take_up(&mut self) {
+        tracing::warn!("the API server cannot be reached without the programs either");
+        self.is_off = false;
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -173,6 +216,7 @@ impl Node {
 
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
+        anyhow::ensure!(!self.is_off, "the programs are off: they kept the API server away");
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
         for name in &self.chosen {
@@ -201,15 +245,19 @@ impl Node {
             return Ok(());
         }
         let began = Instant::now();
+        let snat = self.wishes.snat_ports();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.keep_from(snat.clone());
+        }
         let desired = desired::build(&self.services(), &addresses);
         let actual = match &mut self.actual {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
-        let snat = self.wishes.snat_ports();
         let mut encoded =
             encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
-        let missing = self.kubernetes.as_ref().map(Kubernetes::missing).unwrap_or_default();
+        let missing =
+            self.kubernetes.as_ref().map(Kubernetes::missing).unwrap_or_default().to_vec();
         if !missing.is_empty() {
             // What seems to be too much may be asked for by what was not read yet.
             encoded.keep(actual);
@@ -227,9 +275,13 @@ impl Node {
         )?;
         self.listed = encoded.listed();
         self.wanted_ports = encoded.ports;
-        self.made_from = Some(addresses);
+        self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.account.synced(began.elapsed(), desired.conflicts.len());
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.note_conflicts(&desired.conflicts);
+            self.account.programmed(kubernetes.take_latencies());
+        }
         self.account.waits_for(missing.iter().map(|kind| kind.name()).collect());
         if !writes.is_none() {
             tracing::info!(
@@ -409,12 +461,17 @@ impl Parts {
         }
     }
 
-    fn into_node(self, wishes: Wishes, lock: Lock) -> Node {
+    fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<Mouth>) {
         let options = wishes.options();
-        let kubernetes = options.kubernetes.as_ref();
-        Node {
+        let (kubernetes, mouth) = options
+            .kubernetes
+            .as_ref()
+            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .unzip();
+        let node = Node {
             account: Account::new(options),
-            kubernetes: kubernetes.map(|asked| Kubernetes::new(asked, &options.node_name())),
+            kubernetes,
+            is_off: false,
             wishes,
             lock,
             attacher: self.attacher,
@@ -430,7 +487,8 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
-        }
+        };
+        (node, mouth)
     }
 }
 

@@ -72,6 +72,12 @@ struct KubernetesArgs {
     /// Networks that external IPs of Services must be in [default: anywhere]
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', requires = "kubernetes")]
     external_ip_cidrs: Vec<IpNet>,
+    /// Ports that annotations may publish although they are protected or in use
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', requires = "kubernetes")]
+    allow_ports: Vec<u16>,
+    /// Where /healthz and /livez are served as the node's usual proxy does [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "kubernetes")]
+    healthz_address: Option<SocketAddr>,
 }
 
 /// One item of `--nodeport-addresses`.
@@ -117,6 +123,8 @@ impl KubernetesArgs {
             service_proxy_name: self.service_proxy_name,
             node_port_addresses,
             external_ip_networks: self.external_ip_cidrs,
+            allowed_ports: self.allow_ports.into_iter().collect(),
+            healthz_address: self.healthz_address,
         }))
     }
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SourceRange,
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Service,
+    ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 /// Contents of the maps of services. Unused array elements are absent.
@@ -22,6 +22,10 @@ pub struct Contents {
     pub maglev: BTreeMap<u32, MaglevLine>,
     /// `BACKENDS`.
     pub backends: BTreeMap<BackendId, Backend>,
+    /// `TAKERS`.
+    pub takers: BTreeMap<TakerKey, Taker>,
+    /// `VIPS`.
+    pub vips: BTreeMap<Address, u32>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -43,6 +47,8 @@ impl Contents {
         keep(&mut self.ranges, &other.ranges);
         keep(&mut self.maglev, &other.maglev);
         keep(&mut self.backends, &other.backends);
+        keep(&mut self.takers, &other.takers);
+        keep(&mut self.vips, &other.vips);
         keep(&mut self.slots, &other.slots);
         keep(&mut self.infos, &other.infos);
         self.ports = self.ports.union(&other.ports);
@@ -54,11 +60,11 @@ impl Contents {
         self.slots.iter().map(|(key, value)| (key.service, value.backend)).collect()
     }
 
-    /// The entries of a service's table; `None` where lines are missing.
+    /// The entries of a service's table for clients from `origin`; `None` where lines are missing.
     #[must_use]
-    pub fn table(&self, service: &Service) -> Option<Vec<BackendId>> {
-        let end = service.table_offset.checked_add(service.table_size)?;
-        (service.table_offset..end)
+    pub fn table(&self, service: &Service, origin: Origin) -> Option<Vec<BackendId>> {
+        let (offset, size) = service.table(origin);
+        (offset..offset.checked_add(size)?)
             .map(|entry| {
                 let line = self.maglev.get(&(entry / MAGLEV_LINE))?;
                 line.entries.get((entry % MAGLEV_LINE) as usize).copied()
@@ -67,11 +73,13 @@ impl Contents {
     }
 }
 
-/// Lines of `MAGLEV` that a service's table takes: first, and how many.
+/// Lines of `MAGLEV` that each of a service's tables takes: first, and how many.
 #[must_use]
-pub fn lines_of(service: &Service) -> (u32, u32) {
-    let first = service.table_offset / MAGLEV_LINE;
-    (first, service.table_size.div_ceil(MAGLEV_LINE))
+pub fn lines_of(service: &Service) -> [(u32, u32); 2] {
+    [Origin::Outside, Origin::Node].map(|origin| {
+        let (offset, size) = service.table(origin);
+        (offset / MAGLEV_LINE, size.div_ceil(MAGLEV_LINE))
+    })
 }
 
 /// Flags of ports, by block of the `PORTS` array.

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
+use tokio::time::timeout;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a small question may take.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// There is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +58,22 @@ impl Access {
         };
         config.connect_timeout = Some(CONNECT);
         Ok(Client::try_from(config)?)
+    }
+}
+
+impl Access {
+    /// Asks the API server something small, over a new connection. Any answer will do.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub async fn reach(&self) -> Result<(), String> {
+        let client = self.connect().await.map_err(|error| error.to_string())?;
+        match timeout(ANSWER, client.apiserver_version()).await {
+            Ok(Ok(_) | Err(kube::Error::Api(_) | kube::Error::SerdeError(_))) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {ANSWER:?}")),
+        }
     }
 }
 

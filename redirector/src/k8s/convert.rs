@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::PUBLISH;
 use super::endpoints::{Place, backends};
 use super::index::Index;
 use super::object::ObjectName;
@@ -41,6 +42,8 @@ pub struct Rules {
 /// What an object becomes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Converted {
+    /// Which of all objects that ever had the name.
+    pub uid: String,
     /// When the object was made, in seconds since 1970: of two that want a frontend, the older
     /// gets it.
     pub created: i64,
@@ -57,7 +60,8 @@ impl Rules {
         let Some(record) = index.service(name) else {
             return Converted::default();
         };
-        let mut converted = Converted { created: record.created, ..Converted::default() };
+        let mut converted =
+            Converted { uid: record.uid.clone(), created: record.created, ..Converted::default() };
         if record.kind == ServiceKind::Unreachable {
             return converted;
         }
@@ -88,6 +92,8 @@ impl Rules {
                     backends: backends.clone(),
                     policy: record.policy,
                     forwarding: record.forwarding,
+                    algorithm: record.algorithm,
+                    affinity_group: Some(group(&key)),
                     affinity_seconds: record.affinity_seconds,
                     ..Service::new(key)
                 };
@@ -113,15 +119,23 @@ impl Rules {
         let Some(pod) = index.pod(name) else {
             return Converted::default();
         };
-        let mut converted = Converted { created: pod.created, ..Converted::default() };
         if !pod.alive || pod.node != self.node_name {
-            return converted;
+            return Converted::default();
         }
+        let mut converted =
+            Converted { uid: pod.uid.clone(), created: pod.created, ..Converted::default() };
         let wishes = publish::of_pod(pod);
         converted.problems = wishes.problems;
         for wish in wishes.wishes {
             let key = pod_key(pod, &wish);
             if converted.services.iter().any(|service| service.key == key) {
+                continue;
+            }
+            if wish.frontend.port == wish.target {
+                converted.problems.push(format!(
+                    "{PUBLISH}: port {} is the program's own: clients reach it as it is",
+                    wish.target
+                ));
                 continue;
             }
             converted.services.push(Service {
@@ -203,6 +217,11 @@ fn service_key(source: Source, record: &ServiceRecord, port: &ServicePort) -> Se
         port => format!("{name}:{port}"),
     };
     ServiceKey { source, namespace: Some(namespace.clone()), name }
+}
+
+/// Frontends of one port of a Service share their clients' affinity.
+fn group(key: &ServiceKey) -> String {
+    format!("{}/{}", key.namespace.as_deref().unwrap_or_default(), key.name)
 }
 
 /// `pod:80:8080/tcp`.

@@ -8,16 +8,20 @@
 //!
 //! [`model::Service`]: crate::model::Service
 
+pub mod audit;
 pub mod client;
 pub mod cluster;
 pub mod convert;
 pub mod endpoints;
+pub mod health;
 pub mod index;
 pub mod lenient;
 pub mod node;
 pub mod object;
 pub mod pod;
+pub mod protected;
 pub mod publish;
+pub mod report;
 pub mod service;
 pub mod slice;
 pub mod watch;
@@ -31,5 +35,7 @@ mod tests;
 pub const PUBLISH: &str = "redirector.io/publish";
 /// Annotation of a Service: `snat` or `dsr`.
 pub const FORWARDING: &str = "redirector.io/forwarding";
+/// Annotation of a Service: `maglev` or `random`.
+pub const ALGORITHM: &str = "redirector.io/algorithm";
 /// Label that hands an object to another proxy.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

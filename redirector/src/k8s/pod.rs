@@ -5,6 +5,7 @@ use redirector_common::Protocol;
 
 use super::PUBLISH;
 use super::object::{self, ObjectName, annotation};
+use crate::config::publish as spec;
 
 /// A Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,21 @@ pub struct PodRecord {
     pub ports: Vec<ContainerPort>,
     /// The annotation that publishes ports.
     pub publish: Option<String>,
+    /// Annotations of others that ask for ports in the same words.
+    pub foreign: Vec<ForeignAsk>,
+}
+
+/// A port that an annotation asks for which nobody here acts upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignAsk {
+    /// Name of the annotation.
+    pub annotation: String,
+    /// What clients are meant to hit.
+    pub port: u16,
+    /// What the program is meant to listen on.
+    pub local: u16,
+    /// Protocol.
+    pub protocol: Protocol,
 }
 
 /// A port that a container declares.
@@ -61,9 +77,35 @@ impl PodRecord {
             alive: !matches!(phase.as_deref(), Some("Succeeded" | "Failed")),
             ports: read_ports(&spec),
             publish: annotation(meta, PUBLISH),
+            foreign: read_foreign(meta.annotations.iter().flatten()),
             name,
         })
     }
+}
+
+/// Only annotations all of whose entries are publish entries count: of other texts, some have
+/// colons too.
+fn read_foreign<'a>(
+    annotations: impl Iterator<Item = (&'a String, &'a String)>,
+) -> Vec<ForeignAsk> {
+    let mut asks = Vec::new();
+    for (name, text) in annotations.filter(|(name, _)| *name != PUBLISH) {
+        let entries: Result<Vec<_>, _> =
+            text.split(',').map(str::trim).map(spec::parse_spec).collect();
+        for service in entries.into_iter().flatten().flatten() {
+            if let (Some(frontend), Some(backend)) =
+                (service.frontends.first(), service.backends.first())
+            {
+                asks.push(ForeignAsk {
+                    annotation: name.clone(),
+                    port: frontend.port,
+                    local: backend.port,
+                    protocol: frontend.protocol,
+                });
+            }
+        }
+    }
+    asks
 }
 
 fn read_ports(spec: &PodSpec) -> Vec<ContainerPort> {

@@ -7,13 +7,18 @@ use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
 use redirector_common::Protocol;
 
 use super::object::{self, ObjectName, annotation};
-use super::{FORWARDING, PUBLISH};
-use crate::model::{Forwarding, TrafficPolicy};
+use super::{ALGORITHM, FORWARDING, PUBLISH};
+use crate::model::{Algorithm, Forwarding, TrafficPolicy};
 
 /// Seconds of session affinity where the Service does not say.
 const DEFAULT_AFFINITY: u32 = 10_800;
 /// Most seconds of session affinity.
 const MAX_AFFINITY: u32 = 86_400;
+
+/// Words of the annotations; the first is what holds without.
+const FORWARDINGS: [(&str, Forwarding); 2] = [("snat", Forwarding::Snat), ("dsr", Forwarding::Dsr)];
+const ALGORITHMS: [(&str, Algorithm); 2] =
+    [("maglev", Algorithm::Maglev), ("random", Algorithm::Random)];
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +45,8 @@ pub struct ServiceRecord {
     pub policy: TrafficPolicy,
     /// How packets reach endpoints elsewhere.
     pub forwarding: Forwarding,
+    /// How a new flow's endpoint is chosen.
+    pub algorithm: Algorithm,
     /// Session affinity, in seconds.
     pub affinity_seconds: Option<u32>,
     /// Port of the health check of a load balancer.
@@ -99,7 +106,8 @@ impl ServiceRecord {
                 Some("Local") => TrafficPolicy::Local,
                 Some(_) | None => TrafficPolicy::Cluster,
             },
-            forwarding: read_forwarding(&name, annotation(meta, FORWARDING).as_deref()),
+            forwarding: read_word(&name, FORWARDING, annotation(meta, FORWARDING), &FORWARDINGS),
+            algorithm: read_word(&name, ALGORITHM, annotation(meta, ALGORITHM), &ALGORITHMS),
             affinity_seconds: read_affinity(&spec),
             health_check_port: object::port(spec.health_check_node_port),
             publish: annotation(meta, PUBLISH),
@@ -212,13 +220,21 @@ fn read_affinity(spec: &ServiceSpec) -> Option<u32> {
     Some(seconds.unwrap_or(DEFAULT_AFFINITY).clamp(1, MAX_AFFINITY))
 }
 
-fn read_forwarding(name: &ObjectName, text: Option<&str>) -> Forwarding {
-    match text.map(str::trim) {
-        None | Some("snat") => Forwarding::Snat,
-        Some("dsr") => Forwarding::Dsr,
-        Some(other) => {
-            tracing::warn!("service {name}: {FORWARDING}: {other:?} is neither snat nor dsr");
-            Forwarding::Snat
-        }
+/// What a word of an annotation means; one that means nothing is as none.
+fn read_word<T: Copy + Default>(
+    service: &ObjectName,
+    annotation: &str,
+    text: Option<String>,
+    words: &[(&str, T)],
+) -> T {
+    let Some(text) = text else {
+        return T::default();
+    };
+    let meaning = words.iter().find(|(word, _)| *word == text.trim());
+    if meaning.is_none() {
+        let allowed: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let allowed = allowed.join(", ");
+        tracing::warn!("service {service}: {annotation}: {text:?} is none of {allowed}");
     }
+    meaning.map(|(_, meaning)| *meaning).unwrap_or_default()
 }

@@ -3,8 +3,10 @@
 
 mod connections;
 mod edges;
+mod fragments;
 mod modes;
 mod ports;
+mod quoted;
 mod refusals;
 mod reload;
 mod services;

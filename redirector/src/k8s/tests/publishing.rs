@@ -110,3 +110,10 @@ fn entries_of_a_service_that_are_wrong() {
         assert!(problems.iter().any(|problem| problem.contains(part)), "{entry}: {problems:?}");
     }
 }
+
+#[test]
+fn a_port_that_the_program_has_anyway() {
+    let converted = of_pod("8080:8080,80:8080", &json!({}));
+    assert_eq!(names(&converted), ["web:80:8080/tcp"]);
+    assert!(converted.problems[0].contains("the program's own"), "{:?}", converted.problems);
+}
