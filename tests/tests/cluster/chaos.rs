@@ -155,6 +155,11 @@ fn contents(cluster: &Cluster) -> Result<Vec<Value>> {
     }
     let maps = cluster.rows(1, &["map", "list"])?;
     let sizes = ["FRONTENDS", "SERVICE_INFO", "BACKENDS", "SLOTS", "SOURCE_RANGES", "PORTS"];
-    rows.extend(maps.into_iter().filter(|map| sizes.iter().any(|name| map["name"] == **name)));
+    let wanted = |map: &Value| sizes.iter().any(|name| map["name"] == **name);
+    let found: Vec<Value> = maps.into_iter().filter(wanted).collect();
+    ensure!(found.len() == sizes.len(), "not all of {sizes:?}: {found:?}");
+    // The steady services and the last one, in both families.
+    ensure!(rows.len() >= 6, "{rows:?}");
+    rows.extend(found);
     Ok(rows)
 }

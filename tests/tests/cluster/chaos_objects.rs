@@ -1,6 +1,8 @@
 //! Services and slices that change at random, among them services with backends that live
 //! throughout.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use k8s_openapi::api::{
     core::v1::Service,
