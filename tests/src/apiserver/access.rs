@@ -21,6 +21,8 @@ pub struct Asked {
     pub resource: String,
     /// The parameters, as they were sent.
     pub query: String,
+    /// Whether the rules allow it.
+    pub allowed: bool,
 }
 
 /// Credentials and rules.
@@ -73,7 +75,7 @@ impl Access {
         let allowed = state.rules.as_ref().is_none_or(|rules| {
             rules.iter().any(|rule| allows(rule, verb, group, &resource, wanted.name.as_deref()))
         });
-        let asked = Asked { verb, group, resource, query: query.to_owned() };
+        let asked = Asked { verb, group, resource, query: query.to_owned(), allowed };
         let result = if allowed {
             Ok(())
         } else {

@@ -13,7 +13,6 @@ use crate::{
     agent::{ADMIN, get},
     bpffs::Bpffs,
     cli::Cli,
-    client::tcp_within,
     namespace::Namespace,
     wait,
 };
@@ -60,6 +59,9 @@ impl Node {
         let pins = self.pins();
         let mut command = Cli::new(host, &pins).command(&["run", "--kubernetes"])?;
         command.arg("--kubeconfig").arg(&self.kubeconfig);
+        // All nodes have one tree of control groups, which is also the machine's own: no agent of a
+        // test serves its programs.
+        command.env("REDIRECTOR_NO_LOCAL_CLIENTS", "true");
         command.args(["--node-name", &self.name, "--interface", "eth0"]).args(options);
         Ok(command)
     }
@@ -122,10 +124,4 @@ impl Drop for Node {
             eprintln!("ending the agent of {}: {error:#}", self.name);
         }
     }
-}
-
-/// Whether somebody listens on a TCP port of the host itself.
-#[must_use]
-pub fn listens(host: &Namespace, port: u16) -> bool {
-    tcp_within(host, ([127, 0, 0, 1], port).into(), Duration::from_secs(1)).is_ok()
 }

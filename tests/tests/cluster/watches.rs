@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use redirector_common::Protocol::Tcp;
 use redirector_tests::{
-    apiserver::{Failure, Order, Pace, Requests, Resource},
+    apiserver::{Failure, Order, Pace, Requests, Resource, TOKEN},
     cluster::{
         Cluster,
         build::{mk_port, mk_service},
@@ -148,21 +149,53 @@ fn spoil(cluster: &Cluster, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Only what the node has to do with is asked for.
+/// Credentials that are no longer good, and then are again.
+#[test]
+fn expired_credentials() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pod = cluster.start_pod(own("web", "web", 2))?;
+        put(cluster, "web", 30001)?;
+        serves(cluster, 30001, "web")?;
+        cluster.api.access().set_tokens([]);
+        cluster.api.faults().order(Order::Expire, None);
+        put(cluster, "web", 30002)?;
+        serves(cluster, 30001, "web")?;
+        cluster.api.access().set_tokens([TOKEN.to_owned()]);
+        serves(cluster, 30002, "web")
+    })
+}
+
+/// Only what the node has to do with is asked for, and no more rights are needed than to read that
+/// and to make events.
 #[test]
 fn what_is_asked_for() -> Result<()> {
-    Cluster::run(1, |cluster| {
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| PolicyRule {
+        api_groups: Some(vec![group.to_owned()]),
+        resources: Some(resources.iter().map(|name| (*name).to_owned()).collect()),
+        verbs: verbs.iter().map(|name| (*name).to_owned()).collect(),
+        ..PolicyRule::default()
+    };
+    Cluster::run_without_agents(2, |cluster| {
+        cluster.api.access().set_rules(vec![
+            rule("", &["services", "nodes", "pods"], &["list", "watch"]),
+            rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"]),
+            rule("", &["events"], &["create"]),
+        ]);
+        cluster.start_agents(&[])?;
+        let _pod = cluster.start_pod(own("web", "web", 2))?;
+        put(cluster, "web", 30001)?;
+        serves(cluster, 30001, "web")?;
         let asked = cluster.api.access().asked();
-        for (resource, wanted) in [("nodes", "metadata.name"), ("pods", "spec.nodeName")] {
+        ensure!(asked.iter().all(|asked| asked.allowed), "{asked:#?}");
+        for (resource, field) in [("nodes", "metadata.name"), ("pods", "spec.nodeName")] {
             let mut about = asked.iter().filter(|asked| asked.resource == resource);
             ensure!(
                 about.all(|asked| asked.query.contains("fieldSelector")
-                    && asked.query.contains(wanted)
-                    && asked.query.contains("node1")),
+                    && asked.query.contains(field)
+                    && asked.query.contains("node")),
                 "{resource}: {asked:#?}"
             );
         }
-        ensure!(asked.iter().all(|asked| matches!(asked.verb, "list" | "watch" | "get")));
         Ok(())
     })
 }

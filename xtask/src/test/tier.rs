@@ -14,6 +14,9 @@ use crate::{build, process};
 /// Names the agent that tests run, if not the one that we have built.
 const AGENT: &str = "REDIRECTOR_BIN";
 
+/// How many tests of a program run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
+
 /// A set of tests that need the same of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
@@ -60,6 +63,12 @@ impl Tier {
         self.target().is_some()
     }
 
+    /// Whether the tier's tests wait for others most of the time, so that more of them can run at
+    /// once than there are processors.
+    fn waits(self) -> bool {
+        self == Self::Cluster
+    }
+
     /// Runs the tier; tests that fail are part of the outcome, all else is an error.
     pub(super) fn run(self, passed_on: &[String]) -> Result<Outcome> {
         let mut command = cargo("test");
@@ -73,6 +82,9 @@ impl Tier {
                 }
                 if std::env::var_os(AGENT).is_none() {
                     command.env(AGENT, build::binary());
+                }
+                if self.waits() && std::env::var_os(THREADS).is_none() {
+                    command.env(THREADS, "4");
                 }
                 command.args(["--package", Self::PACKAGE, "--test", target])
             }
