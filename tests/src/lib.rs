@@ -10,11 +10,13 @@
 //! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod crowd;
+pub mod cluster;
 mod extension;
 pub mod frame;
 pub mod icmp;
