@@ -7,6 +7,7 @@ pub mod completions;
 pub mod config;
 pub mod counters;
 pub mod detach;
+pub mod explain;
 pub mod flow;
 pub mod map;
 pub mod render;
@@ -59,6 +60,8 @@ enum Command {
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
+    /// Show what would become of a packet, step by step, and why
+    Explain(explain::ExplainArgs),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -144,6 +147,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
+        Command::Explain(args) => explain::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),
@@ -210,6 +214,8 @@ mod tests {
             "redirector flow list --state sleeping",
             "redirector map dump NOTHING",
             "redirector service list -o xml",
+            "redirector explain icmp 192.0.2.1:1 192.0.2.2:2",
+            "redirector explain tcp 192.0.2.1 192.0.2.2:80",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -5,6 +5,7 @@ mod affinity;
 mod choosing;
 mod connections;
 mod edges;
+mod explain;
 mod modes;
 mod policies;
 mod ports;
