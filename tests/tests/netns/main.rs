@@ -5,6 +5,7 @@ mod affinity;
 mod choosing;
 mod connections;
 mod edges;
+mod explain;
 mod fragments;
 mod kube_proxy;
 mod local_clients;
