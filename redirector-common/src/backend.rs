@@ -62,6 +62,13 @@ impl Backend {
         self.flags & Self::LOCAL != 0
     }
 
+    /// Whether it is a host-network program on this host, with sockets in this network namespace.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.flags & (Self::LOCAL | Self::ROUTED) == Self::LOCAL
+    }
+
     /// Whether it is on this host, in a network of its own: no socket of this network namespace is
     /// its.
     #[inline(always)]

@@ -12,3 +12,4 @@ mod parsing;
 mod related;
 mod rewriting;
 mod sockets;
+mod steering;

@@ -21,6 +21,7 @@ use crate::dataplane::encode::encode;
 use crate::dataplane::epochs::Epochs;
 use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
+use crate::dataplane::kube_proxy;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, cache_sets};
@@ -62,6 +63,7 @@ pub(super) struct Node {
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     chosen: Vec<String>,
+    has_kube_proxy: bool,
     netns_cookie: u64,
     account: Account,
 }
@@ -97,6 +99,7 @@ impl Node {
     fn bring_up(&mut self, host: &Host, chosen: Vec<String>) -> anyhow::Result<()> {
         self.chosen = chosen;
         self.apply_settings()?;
+        self.look_for_kube_proxy();
         self.sync(host)?;
         self.write_entries(host, &[], true)?;
         let mut attached = Vec::new();
@@ -245,7 +248,10 @@ impl Node {
 
     /// Brings the maps of services in line, if what they are made from has changed.
     fn sync(&mut self, host: &Host) -> anyhow::Result<()> {
-        let addresses = interfaces::addresses(host, &self.chosen);
+        let addresses = NodeAddresses {
+            has_kube_proxy: self.has_kube_proxy,
+            ..interfaces::addresses(host, &self.chosen)
+        };
         if self.made_from.as_ref() == Some(&addresses) {
             return Ok(());
         }
@@ -332,6 +338,20 @@ impl Node {
     pub(super) fn keep_settings(&mut self) {
         if let Err(error) = self.apply_settings() {
             self.account.failed(&format!("{error:#}"));
+        }
+        self.look_for_kube_proxy();
+    }
+
+    /// Its rules may come and go while we run.
+    fn look_for_kube_proxy(&mut self) {
+        match kube_proxy::has_rules() {
+            Ok(found) if found != self.has_kube_proxy => {
+                let whether = if found { "are" } else { "are no longer" };
+                tracing::info!("kube-proxy's rules {whether} on this host");
+                self.has_kube_proxy = found;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot tell whether kube-proxy's rules are here"),
         }
     }
 
@@ -503,6 +523,7 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
+            has_kube_proxy: false,
             netns_cookie: self.netns_cookie,
         };
         (node, mouth)

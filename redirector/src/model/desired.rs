@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, Source,
     TrafficPolicy,
     maglev::{self, Density},
 };
@@ -21,6 +21,19 @@ pub struct NodeAddresses {
     pub chosen: Vec<IpAddr>,
     /// Every address of this host.
     pub host: BTreeSet<IpAddr>,
+    /// Whether kube-proxy's rules are on this host, too.
+    pub has_kube_proxy: bool,
+    /// Networks that this host reaches without another router.
+    pub sides: BTreeMap<IpNet, Side>,
+}
+
+/// Where a network is, seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Behind an interface that clients come by.
+    Outside,
+    /// On this host: behind a link to another network namespace.
+    Inside,
 }
 
 impl NodeAddresses {
@@ -49,6 +62,13 @@ impl NodeAddresses {
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.host.contains(&address) || self.chosen.contains(&address)
+    }
+
+    /// Where `address` is, as far as routes tell: the most specific one does.
+    #[must_use]
+    pub fn side(&self, address: IpAddr) -> Option<Side> {
+        let around = self.sides.iter().filter(|(network, _)| network.contains(&address));
+        around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
     }
 
     /// Where a local backend is delivered for clients that hit `frontend`.
@@ -114,6 +134,8 @@ pub struct DesiredService {
     /// Networks of this family that clients may come from; `None`: from everywhere. Without a
     /// network, where the service names only ones of the other family, nobody is admitted.
     pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Whether connections may be handed to sockets of this host as they are.
+    pub steers: bool,
     /// No backend of this node takes new flows while others elsewhere would: packets are dropped
     /// without an answer, so that a load balancer in front goes on to the next node.
     pub silent: bool,
@@ -196,6 +218,8 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
+            // Its rules would send packets that carry a socket elsewhere.
+            entry.steers = !(node.has_kube_proxy && is_kube_proxys(service.key.source));
             for (frontend, local_address) in frontends {
                 if !node.is_own(frontend.address.into()) {
                     desired.vips.insert(frontend.address);
@@ -283,7 +307,16 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         affinity_seconds: service.affinity_seconds,
         affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
+        steers: true,
         silent,
+    }
+}
+
+/// Whether kube-proxy, where it runs, has rules for such services.
+const fn is_kube_proxys(source: Source) -> bool {
+    match source {
+        Source::NodePort | Source::ExternalIp | Source::LoadBalancer => true,
+        Source::Publish | Source::Static | Source::Annotation => false,
     }
 }
 
@@ -307,8 +340,12 @@ fn resolve_backend(
         BackendAddress::At(address) if node.is_own(address) => {
             Backend::local_at(address.into(), port)
         }
-        BackendAddress::At(address) if spec.here => Backend::routed(address.into(), port),
-        BackendAddress::At(address) => Backend::remote(address.into(), port),
+        // Answers of what is behind our own interfaces do not pass TC egress after routing.
+        BackendAddress::At(address) => match node.side(address) {
+            Some(Side::Inside) => Backend::routed(address.into(), port),
+            None if spec.here => Backend::routed(address.into(), port),
+            None | Some(Side::Outside) => Backend::remote(address.into(), port),
+        },
     };
     Some(DesiredBackend {
         backend,

@@ -257,7 +257,7 @@ fn addresses() -> NodeAddresses {
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     ];
-    NodeAddresses { host: chosen.iter().copied().collect(), chosen }
+    NodeAddresses { host: chosen.iter().copied().collect(), chosen, ..NodeAddresses::default() }
 }
 
 /// Contents without numbers and places, which depend on what was there before.

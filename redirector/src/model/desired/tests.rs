@@ -19,6 +19,10 @@ fn node() -> NodeAddresses {
         host: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11", "127.0.0.1", "10.0.0.1"]
             .map(ip)
             .into(),
+        has_kube_proxy: false,
+        sides: [("10.1.0.0/16", Side::Inside), ("10.1.9.0/24", Side::Outside)]
+            .map(|(network, side)| (network.parse().expect("a network"), side))
+            .into(),
     }
 }
 
