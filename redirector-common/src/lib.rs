@@ -11,6 +11,7 @@
 extern crate std;
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
 pub mod cache;
 pub mod flow;
@@ -25,6 +26,7 @@ pub mod source;
 pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
+pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
@@ -32,7 +34,7 @@ pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
-pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.
@@ -48,13 +50,15 @@ macro_rules! pod {
 #[cfg(feature = "user")]
 pod!(
     Address,
+    Affinity,
+    AffinityKey,
     Port,
     Tuple,
     Flow,
-    FragmentKey,
-    FirstFragment,
     CachedFlow,
     CacheSet,
+    FragmentKey,
+    FirstFragment,
     FrontendKey,
     Frontend,
     Backend,
@@ -64,6 +68,8 @@ pod!(
     SlotValue,
     SourceBits,
     SourceRange,
+    Taker,
+    TakerKey,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -42,7 +42,7 @@ maps! {
     /// Frontend to service.
     Frontends = "FRONTENDS", 1;
     /// Service to Maglev table and policy.
-    Services = "SERVICES", 1;
+    Services = "SERVICES", 2;
     /// Maglev tables: hash to backend.
     Maglev = "MAGLEV", 1;
     /// Backends.
@@ -69,6 +69,13 @@ maps! {
     Sysctls = "SYSCTLS", 1;
     /// Prefixes that clients of a service may come from, where it limits them.
     SourceRanges = "SOURCE_RANGES", 1;
+    /// Clients of services with session affinity, and the backend that each stays with.
+    Affinity = "AFFINITY", 1;
+    /// Backends that clients of services with session affinity may stay with.
+    Takers = "TAKERS", 1;
+    /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
+    /// nowhere.
+    Vips = "VIPS", 1;
     /// Ports of the first fragments of packets, for the fragments after them.
     Fragments = "FRAGMENTS", 1;
 }

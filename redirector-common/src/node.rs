@@ -34,6 +34,9 @@ impl PortFlags {
     pub const LOCAL_BACKEND: Self = Self(4);
     /// Some frontend with this port has a backend elsewhere: XDP takes part.
     pub const REMOTE: Self = Self(8);
+    /// The node has addresses that are frontends' alone; every port has this bit then, and none
+    /// otherwise.
+    pub const VIPS: Self = Self(16);
 
     /// Whether any bit of `other` is set.
     #[inline(always)]

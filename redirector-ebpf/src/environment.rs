@@ -15,14 +15,14 @@ use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey,
-    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange,
-    Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    BACKENDS, EPOCHS, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS,
-    SERVICES, SOURCE_RANGES, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
+    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::redirect;
 use crate::related::Notes;
@@ -38,6 +38,8 @@ pub(crate) struct Workspace {
     query: FibLookup,
     partner_key: Tuple,
     source: SourceRange,
+    affinity_key: AffinityKey,
+    affinity: Affinity,
     message: Message,
     related: Notes,
 }
@@ -82,6 +84,14 @@ impl Kernel {
         let key = unsafe { &mut (*self.workspace).partner_key };
         *key = entry.translated().reversed();
         key
+    }
+
+    #[inline(always)]
+    fn affinity_key(&self, key: &AffinityKey) -> &AffinityKey {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let place = unsafe { &mut (*self.workspace).affinity_key };
+        *place = *key;
+        place
     }
 }
 
@@ -204,6 +214,41 @@ impl Environment for Kernel {
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         let line = MAGLEV.get(index / MAGLEV_LINE)?;
         line.entries.get((index % MAGLEV_LINE) as usize).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(self.affinity_key(key)) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let value = unsafe { &mut (*self.workspace).affinity };
+        *value = *affinity;
+        // The map makes room for itself; where it can't, the client is only not remembered.
+        let _ = AFFINITY.insert(self.affinity_key(key), &*value, 0);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        // SAFETY: copied at once.
+        unsafe { TAKERS.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: &Address) -> bool {
+        VIPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's element, which no other packet touches while this one is handled.
+        unsafe { &mut *budget }.take(self.now())
     }
 
     #[inline(always)]

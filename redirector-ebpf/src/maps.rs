@@ -6,10 +6,12 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
+use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface,
-    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits, Tuple, cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits,
+    Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -24,6 +26,14 @@ pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static SOURCE_RANGES: LpmTrie<SourceBits, u32> =
     LpmTrie::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(65536, 0);
+#[map]
+pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]
@@ -48,6 +58,9 @@ pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_en
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+/// What may be sent of errors; not pinned: a new program begins anew.
+#[map]
+pub(crate) static ERROR_BUDGET: PerCpuArray<ErrorBudget> = PerCpuArray::with_max_entries(1, 0);
 
 // What follows is never read by a program; it is declared here so that one object makes all maps.
 #[map]

@@ -83,6 +83,9 @@ impl Metrics {
                 | MapName::Status
                 | MapName::Sysctls
                 | MapName::SourceRanges
+                | MapName::Affinity
+                | MapName::Takers
+                | MapName::Vips
                 | MapName::Fragments => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });

@@ -350,7 +350,7 @@ pub const fn functions(hook: Hook) -> &'static [&'static str] {
 
 fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, Counted> {
     let differences = Reason::ALL.iter().map(|reason| {
-        let (before, after) = (before[*reason as usize], after[*reason as usize]);
+        let (before, after) = (&before[*reason as usize], &after[*reason as usize]);
         let packets = after.packets - before.packets;
         (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
     });

@@ -97,14 +97,20 @@ impl Decision {
         }
     }
 
-    /// Gone, and the sender is told, by TC ingress.
+    /// Gone, and the sender is told, by TC ingress; not of more than the node may tell. Of what
+    /// is too big it always is, as by the kernel: connections would hang without.
     #[inline(always)]
-    pub(super) fn reject(
+    pub(super) fn reject<E: Environment>(
+        environment: &E,
         hook: Hook,
         reason: Reason,
         error: IcmpError,
         outcome: &mut Outcome,
     ) -> Self {
+        let is_limited = matches!(hook, Hook::Ingress) && !matches!(error, IcmpError::TooBig);
+        if is_limited && !environment.may_answer() {
+            return Self::drop(Reason::ErrorLimited);
+        }
         outcome.error = error;
         Self::new(Step::Reject, reason).unless_xdp(hook)
     }
@@ -143,7 +149,7 @@ pub fn decide<E: Environment>(
 ) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.destination_port);
     if !flags.intersects(PortFlags::FRONTEND.union(PortFlags::SNAT)) {
-        return Decision::pass(Reason::NotOurs);
+        return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
         && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
@@ -164,9 +170,25 @@ pub fn decide<E: Environment>(
         environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
-        return Decision::pass(Reason::NoReplyFlow);
+        return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, place, hook, len, outcome)
+    new_flow::open(environment, packet, place, hook, len, flags, outcome)
+}
+
+/// Decides about a packet that no frontend and no flow claims. To an address that only frontends
+/// have it must not go on: this host's routes might send it back to where it came from, and round
+/// in a circle.
+#[inline(always)]
+pub(super) fn unclaimed<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    flags: PortFlags,
+    reason: Reason,
+) -> Decision {
+    if flags.intersects(PortFlags::VIPS) && environment.is_vip(&packet.tuple.destination) {
+        return Decision::drop(Reason::UndefinedPort);
+    }
+    Decision::pass(reason)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.
@@ -194,8 +216,10 @@ pub fn decide_reply<E: Environment>(
     }
     words::copy(entry.translated(), &mut outcome.translated);
     let decision = deliver(Hook::Ingress, Reason::LocalReply);
-    track(environment, packet, entry, environment.now());
-    cached::keep(environment, packet, place, entry, decision, outcome);
+    if matches!(decision.step, Step::Deliver) {
+        track(environment, packet, entry, environment.now());
+        cached::keep(environment, packet, place, entry, decision, outcome);
+    }
     decision
 }
 
@@ -283,7 +307,8 @@ pub(super) fn forward<E: Environment>(
     find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
     if packet.ttl <= 1 {
-        return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
+        let error = IcmpError::TimeExceeded;
+        return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);
     }
     match find_way(outcome) {
         Route::Via => {
@@ -295,7 +320,9 @@ pub(super) fn forward<E: Environment>(
             if transmits { decision } else { decision.unless_xdp(hook) }
         }
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason).unless_xdp(hook),
-        Route::TooBig => Decision::reject(hook, Reason::TooBig, IcmpError::TooBig, outcome),
+        Route::TooBig => {
+            Decision::reject(environment, hook, Reason::TooBig, IcmpError::TooBig, outcome)
+        }
         Route::Unreachable => Decision::drop(Reason::NoRoute),
     }
 }

@@ -7,8 +7,9 @@ use super::Packet;
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
-    Address, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState, Frontend, FrontendKey,
-    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -63,6 +64,21 @@ pub trait Environment {
 
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;
+
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client; that there is no room does no harm.
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// From where a backend of a service with affinity takes new flows.
+    fn taker(&self, key: &TakerKey) -> Taker;
+
+    /// Whether an address is a frontend's and not this host's.
+    fn is_vip(&self, address: &Address) -> bool;
+
+    /// Whether one more error may be sent now.
+    fn may_answer(&self) -> bool;
 
     /// A backend.
     fn backend(&self, id: BackendId) -> Option<Backend>;
@@ -171,6 +187,8 @@ pub struct Scratch {
     pub reply: Flow,
     /// The reply half's key.
     pub reply_key: Tuple,
+    /// Of the flow's service.
+    pub affinity_group: u32,
 }
 
 /// A half of a flow where it stands in its map, shared with other CPUs.

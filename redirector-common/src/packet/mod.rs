@@ -12,6 +12,7 @@ pub mod decide;
 pub mod environment;
 pub mod fragment;
 pub mod icmp;
+pub mod limit;
 pub mod new_flow;
 pub mod parse;
 pub mod quoted;

@@ -120,13 +120,6 @@ impl Packet {
         Ok(packet)
     }
 
-    /// Whether this is the first of several fragments: those that [`parse`] finds are.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_first_fragment(&self) -> bool {
-        self.identification != 0
-    }
-
     /// Whether an established flow's state can't change by it, and nothing about it asks for more
     /// than to be translated.
     #[inline(always)]
@@ -135,6 +128,13 @@ impl Packet {
         !self.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
             && !self.is_first_fragment()
             && self.ttl > 1
+    }
+
+    /// Whether this is the first of several fragments: those that [`parse`] finds are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_first_fragment(&self) -> bool {
+        self.identification != 0
     }
 
     /// The packet's address family.

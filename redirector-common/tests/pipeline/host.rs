@@ -1,7 +1,7 @@
 //! A node made of ordinary collections.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 
 use redirector_common::cache::{self, WAYS};
@@ -12,9 +12,9 @@ use redirector_common::packet::{
     decide_reply,
 };
 use redirector_common::{
-    Address, Backend, BackendId, CacheSet, CachedFlow, Direction, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange,
-    Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
+    FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol,
+    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -35,16 +35,20 @@ pub(crate) struct Host {
     pub(crate) sources: Vec<SourceRange>,
     pub(crate) table: Vec<BackendId>,
     pub(crate) backends: BTreeMap<BackendId, Backend>,
+    pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    pub(crate) takers: BTreeMap<TakerKey, Taker>,
+    pub(crate) vips: BTreeSet<Address>,
+    pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
     /// How often the routing table was asked.
     pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
-    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
     pub(crate) caches: bool,
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
+    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -71,21 +75,26 @@ impl Host {
             sources: Vec::new(),
             table: Vec::new(),
             backends: BTreeMap::new(),
+            affinities: RefCell::default(),
+            takers: BTreeMap::new(),
+            vips: BTreeSet::new(),
+            errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
             asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
             flows: RefCell::default(),
-            fragments: RefCell::default(),
             caches: true,
             cache: (0..CACHE_SETS)
                 .map(|_| UnsafeCell::new(CacheSet { ways: [CachedFlow::EMPTY; WAYS] }))
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
+            fragments: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
                 reply_key: Packet::EMPTY.tuple,
+                affinity_group: 0,
             }),
         }
     }
@@ -164,6 +173,11 @@ impl Host {
         self.epochs.iter().for_each(|epoch| epoch.set(epoch.get() + 1));
     }
 
+    /// As after a time without packets.
+    pub(crate) fn clear_flows(&self) {
+        self.flows.borrow_mut().clear();
+    }
+
     /// Every half has its partner, and they agree about the state.
     pub(crate) fn assert_whole(&self) {
         let flows = self.flows();
@@ -193,10 +207,13 @@ impl Environment for Host {
 
     fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
         let first = self.node.snat_first;
+        let everywhere = if self.vips.is_empty() { PortFlags(0) } else { PortFlags::VIPS };
         if (first..first + self.node.snat_count).contains(&port.number()) {
-            return PortFlags::SNAT;
+            return PortFlags::SNAT.union(everywhere);
         }
-        self.ports.borrow().get(&(protocol.number(), port.number())).copied().unwrap_or_default()
+        let ports = self.ports.borrow();
+        let flags = ports.get(&(protocol.number(), port.number())).copied().unwrap_or_default();
+        flags.union(everywhere)
     }
 
     fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
@@ -264,6 +281,29 @@ impl Environment for Host {
 
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         self.table.get(index as usize).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn taker(&self, key: &TakerKey) -> Taker {
+        self.takers.get(key).copied().unwrap_or_default()
+    }
+
+    fn is_vip(&self, address: &Address) -> bool {
+        assert!(!self.vips.is_empty(), "asked for nothing");
+        self.vips.contains(address)
+    }
+
+    fn may_answer(&self) -> bool {
+        let left = self.errors.get();
+        self.errors.set(left.saturating_sub(1));
+        left > 0
     }
 
     fn backend(&self, id: BackendId) -> Option<Backend> {

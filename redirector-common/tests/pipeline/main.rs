@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod caching;
+mod choosing;
 mod deciding;
 mod host;
 mod packets;

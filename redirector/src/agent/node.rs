@@ -185,7 +185,7 @@ impl Node {
         )?;
         self.listed = encoded.listed();
         self.wanted_ports = encoded.ports;
-        self.made_from = Some(addresses);
+        self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.account.synced(began.elapsed(), desired.conflicts.len());
         if !writes.is_none() {

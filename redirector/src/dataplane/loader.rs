@@ -12,8 +12,9 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface,
-    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple, cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange,
+    Taker, TakerKey, Tuple, cache,
 };
 
 use super::pins::{Hook, Pins};
@@ -235,6 +236,12 @@ impl Spec {
                 kind: MapType::LpmTrie,
                 ..Self::hash::<SourceRange, u32>(sizes.source_ranges)
             },
+            MapName::Affinity => Self {
+                kind: MapType::LruHash,
+                ..Self::hash::<AffinityKey, Affinity>(sizes.affinity)
+            },
+            MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
+            MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
         }
     }
 

@@ -10,6 +10,7 @@ use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
 
 use super::encode::Capacity;
 use super::pins::Pins;
+use super::ports::MarkedPorts;
 use super::sync::Tables;
 use super::syscall;
 use super::table::{ArrayTable, HashTable, RangeTable, TableError, io_error};
@@ -57,7 +58,13 @@ impl Maps {
                 backends: Box::new(backends),
                 slots: Box::new(hash(pins, MapName::Slots)?),
                 infos: Box::new(hash(pins, MapName::ServiceInfo)?),
-                ports: Box::new(array(pins, MapName::Ports, PortBlock::default())?),
+                takers: Box::new(hash(pins, MapName::Takers)?),
+                vips: Box::new(hash(pins, MapName::Vips)?),
+                ports: Box::new(MarkedPorts::new(array(
+                    pins,
+                    MapName::Ports,
+                    PortBlock::default(),
+                )?)),
                 wait_for_packets: Box::new(syscall::wait_for_programs),
             },
             interfaces: array(pins, MapName::Interfaces, Interface::NONE)?,

@@ -20,6 +20,7 @@ pub mod netlink;
 mod netlink_raw;
 pub mod pinned;
 pub mod pins;
+pub mod ports;
 pub mod prerequisites;
 mod regions;
 pub mod sizes;

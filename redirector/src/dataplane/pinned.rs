@@ -17,17 +17,19 @@ use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::reason::REASON_CAPACITY;
-use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface,
-    NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
-    SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo,
+    SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
+use super::contents::lines_of;
 use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
+use super::ports;
 use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
@@ -149,6 +151,34 @@ impl Pinned {
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
+    /// Clients that are remembered, and the backends that they stay with; also those past their
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn affinities(&self) -> Result<BTreeMap<AffinityKey, Affinity>, PinnedError> {
+        self.table(MapName::Affinity)
+    }
+
+    /// Backends that clients may stay with.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn takers(&self) -> Result<BTreeMap<TakerKey, Taker>, PinnedError> {
+        self.table(MapName::Takers)
+    }
+
+    /// Addresses that only frontends have.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn vips(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
+    }
+
     /// First fragments of packets that came in pieces, not long ago.
     ///
     /// # Errors
@@ -194,6 +224,7 @@ impl Pinned {
     /// Elements of `PORTS` with a port that concerns us.
     fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
         let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.values_mut().for_each(ports::unmark);
         blocks.retain(|_, block| *block != PortBlock::default());
         Ok(blocks)
     }
@@ -285,6 +316,9 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Affinity => self.affinities()?.len(),
+            MapName::Takers => self.takers()?.len(),
+            MapName::Vips => self.vips()?.len(),
             MapName::Fragments => self.fragments()?.len(),
         })
     }
@@ -357,11 +391,11 @@ impl Pinned {
     }
 }
 
-/// Whether a service's table reaches into a line of `MAGLEV`.
+/// Whether one of a service's tables reaches into a line of `MAGLEV`.
 fn uses_line(service: &Service, line: u32) -> bool {
-    let first = service.table_offset / MAGLEV_LINE;
-    let lines = service.table_size.div_ceil(MAGLEV_LINE);
-    (first..first.saturating_add(lines)).contains(&line)
+    lines_of(service)
+        .iter()
+        .any(|(first, lines)| (*first..first.saturating_add(*lines)).contains(&line))
 }
 
 /// The counters of all CPUs together.
@@ -418,9 +452,15 @@ mod tests {
 
     #[test]
     fn a_table_uses_whole_lines() {
-        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
+        let service = Service {
+            table_offset: 32,
+            table_size: 17,
+            internal_offset: 80,
+            internal_size: 1,
+            ..Service::default()
+        };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
-        assert_eq!(used, [2, 3]);
+        assert_eq!(used, [2, 3, 5]);
     }
 
     #[test]

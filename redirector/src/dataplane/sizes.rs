@@ -25,6 +25,12 @@ pub struct Sizes {
     pub slots: u32,
     /// `SOURCE_RANGES`.
     pub source_ranges: u32,
+    /// `AFFINITY`; when it is full, the client that was not seen for longest is forgotten.
+    pub affinity: u32,
+    /// `TAKERS`.
+    pub takers: u32,
+    /// `VIPS`.
+    pub vips: u32,
     /// `FRAGMENTS`: packets in pieces that are remembered at once.
     pub fragments: u32,
 }
@@ -35,12 +41,15 @@ impl Default for Sizes {
             frontends: 65536,
             services: 65536,
             backends: 65536,
-            maglev_lines: 65536,
+            maglev_lines: 262_144,
             flows: 262_144,
             cache_sets: 4096,
             cpus: 1,
             slots: 262_144,
             source_ranges: 65536,
+            affinity: 65536,
+            takers: 262_144,
+            vips: 65536,
             fragments: 8192,
         }
     }

@@ -254,7 +254,14 @@ fn add_service(
     programs.set(MapName::Backends, id, backend)?;
     programs.set(MapName::Maglev, id, MaglevLine { entries: [id; 16] })?;
     let flags = flags | limit_sources(programs, id, family, port)?;
-    let service = Service { table_offset, table_size, flags, reserved: 0 };
+    let service = Service {
+        table_offset,
+        table_size,
+        internal_offset: table_offset,
+        internal_size: table_size,
+        flags,
+        ..Service::default()
+    };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
     let value = Frontend { service: id, reserved: 0, local_address: address };
