@@ -12,3 +12,4 @@ mod reload;
 mod services;
 mod shapes;
 mod sources;
+mod takeover;
