@@ -11,3 +11,4 @@ mod packets;
 mod parsing;
 mod related;
 mod rewriting;
+mod steering;

@@ -4,7 +4,9 @@
 mod connections;
 mod edges;
 mod fragments;
+mod kube_proxy;
 mod modes;
+mod pods;
 mod ports;
 mod quoted;
 mod refusals;
@@ -12,4 +14,5 @@ mod reload;
 mod services;
 mod shapes;
 mod sources;
+mod steering;
 mod takeover;

@@ -60,7 +60,7 @@ fn connections_of_the_kernels_go_on() -> Result<()> {
                     client::finish(&stream)?;
                 }
             }
-            ensure!(lab.cli().packets("local-new")? >= 2, "the kernel took new connections");
+            ensure!(lab.cli().packets("steered-new")? >= 2, "the kernel took new connections");
             ensure!(lab.cli().packets("remote-new")? >= 2, "the kernel took new connections");
             for (what, stream) in &old {
                 client::echo(stream, b"still by the kernel").with_context(|| what.clone())?;
