@@ -20,3 +20,4 @@ mod services;
 mod shapes;
 mod sources;
 mod steering;
+mod takeover;
