@@ -12,6 +12,7 @@ pub mod gc;
 pub mod ids;
 pub mod info;
 pub mod kube_proxy;
+pub mod layout;
 pub mod loader;
 pub mod lock;
 pub mod maps;
