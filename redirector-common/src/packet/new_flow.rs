@@ -101,7 +101,7 @@ pub(super) fn open<E: Environment>(
         return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
     }
     let mut decision = if local {
-        deliver(packet, hook, Reason::LocalNew, outcome)
+        deliver(hook, Reason::LocalNew)
     } else {
         forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
             find_way(environment, packet, len, outcome)

@@ -86,5 +86,5 @@ pub(super) fn steer<E: Environment>(
     hook: Hook,
     to: &Tuple,
 ) -> bool {
-    matches!(hook, Hook::Ingress) && packet.first_fragment == 0 && environment.assign(packet, to)
+    matches!(hook, Hook::Ingress) && !packet.is_first_fragment() && environment.assign(packet, to)
 }

@@ -61,7 +61,7 @@ fn without_a_listener_a_connection_is_translated() {
 #[test]
 fn fragments_and_addresses_of_others_are_translated() {
     let host = steering();
-    let fragment = Packet { first_fragment: 1, ..tcp(SYN) };
+    let fragment = Packet { identification: 1, ..tcp(SYN) };
     assert_eq!(at_ingress(&host, &fragment), (Step::Deliver, Reason::LocalNew));
     let mut host = steering();
     for frontend in host.frontends.values_mut() {

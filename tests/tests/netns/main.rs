@@ -3,10 +3,12 @@
 
 mod connections;
 mod edges;
+mod fragments;
 mod kube_proxy;
 mod modes;
 mod pods;
 mod ports;
+mod quoted;
 mod refusals;
 mod reload;
 mod services;
