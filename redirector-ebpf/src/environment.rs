@@ -43,8 +43,8 @@ pub(crate) struct Workspace {
     affinity_key: AffinityKey,
     affinity: Affinity,
     message: Message,
-    sockets: steer::Query,
     related: Notes,
+    sockets: steer::Query,
 }
 
 /// The kernel, seen from a program with this context.

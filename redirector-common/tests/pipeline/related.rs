@@ -106,7 +106,12 @@ fn later_fragments_follow_the_first() {
         let (a, b, followed) = ingress(&host, &mut later);
         let established = match step {
             Step::Forward => Reason::RemoteEstablished,
-            _ => Reason::LocalEstablished,
+            Step::Pass
+            | Step::HandOver
+            | Step::Drop
+            | Step::Reject
+            | Step::Deliver
+            | Step::ForwardUnresolved => Reason::LocalEstablished,
         };
         assert_eq!((a, b, followed), (step, established, translated));
         let flow = host.flows()[&udp((CLIENT, 4000), (NODE, port))];
