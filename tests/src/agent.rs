@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     bpffs::Bpffs,
-    cli::Cli,
+    cli::{Cli, NO_LOCAL_CLIENTS},
     client,
     namespace::{Namespace, prefix},
     topology::Topology,
@@ -168,6 +168,9 @@ impl Lab {
         let mut command = self.run_command()?;
         if !options.contains(&"--interface") {
             command.args(["--interface", "eth0", "--interface", "eth1"]);
+        }
+        if options.contains(&"--cgroup") {
+            command.env_remove(NO_LOCAL_CLIENTS);
         }
         command.args(options).stdout(log.try_clone()?).stderr(log);
         self.agent = Some(command.spawn().with_context(|| format!("starting {command:?}"))?);

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 
 use anyhow::Result;
-use aya_obj::generated::bpf_insn;
+use aya_obj::generated::{bpf_attach_type, bpf_insn};
+use redirector::dataplane::pins::ClientHook;
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LOG_STATS: u32 = 4;
@@ -23,6 +24,8 @@ pub(crate) enum Kind {
     XdpFrags,
     /// TC.
     Classifier,
+    /// On a control group, for sockets.
+    Client(ClientHook),
 }
 
 /// `union bpf_attr` for `BPF_PROG_LOAD`, as far as `expected_attach_type`.
@@ -64,6 +67,7 @@ fn attempt(
         Kind::Xdp => (6, 0, BPF_XDP),
         Kind::XdpFrags => (6, BPF_F_XDP_HAS_FRAGS, BPF_XDP),
         Kind::Classifier => (3, 0, 0),
+        Kind::Client(hook) => (18, 0, attach_type(hook)),
     };
     let attr = LoadAttr {
         kind,
@@ -92,4 +96,18 @@ fn attempt(
     };
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     Ok((answer, String::from_utf8_lossy(&log[..end]).into_owned()))
+}
+
+const fn attach_type(hook: ClientHook) -> u32 {
+    let kind = match hook {
+        ClientHook::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
+        ClientHook::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
+        ClientHook::RecvMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
+        ClientHook::RecvMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
+        ClientHook::SendMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
+        ClientHook::SendMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
+        ClientHook::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
+        ClientHook::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
+    };
+    kind as u32
 }

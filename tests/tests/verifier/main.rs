@@ -12,6 +12,7 @@ use aya::{
 use aya_obj::Object;
 use load::{Kind, load};
 use redirector::dataplane::loader::{OBJECT, Role};
+use redirector::dataplane::pins::ClientHook;
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
@@ -37,8 +38,9 @@ fn every_program_is_accepted() -> Result<()> {
     object.relocate_calls(&text)?;
 
     let mut refused = 0;
-    for (role, kind) in PROGRAMS {
-        let name = role.name();
+    let programs = PROGRAMS.map(|(role, kind)| (role.name(), kind)).into_iter();
+    let clients = ClientHook::ALL.map(|hook| (hook.program(), Kind::Client(hook)));
+    for (name, kind) in programs.chain(clients) {
         let program = object.programs.get(name).with_context(|| format!("no program {name}"))?;
         let function = &object.functions[&program.function_key()];
         let (accepted, log) = load(kind, &function.instructions)?;
