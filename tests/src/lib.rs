@@ -7,13 +7,16 @@
 //! * [`namespace`], [`topology`]: hosts and the links between them;
 //! * [`server`], [`client`], [`transfer`], [`frame`]: real traffic;
 //! * [`agent`], [`bpffs`], [`cgroup`], [`cli`]: the program under test;
+//! * [`apiserver`], [`cluster`]: Kubernetes, as far as the program under test meets it;
 //! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod crowd;
 mod extension;
 pub mod frame;

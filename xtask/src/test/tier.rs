@@ -14,6 +14,9 @@ use crate::{build, process};
 /// Names the agent that tests run, if not the one that we have built.
 const AGENT: &str = "REDIRECTOR_BIN";
 
+/// How many tests of a program run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
+
 /// A set of tests that need the same of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
@@ -25,10 +28,13 @@ pub(crate) enum Tier {
     Netns,
     /// Agents killed, restarted and replaced under load.
     Restart,
+    /// Agents on the nodes of a cluster, against an API server.
+    Cluster,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 4] = [Self::Host, Self::Program, Self::Netns, Self::Restart];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Host, Self::Program, Self::Netns, Self::Restart, Self::Cluster];
 
     /// The package of the tiers that need root.
     pub(crate) const PACKAGE: &str = "redirector-tests";
@@ -39,6 +45,7 @@ impl Tier {
             Self::Program => "program",
             Self::Netns => "netns",
             Self::Restart => "restart",
+            Self::Cluster => "cluster",
         }
     }
 
@@ -47,13 +54,19 @@ impl Tier {
     pub(crate) fn target(self) -> Option<&'static str> {
         match self {
             Self::Host => None,
-            Self::Program | Self::Netns | Self::Restart => Some(self.name()),
+            Self::Program | Self::Netns | Self::Restart | Self::Cluster => Some(self.name()),
         }
     }
 
     /// Whether the tier runs the release binary.
     pub(super) fn needs_agent(self) -> bool {
         self.target().is_some()
+    }
+
+    /// Whether the tier's tests wait for others most of the time, so that more of them can run at
+    /// once than there are processors.
+    fn waits(self) -> bool {
+        self == Self::Cluster
     }
 
     /// Runs the tier; tests that fail are part of the outcome, all else is an error.
@@ -69,6 +82,9 @@ impl Tier {
                 }
                 if std::env::var_os(AGENT).is_none() {
                     command.env(AGENT, build::binary());
+                }
+                if self.waits() && std::env::var_os(THREADS).is_none() {
+                    command.env(THREADS, "4");
                 }
                 command.args(["--package", Self::PACKAGE, "--test", target])
             }
