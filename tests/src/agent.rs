@@ -31,8 +31,8 @@ use crate::{
 /// Where agents serve their state, on their own loopback device.
 pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9961);
 
-/// How long an agent may take to load its programs on a busy machine.
-const START: Duration = Duration::from_secs(30);
+/// How long an agent may take to load its programs on a busy machine, or an emulated one.
+const START: Duration = Duration::from_secs(120);
 
 /// Files that a test may have open.
 const FILES: u64 = 20_000;

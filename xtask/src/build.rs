@@ -9,6 +9,9 @@ use crate::cargo;
 use crate::process;
 use crate::setup;
 
+/// Names the agent that tests run, if not the one that we build.
+pub(crate) const AGENT: &str = "REDIRECTOR_BIN";
+
 /// Builds the release binary, with the eBPF object embedded, at target/release/redirector.
 #[derive(Args)]
 pub(crate) struct Arguments {}
@@ -31,6 +34,14 @@ pub(crate) fn release() -> Result<PathBuf> {
         "redirector",
     ]))?;
     Ok(binary())
+}
+
+/// The agent that tests run: the one that is named, else a release build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    match std::env::var_os(AGENT) {
+        Some(agent) => Ok(agent.into()),
+        None => release(),
+    }
 }
 
 /// Where the release binary is.

@@ -8,22 +8,25 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::Test;
 use super::packages::{Kernel, files};
+use super::plan::Test;
 use crate::process::{self, which};
 
 /// What the tests run; busybox's own do less.
-const PROGRAMS: [&str; 4] = ["ethtool", "ip", "nsenter", "tc"];
+const PROGRAMS: [&str; 5] = ["ethtool", "ip", "nsenter", "setpriv", "tc"];
 
 /// What Debian builds as modules.
 const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+
+/// Where the agent stands, which tests start.
+const AGENT: &str = "usr/bin/redirector";
 
 /// Before a test's output, and after it with its exit code.
 pub(super) const BEGIN: &str = "@begin ";
 pub(super) const END: &str = "@end ";
 
 /// Makes the archive and returns its path.
-pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
+pub(super) fn build(kernel: &Kernel, tests: &[Test], agent: Option<&Path>) -> Result<PathBuf> {
     let root = kernel.directory.join("initramfs");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot remove {root:?}"))?;
@@ -40,6 +43,9 @@ pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
     for test in tests {
         install(&root, &test.executable, &format!("tests/{}", test.name))?;
     }
+    if let Some(agent) = agent {
+        install(&root, agent, AGENT)?;
+    }
     let modules = install_modules(&root, &kernel.modules)?;
     let init = root.join("init");
     fs::write(&init, script(&modules, tests)).with_context(|| format!("cannot write {init:?}"))?;
@@ -52,7 +58,10 @@ pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
 fn script(modules: &[String], tests: &[Test]) -> String {
     let mut script = "#!/bin/busybox sh\n\
         /bin/busybox --install -s /bin\n\
-        export PATH=/usr/bin:/bin RUST_BACKTRACE=0\n\
+        export PATH=/usr/bin:/bin RUST_BACKTRACE=0\n"
+        .to_owned();
+    script += &format!("export {}=/{AGENT}\n", crate::build::AGENT);
+    script += "\
         mount -t devtmpfs dev /dev\n\
         exec >/dev/ttyS1 2>&1\n\
         stty -F /dev/ttyS1 -opost\n\
@@ -62,16 +71,16 @@ fn script(modules: &[String], tests: &[Test]) -> String {
         mount -t cgroup2 cgroup /sys/fs/cgroup\n\
         mount -t tmpfs run /run\n\
         mount -t tmpfs tmp /tmp\n\
-        ip link set lo up\n"
-        .to_owned();
+        ip link set lo up\n";
     for module in modules {
         script += &format!("insmod /lib/modules/{module}.ko\n");
     }
-    for Test { name, .. } in tests {
+    for Test { name, only, .. } in tests {
+        let only = only.join(" ");
         // One at a time: the machine has one processor. A test's own output ends with a newline,
         // but what is cut off need not.
         script += &format!(
-            "echo '{BEGIN}{name}'\n/tests/{name} --test-threads 1 --nocapture; code=$?\necho; echo \"{END}{name} $code\"\n"
+            "echo '{BEGIN}{name}'\n/tests/{name} {only} --test-threads 1 --nocapture; code=$?\necho; echo \"{END}{name} $code\"\n"
         );
     }
     script + "poweroff -f\n"

@@ -11,9 +11,6 @@ use super::summary::Summary;
 use crate::cargo::cargo;
 use crate::{build, process};
 
-/// Names the agent that tests run, if not the one that we have built.
-const AGENT: &str = "REDIRECTOR_BIN";
-
 /// A set of tests that need the same of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tier {
@@ -67,8 +64,8 @@ impl Tier {
                 if !process::is_root() {
                     bail!("needs root: run `cargo xtask test` as root");
                 }
-                if std::env::var_os(AGENT).is_none() {
-                    command.env(AGENT, build::binary());
+                if std::env::var_os(build::AGENT).is_none() {
+                    command.env(build::AGENT, build::binary());
                 }
                 command.args(["--package", Self::PACKAGE, "--test", target])
             }
