@@ -8,13 +8,18 @@
 use anyhow::{Context as _, Result, ensure};
 use redirector::dataplane::prerequisites::{KernelVersion, TCX_KERNEL};
 use redirector_tests::{
-    agent::Lab,
+    agent::{ADMIN, Lab, get},
     client,
     server::Service,
     site::{CONFIG, PLACES, check_answers, serve_names},
     topology::FAMILIES,
+    wait,
 };
 use serde_json::Value;
+use std::time::Duration;
+
+/// How long an agent may take to start in an emulated machine.
+const LOADING: Duration = Duration::from_secs(120);
 
 #[test]
 fn traffic_flows_and_outlives_the_agent() -> Result<()> {
@@ -65,6 +70,11 @@ fn outlive(lab: &mut Lab) -> Result<()> {
     echo(b"with an agent")?;
     lab.kill()?;
     echo(b"without")?;
-    lab.start(&[])?;
+    lab.start_without_waiting(&[])?;
+    // They would not wait for an emulated machine to load the programs in silence.
+    wait::until_true("another agent to be ready", LOADING, || {
+        echo(b"meanwhile")?;
+        Ok(get(&lab.net.node1, ADMIN, "/readyz").is_ok_and(|(status, _)| status == 200))
+    })?;
     echo(b"with another")
 }
