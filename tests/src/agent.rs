@@ -163,13 +163,23 @@ impl Lab {
     ///
     /// If it can't be started.
     pub fn start_without_waiting(&mut self, options: &[&str]) -> Result<()> {
-        ensure!(self.agent.is_none(), "an agent runs already");
-        let log = File::options().create(true).append(true).open(self.files.path().join("log"))?;
         let mut command = self.run_command()?;
         if !options.contains(&"--interface") {
             command.args(["--interface", "eth0", "--interface", "eth1"]);
         }
-        command.args(options).stdout(log.try_clone()?).stderr(log);
+        command.args(options);
+        self.start_command(command)
+    }
+
+    /// Starts an agent by a command of the test's own, which becomes the agent.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be started.
+    pub fn start_command(&mut self, mut command: Command) -> Result<()> {
+        ensure!(self.agent.is_none(), "an agent runs already");
+        let log = File::options().create(true).append(true).open(self.files.path().join("log"))?;
+        command.stdout(log.try_clone()?).stderr(log);
         self.agent = Some(command.spawn().with_context(|| format!("starting {command:?}"))?);
         Ok(())
     }

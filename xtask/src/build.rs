@@ -44,6 +44,11 @@ pub(crate) fn agent() -> Result<PathBuf> {
     }
 }
 
+/// The agent that tests run, which is built already.
+pub(crate) fn tested() -> PathBuf {
+    std::env::var_os(AGENT).map_or_else(binary, PathBuf::from)
+}
+
 /// Where the release binary is.
 pub(crate) fn binary() -> PathBuf {
     cargo::target_dir().join("release/redirector")

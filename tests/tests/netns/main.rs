@@ -2,6 +2,7 @@
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
 mod connections;
+mod deployed;
 mod edges;
 mod modes;
 mod ports;

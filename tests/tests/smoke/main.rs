@@ -9,21 +9,24 @@ use anyhow::{Context as _, Result, ensure};
 use redirector::dataplane::prerequisites::{KernelVersion, TCX_KERNEL};
 use redirector_tests::{
     agent::{ADMIN, Lab, get},
-    client,
+    client, deployed,
     server::Service,
     site::{CONFIG, PLACES, check_answers, serve_names},
     topology::FAMILIES,
     wait,
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{ffi::OsStr, process::Command, time::Duration};
 
 /// How long an agent may take to start in an emulated machine.
 const LOADING: Duration = Duration::from_secs(120);
 
 #[test]
 fn traffic_flows_and_outlives_the_agent() -> Result<()> {
-    Lab::run_with(CONFIG, |lab| {
+    Lab::run(|lab| {
+        lab.write_config(CONFIG)?;
+        start(lab)?;
+        lab.wait_ready()?;
         let tc = if KernelVersion::running()? < TCX_KERNEL { "clsact" } else { "tcx" };
         check_hooks(lab, tc)?;
         {
@@ -42,6 +45,19 @@ fn traffic_flows_and_outlives_the_agent() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// With the powers that deploy/ gives it, and no others.
+fn start(lab: &mut Lab) -> Result<()> {
+    let agent = lab.run_command()?;
+    // nsenter, which `agent` is, has to be stronger.
+    let words: Vec<_> = agent.get_args().map(OsStr::to_owned).collect();
+    let program = words.iter().position(|word| word == "--").context("no -- of nsenter")? + 1;
+    let mut command = Command::new(agent.get_program());
+    command.args(&words[..program]).arg("setpriv").args(deployed::confinement()?);
+    command.arg("--").args(&words[program..]);
+    command.args(["--interface", "eth0", "--interface", "eth1"]);
+    lab.start_command(command)
 }
 
 /// XDP in the driver, and TC by the means of this kernel.
@@ -70,7 +86,7 @@ fn outlive(lab: &mut Lab) -> Result<()> {
     echo(b"with an agent")?;
     lab.kill()?;
     echo(b"without")?;
-    lab.start_without_waiting(&[])?;
+    start(lab)?;
     // They would not wait for an emulated machine to load the programs in silence.
     wait::until_true("another agent to be ready", LOADING, || {
         echo(b"meanwhile")?;

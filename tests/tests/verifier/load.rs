@@ -41,11 +41,9 @@ impl Kind {
             ProgramSection::SchedClassifier => {
                 kind(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, None)
             }
-            ProgramSection::CgroupSockAddr { attach_type } => kind(
-                bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
-                0,
-                Some((*attach_type).into()),
-            ),
+            ProgramSection::CgroupSockAddr { attach_type } => {
+                kind(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 0, Some((*attach_type).into()))
+            }
             other => bail!("a kind of program that this test does not know: {other:?}"),
         })
     }

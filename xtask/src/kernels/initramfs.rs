@@ -10,7 +10,8 @@ use anyhow::{Context, Result, bail};
 
 use super::packages::{Kernel, files};
 use super::plan::Test;
-use crate::process::{self, which};
+use crate::filesystem::{install, make_empty};
+use crate::process::which;
 
 /// What the tests run; busybox's own do less.
 const PROGRAMS: [&str; 5] = ["ethtool", "ip", "nsenter", "setpriv", "tc"];
@@ -28,9 +29,7 @@ pub(super) const END: &str = "@end ";
 /// Makes the archive and returns its path.
 pub(super) fn build(kernel: &Kernel, tests: &[Test], agent: Option<&Path>) -> Result<PathBuf> {
     let root = kernel.directory.join("initramfs");
-    if root.exists() {
-        fs::remove_dir_all(&root).with_context(|| format!("cannot remove {root:?}"))?;
-    }
+    make_empty(&root)?;
     for directory in ["bin", "dev", "lib/modules", "proc", "run", "sys", "tests", "tmp", "usr/bin"]
     {
         let directory = root.join(directory);
@@ -88,27 +87,6 @@ fn script(modules: &[String], tests: &[Test]) -> String {
 
 fn find(program: &str) -> Result<PathBuf> {
     which(program).with_context(|| format!("there is no {program} on this machine"))
-}
-
-/// Copies a program with its shared libraries.
-fn install(root: &Path, program: &Path, to: &str) -> Result<()> {
-    copy(program, &root.join(to))?;
-    // Fails for a program without any.
-    let libraries = process::output(Command::new("ldd").arg(program)).unwrap_or_default();
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        let target = root.join(library.trim_start_matches('/'));
-        if !target.exists() {
-            copy(Path::new(library), &target)?;
-        }
-    }
-    Ok(())
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let parent = to.parent().unwrap_or(to);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {parent:?}"))?;
-    fs::copy(from, to).with_context(|| format!("cannot copy {from:?} to {to:?}"))?;
-    Ok(())
 }
 
 /// Copies modules and what they depend on, unpacked; returns them in the order of loading.

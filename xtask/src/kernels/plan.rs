@@ -57,8 +57,8 @@ impl Plan {
         let executables = build(self.targets().iter().map(|(name, _)| *name))?;
         let mut tests = Vec::new();
         for &(name, only) in self.targets() {
-            let executable = find(&executables, name)
-                .with_context(|| format!("Cargo built no test {name}"))?;
+            let executable =
+                find(&executables, name).with_context(|| format!("Cargo built no test {name}"))?;
             tests.push(Test { name, executable: strip(&executable, directory, name)?, only });
         }
         Ok(tests)
