@@ -43,6 +43,7 @@ fn every_rendering_is_strict_and_least() -> Result<()> {
         &["interfaces=[\"eth0\",\"bond0.5\"]", "nodePortAddresses=[\"primary\"]"],
         &["nodePortAddresses=[\"192.0.2.0/24\",\"2001:db8::/32\"]"],
         &["externalIPCIDRs=[\"198.51.100.0/24\"]", "serviceProxyName=\"edge\""],
+        &["allowPorts=[22,443]", "healthzAddress=\"[::]:10256\""],
         &["config={\"publish\":[\"80:8080\"],\"snatPorts\":\"50000-51000\"}"],
         &["image={\"repository\":\"r\",\"digest\":\"\",\"tag\":\"v2\",\"pullSecrets\":[\"s\"]}"],
         &["fullnameOverride=\"other\"", "podLabels={\"a\":\"b\"}", "podAnnotations={\"a\":\"b\"}"],

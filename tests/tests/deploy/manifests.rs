@@ -58,7 +58,7 @@ fn check_rules(rules: &Value) -> Result<()> {
     for rule in rules {
         let resources = rule["resources"].as_array().context("no resources")?;
         let allowed: &[&str] =
-            if *resources == ["events"] { &["create", "patch"] } else { &["get", "list", "watch"] };
+            if *resources == ["events"] { &["create"] } else { &["list", "watch"] };
         ensure!(rule["verbs"] == json!(allowed), "{rule}");
     }
     let mut resources: Vec<&str> = rules
