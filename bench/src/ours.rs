@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, IterableMap as _, MapData, PerCpuArray};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -39,6 +39,9 @@ const SNAT_COUNT: u16 = 28232;
 const TABLE_LINES: u32 = 64;
 const TABLE_SIZE: u32 = 1021;
 
+/// Elements of the flow cache for each CPU, as the agent makes it on a machine with enough memory.
+const CACHE_SETS: u32 = 65536;
+
 /// Our programs, with maps of their own. Nothing is attached or pinned.
 pub(crate) struct Ours {
     ebpf: Ebpf,
@@ -54,6 +57,7 @@ impl Ours {
         let lines = 2 * (services + 1) * TABLE_LINES;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(MapName::Flows.name(), halves)
+            .map_max_entries(MapName::FlowCache.name(), CACHE_SETS * cpus()?)
             .map_max_entries(MapName::Maglev.name(), lines.max(65536))
             .load(OBJECT)
             .context("loading redirector's programs")?;
@@ -77,6 +81,8 @@ impl Ours {
             snat_first: SNAT_FIRST,
             snat_count: SNAT_COUNT,
             lookup_ifindex: ifindex("lo")?,
+            cache_sets: CACHE_SETS,
+            reserved: 0,
         };
         self.array(MapName::Node)?.set(0, node, 0)?;
         for (slot, (name, address)) in (1..).zip([("eth0", NODE), ("eth1", NODE_INSIDE)]) {
@@ -240,4 +246,10 @@ pub(crate) fn tuple(protocol: Protocol, source: SocketAddr, destination: SocketA
 /// The address of a backend.
 pub(crate) fn backend_address(family: Family, number: u32) -> std::net::IpAddr {
     with_low_half(BACKENDS.of(family), (number % BACKEND_COUNT) as u16)
+}
+
+/// One more than the largest number of a CPU that is online.
+fn cpus() -> Result<u32> {
+    let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
+    Ok(cpus.into_iter().max().unwrap_or_default() + 1)
 }

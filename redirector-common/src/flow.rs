@@ -11,10 +11,12 @@
 //! So the reply's key is the forward translation reversed, and the forward key the reply's
 //! translation reversed: either half finds the other.
 
+use crate::packet::NextHop;
 use crate::{Address, BackendId, Port, Protocol, ServiceId};
 
-/// Addresses, ports and protocol of a packet, in the direction that it travels.
-#[repr(C)]
+/// Addresses, ports and protocol of a packet, in the direction that it travels. Aligned, so that
+/// it is copied and compared by long words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
     /// Source address.
@@ -193,13 +195,27 @@ pub struct Flow {
     pub packets: u64,
     /// Their IP bytes.
     pub bytes: u64,
+    /// Where packets go, if they are forwarded; see [`Flow::is_routed`].
+    pub next_hop: NextHop,
+    /// Epoch of the flow when the way was looked up; 0: never.
+    pub epoch: u32,
+    /// When the way was looked up, in [`moment`]s.
+    pub routed: u32,
     state: u8,
     flags: u8,
     /// Reserved, zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Flow>() == 88);
+const _: () = assert!(size_of::<Flow>() == 112);
+
+/// A coarse clock that fits into a word: about seconds.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "only differences count")]
+pub const fn moment(now: u64) -> u32 {
+    (now >> 30) as u32
+}
 
 impl Flow {
     const REPLY: u8 = 1;
@@ -225,9 +241,12 @@ impl Flow {
             last_seen: 0,
             packets: 0,
             bytes: 0,
+            next_hop: NextHop::NONE,
+            epoch: 0,
+            routed: 0,
             state: 0,
             flags: 0,
-            reserved: [0; 6],
+            reserved: [0; 2],
         };
         flow.start(direction, service, backend, local, now);
         flow
@@ -260,9 +279,19 @@ impl Flow {
         self.last_seen = now;
         self.packets = 0;
         self.bytes = 0;
+        // Void with this, whatever the rest holds.
+        self.epoch = 0;
         self.state = state as u8;
         self.flags = flags;
-        self.reserved = [0; 6];
+        self.reserved = [0; 2];
+    }
+
+    /// When the flow began, short: tells it from others that have had the same key.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "compared for equality only")]
+    pub const fn born(&self) -> u32 {
+        (self.created >> 20) as u32
     }
 
     /// Which half this is.
@@ -303,6 +332,22 @@ impl Flow {
     #[inline(always)]
     pub const fn set_state(&mut self, state: FlowState) {
         self.state = state as u8;
+    }
+
+    /// Whether the next hop still holds: nothing has changed since it was looked up, and it was
+    /// looked up not long ago, in case nobody is there to tell of changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_routed(&self, epoch: u32, now: u64) -> bool {
+        self.epoch == epoch && moment(now).wrapping_sub(self.routed) <= 1
+    }
+
+    /// Whether nothing but the passing of time will change the flow's state: packets need not be
+    /// looked at for it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        matches!(self.state(), FlowState::Established | FlowState::Replied)
     }
 
     /// Whether this half, alone, has been idle for longer than its state allows.

@@ -11,7 +11,9 @@
 extern crate std;
 
 pub mod address;
+pub mod affinity;
 pub mod backend;
+pub mod cache;
 pub mod flow;
 pub mod frontend;
 pub mod map_name;
@@ -20,14 +22,17 @@ pub mod packet;
 pub mod reason;
 pub mod service;
 pub mod source;
+pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
+pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
+pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
-pub use service::{Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.
@@ -43,9 +48,13 @@ macro_rules! pod {
 #[cfg(feature = "user")]
 pod!(
     Address,
+    Affinity,
+    AffinityKey,
     Port,
     Tuple,
     Flow,
+    CachedFlow,
+    CacheSet,
     FrontendKey,
     Frontend,
     Backend,
@@ -55,6 +64,8 @@ pod!(
     SlotValue,
     SourceBits,
     SourceRange,
+    Taker,
+    TakerKey,
     Interface,
     NodeConfig,
     node::PortBlock,

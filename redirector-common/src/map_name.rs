@@ -42,17 +42,21 @@ maps! {
     /// Frontend to service.
     Frontends = "FRONTENDS", 1;
     /// Service to Maglev table and policy.
-    Services = "SERVICES", 1;
+    Services = "SERVICES", 2;
     /// Maglev tables: hash to backend.
     Maglev = "MAGLEV", 1;
     /// Backends.
     Backends = "BACKENDS", 1;
     /// Both halves of every flow.
-    Flows = "FLOWS", 1;
+    Flows = "FLOWS", 2;
+    /// What packets of established flows need, for each CPU.
+    FlowCache = "FLOW_CACHE", 1;
+    /// Raised when what the flow cache repeats has changed.
+    Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 1;
+    Node = "NODE", 2;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.
@@ -65,4 +69,11 @@ maps! {
     Sysctls = "SYSCTLS", 1;
     /// Prefixes that clients of a service may come from, where it limits them.
     SourceRanges = "SOURCE_RANGES", 1;
+    /// Clients of services with session affinity, and the backend that each stays with.
+    Affinity = "AFFINITY", 1;
+    /// Backends that clients of services with session affinity may stay with.
+    Takers = "TAKERS", 1;
+    /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
+    /// nowhere.
+    Vips = "VIPS", 1;
 }

@@ -13,9 +13,13 @@ pub struct NodeConfig {
     /// Index of the interface that route look-ups start from: the loopback device, whose
     /// forwarding switch the agent sets so that look-ups work on hosts that are no routers.
     pub lookup_ifindex: u32,
+    /// Elements of `FLOW_CACHE` that each CPU has: a power of two, or 0 for no cache.
+    pub cache_sets: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 8);
+const _: () = assert!(size_of::<NodeConfig>() == 16);
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +34,9 @@ impl PortFlags {
     pub const LOCAL_BACKEND: Self = Self(4);
     /// Some frontend with this port has a backend elsewhere: XDP takes part.
     pub const REMOTE: Self = Self(8);
+    /// The node has addresses that are frontends' alone; every port has this bit then, and none
+    /// otherwise.
+    pub const VIPS: Self = Self(16);
 
     /// Whether any bit of `other` is set.
     #[inline(always)]

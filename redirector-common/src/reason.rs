@@ -122,10 +122,20 @@ reasons! {
     RewriteFailed = 24, Drop, "rewrite-failed";
     /// New flow of a client outside of the service's source ranges.
     SourceDenied = 25, Drop, "source-denied";
+    /// More errors would have had to be sent than the node sends at a time: dropped silently.
+    ErrorLimited = 36, Drop, "error-limited";
+    /// To a port that no service defines, of an address that only frontends have.
+    UndefinedPort = 37, Drop, "undefined-port";
 }
 
 /// Number of Reasons that the counters have room for; more than there are, so that new ones do
 /// not change the maps' layout.
 pub const REASON_CAPACITY: u32 = 64;
 
-const _: () = assert!(Reason::ALL.len() <= REASON_CAPACITY as usize);
+const _: () = {
+    let mut at = 0;
+    while at < Reason::ALL.len() {
+        assert!((Reason::ALL[at] as u32) < REASON_CAPACITY);
+        at += 1;
+    }
+};

@@ -7,7 +7,7 @@ pub type ServiceId = u32;
 
 /// Value of the `SERVICES` array: what a new flow needs to know.
 ///
-/// The Maglev table is one aligned 8-byte word on purpose: user space fills a free region of
+/// Each Maglev table is one aligned 8-byte word on purpose: user space fills a free region of
 /// `MAGLEV` and then moves the service to it in one store, so a packet sees the old table or the
 /// new one and never a mixture.
 #[repr(C, align(8))]
@@ -17,13 +17,31 @@ pub struct Service {
     pub table_offset: u32,
     /// Entries in the table; 0: no backend takes new flows.
     pub table_size: u32,
+    /// The same for clients on the node itself, for whom a traffic policy Local is as Cluster; the
+    /// same region where it makes no difference.
+    pub internal_offset: u32,
+    /// Entries in that table.
+    pub internal_size: u32,
     /// Bits of [`ServiceFlags`](Self::FLAG_SILENT).
     pub flags: u32,
+    /// Services with the same group share what is remembered of clients; 0: nothing is.
+    pub affinity_group: u32,
+    /// For how long a client that opens no flow is remembered.
+    pub affinity_seconds: u32,
     /// Reserved, zero.
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Service>() == 16);
+const _: () = assert!(size_of::<Service>() == 32);
+
+/// Where the client of a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// On the network.
+    Outside,
+    /// On this node: a program of the host or of a pod on it.
+    Node,
+}
 
 impl Service {
     /// Without a backend, drop silently instead of answering "port unreachable": traffic policy
@@ -32,6 +50,33 @@ impl Service {
 
     /// Only clients in a range of `SOURCE_RANGES` may open flows.
     pub const FLAG_SOURCE_RANGES: u32 = 2;
+
+    /// Any entry of the table for any new flow, in place of the one that its hash names.
+    pub const FLAG_RANDOM: u32 = 4;
+
+    /// Offset and size of the table for clients from `origin`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn table(&self, origin: Origin) -> (u32, u32) {
+        match origin {
+            Origin::Outside => (self.table_offset, self.table_size),
+            Origin::Node => (self.internal_offset, self.internal_size),
+        }
+    }
+
+    /// Whether a new flow goes to any backend, whatever its hash.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_random(&self) -> bool {
+        self.flags & Self::FLAG_RANDOM != 0
+    }
+
+    /// Whether clients stay with their backend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_affinity(&self) -> bool {
+        self.affinity_group != 0
+    }
 
     /// Whether the service looks at where clients come from.
     #[inline(always)]

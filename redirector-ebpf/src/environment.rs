@@ -4,20 +4,25 @@ use core::ffi::c_void;
 use core::ptr::NonNull;
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
-use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use aya_ebpf::helpers::generated::{
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+};
 use aya_ebpf::maps::lpm_trie::Key;
+use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, Port,
-    PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey,
+    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange,
+    Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    BACKENDS, FLOWS, FRONTENDS, INTERFACES, MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRONTENDS, INTERFACES, MAGLEV,
+    NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::redirect;
 
@@ -32,6 +37,8 @@ pub(crate) struct Workspace {
     query: FibLookup,
     partner_key: Tuple,
     source: SourceRange,
+    affinity_key: AffinityKey,
+    affinity: Affinity,
     message: Message,
 }
 
@@ -68,6 +75,14 @@ impl Kernel {
         let key = unsafe { &mut (*self.workspace).partner_key };
         *key = entry.translated().reversed();
         key
+    }
+
+    #[inline(always)]
+    fn affinity_key(&self, key: &AffinityKey) -> &AffinityKey {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let place = unsafe { &mut (*self.workspace).affinity_key };
+        *place = *key;
+        place
     }
 }
 
@@ -131,6 +146,40 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn ticks(&self) -> u32 {
+        // SAFETY: takes nothing, touches nothing.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>> {
+        let sets = self.node().cache_sets;
+        if sets == 0 {
+            return None;
+        }
+        // SAFETY: takes nothing, touches nothing.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        // A CPU that the agent did not count on is beyond the array, and does without.
+        let index = cpu.wrapping_mul(sets).wrapping_add(hash & (sets - 1));
+        NonNull::new(FLOW_CACHE.get_ptr_mut(index)?)
+    }
+
+    #[inline(always)]
+    fn epoch(&self, hash: u32) -> u32 {
+        // Never 0, which stands for an entry that is empty.
+        EPOCHS.get(hash >> 24).map_or(1, |&epoch| epoch | 1)
+    }
+
+    #[inline(always)]
+    fn raise_epoch(&self, hash: u32) {
+        const _: () = assert!(EPOCH_COUNT == 1 << 8);
+        if let Some(epoch) = EPOCHS.get_ptr_mut(hash >> 24) {
+            // SAFETY: a map's element. Two CPUs that raise it at once raise it for both.
+            unsafe { *epoch = (*epoch).wrapping_add(2) };
+        }
+    }
+
+    #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         // SAFETY: copied at once.
         unsafe { FRONTENDS.get(key) }.copied()
@@ -156,6 +205,41 @@ impl Environment for Kernel {
     fn table_entry(&self, index: u32) -> Option<BackendId> {
         let line = MAGLEV.get(index / MAGLEV_LINE)?;
         line.entries.get((index % MAGLEV_LINE) as usize).copied()
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        // SAFETY: copied at once.
+        unsafe { AFFINITY.get(self.affinity_key(key)) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let value = unsafe { &mut (*self.workspace).affinity };
+        *value = *affinity;
+        // The map makes room for itself; where it can't, the client is only not remembered.
+        let _ = AFFINITY.insert(self.affinity_key(key), &*value, 0);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        // SAFETY: copied at once.
+        unsafe { TAKERS.get(key) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: &Address) -> bool {
+        VIPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else {
+            return false;
+        };
+        // SAFETY: this CPU's element, which no other packet touches while this one is handled.
+        unsafe { &mut *budget }.take(self.now())
     }
 
     #[inline(always)]

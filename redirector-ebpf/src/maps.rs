@@ -2,14 +2,16 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
 };
+use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceBits, Tuple,
+    Address, Affinity, AffinityKey, Backend, CacheSet, Flow, Frontend, FrontendKey, Interface,
+    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits, Taker, TakerKey, Tuple,
+    cache,
 };
 
 use crate::environment::Workspace;
@@ -25,12 +27,25 @@ pub(crate) static SERVICES: Array<Service> = Array::with_max_entries(65536, 0);
 pub(crate) static SOURCE_RANGES: LpmTrie<SourceBits, u32> =
     LpmTrie::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, Affinity> =
+    LruHashMap::with_max_entries(65536, 0);
+#[map]
+pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
+    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+#[map]
+pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
+/// Allocated when it is made: a new flow then costs less than half of what the allocation of its
+/// halves would, and the memory is there when it is needed.
 #[map]
-pub(crate) static FLOWS: HashMap<Tuple, Flow> =
-    HashMap::with_max_entries(262_144, BPF_F_NO_PREALLOC);
+pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_144, 0);
+#[map]
+pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, 0);
+#[map]
+pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(cache::EPOCHS, 0);
 #[map]
 pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
 #[map]
@@ -40,6 +55,9 @@ pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_en
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+/// What may be sent of errors; not pinned: a new program begins anew.
+#[map]
+pub(crate) static ERROR_BUDGET: PerCpuArray<ErrorBudget> = PerCpuArray::with_max_entries(1, 0);
 
 // What follows is never read by a program; it is declared here so that one object makes all maps.
 #[map]

@@ -60,6 +60,8 @@ pub(crate) fn route(
     next_hop.ifindex = query.ifindex;
     if code == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         next_hop.link = LinkAddresses::from_halves(halves(&query.dmac), halves(&query.smac));
+        // SAFETY: filled in where a length was given.
+        next_hop.mtu = unsafe { query.__bindgen_anon_1.mtu_result }.into();
         Route::Via
     } else if code == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
         Route::Unresolved

@@ -70,6 +70,8 @@ impl Metrics {
                 MapName::Flows => flows.len(),
                 MapName::ServiceInfo => infos.len(),
                 MapName::Ports
+                | MapName::FlowCache
+                | MapName::Epochs
                 | MapName::Frontends
                 | MapName::Services
                 | MapName::Maglev
@@ -80,7 +82,10 @@ impl Metrics {
                 | MapName::Slots
                 | MapName::Status
                 | MapName::Sysctls
-                | MapName::SourceRanges => maps.entries(*name)?,
+                | MapName::SourceRanges
+                | MapName::Affinity
+                | MapName::Takers
+                | MapName::Vips => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

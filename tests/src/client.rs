@@ -303,5 +303,6 @@ pub fn reset(stream: TcpStream) -> Result<()> {
     // SAFETY: the address is of the length that is given, and is only read.
     let result = unsafe { libc::connect(stream.as_raw_fd(), &raw const nowhere, length) };
     ensure!(result == 0, "resetting a connection: {}", std::io::Error::last_os_error());
+    drop(stream);
     Ok(())
 }

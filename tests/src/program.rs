@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
     maps::{
@@ -13,10 +13,14 @@ use aya::{
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    Flow, Reason, SourceBits, SourceRange, Tuple,
+    CacheSet, CachedFlow, Flow, Reason, SourceBits, SourceRange, Tuple, cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
+    reason::REASON_CAPACITY,
 };
+
+/// Elements of the flow cache for each CPU: few, so that flows meet in them.
+pub const CACHE_SETS: u32 = 16;
 
 /// Larger than any packet that comes out.
 const OUTPUT_LEN: usize = 16 * 1024;
@@ -85,7 +89,8 @@ impl Programs {
     ///
     /// If the kernel refuses one: the message holds what the verifier said. This needs root.
     pub fn load() -> Result<Self> {
-        Self::load_by(&mut EbpfLoader::new())
+        // Both halves of more flows than any test has.
+        Self::load_with_flows(16384)
     }
 
     /// Loads them with room for so many halves of flows.
@@ -94,7 +99,13 @@ impl Programs {
     ///
     /// As [`Self::load`].
     pub fn load_with_flows(capacity: u32) -> Result<Self> {
-        Self::load_by(EbpfLoader::new().map_max_entries(MapName::Flows.name(), capacity))
+        let cpus = aya::util::online_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
+        let cpus = cpus.into_iter().max().unwrap_or_default() + 1;
+        Self::load_by(
+            EbpfLoader::new()
+                .map_max_entries(MapName::Flows.name(), capacity)
+                .map_max_entries(MapName::FlowCache.name(), CACHE_SETS * cpus),
+        )
     }
 
     fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
@@ -243,7 +254,39 @@ impl Programs {
     pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>> {
         let map = self.ebpf.map(MapName::Flows.name()).context("no map FLOWS")?;
         let map: HashMap<&MapData, Tuple, Flow> = HashMap::try_from(map)?;
-        map.iter().map(|entry| Ok(entry?)).collect()
+        let mut flows = map.iter().collect::<Result<BTreeMap<_, _>, _>>()?;
+        for entry in self.cached()? {
+            if let Some(flow) = flows.get_mut(&entry.key) {
+                let (packets, bytes) = entry.pending(flow);
+                flow.packets += packets;
+                flow.bytes += bytes;
+            }
+        }
+        Ok(flows)
+    }
+
+    /// What stands in the flow cache, also what is no longer believed.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be read.
+    pub fn cached(&self) -> Result<Vec<CachedFlow>> {
+        let map = self.ebpf.map(MapName::FlowCache.name()).context("no map FLOW_CACHE")?;
+        let map: Array<&MapData, CacheSet> = Array::try_from(map)?;
+        let sets = map.iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(sets.iter().flat_map(|set| set.ways).filter(|entry| entry.epoch != 0).collect())
+    }
+
+    /// Routes have changed: makes void what the flow cache holds.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be written.
+    pub fn raise_epochs(&mut self) -> Result<()> {
+        for index in 0..cache::EPOCHS {
+            self.change(MapName::Epochs, index, |epoch: &mut u32| *epoch += 2)?;
+        }
+        Ok(())
     }
 
     /// Removes all flows.
@@ -258,14 +301,14 @@ impl Programs {
         for key in keys {
             map.remove(&key)?;
         }
-        Ok(())
+        self.raise_epochs()
     }
 
     /// By Reason, over all interfaces and CPUs.
     fn counters(&self) -> Result<Vec<Counter>> {
         let map = self.ebpf.map(MapName::Counters.name()).context("no map COUNTERS")?;
         let map: PerCpuArray<&MapData, CounterBlock> = PerCpuArray::try_from(map)?;
-        let mut sums = vec![Counter::default(); Reason::ALL.len()];
+        let mut sums = vec![Counter::default(); REASON_CAPACITY as usize];
         for slot in 0..MAX_SLOTS {
             for block in map.get(&slot, 0)?.iter() {
                 for (sum, counter) in sums.iter_mut().zip(&block.reasons) {
@@ -289,8 +332,8 @@ pub const fn functions(hook: Hook) -> &'static [&'static str] {
 }
 
 fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, Counted> {
-    let pairs = Reason::ALL.iter().zip(before.iter().zip(after));
-    let differences = pairs.map(|(reason, (before, after))| {
+    let differences = Reason::ALL.iter().map(|reason| {
+        let (before, after) = (&before[*reason as usize], &after[*reason as usize]);
         let packets = after.packets - before.packets;
         (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
     });

@@ -1,8 +1,9 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
+use super::cached::{self, Place};
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
-use crate::{FlowState, PortFlags, Protocol, Reason, Tuple};
+use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub struct Decision {
 
 impl Decision {
     #[inline(always)]
-    const fn new(step: Step, reason: Reason) -> Self {
+    pub(super) const fn new(step: Step, reason: Reason) -> Self {
         Self { step, reason }
     }
 
@@ -84,14 +85,20 @@ impl Decision {
         }
     }
 
-    /// Gone, and the sender is told, by TC ingress.
+    /// Gone, and the sender is told, by TC ingress; not of more than the node may tell. Of what
+    /// is too big it always is, as by the kernel: connections would hang without.
     #[inline(always)]
-    pub(super) fn reject(
+    pub(super) fn reject<E: Environment>(
+        environment: &E,
         hook: Hook,
         reason: Reason,
         error: IcmpError,
         outcome: &mut Outcome,
     ) -> Self {
+        let is_limited = matches!(hook, Hook::Ingress) && !matches!(error, IcmpError::TooBig);
+        if is_limited && !environment.may_answer() {
+            return Self::drop(Reason::ErrorLimited);
+        }
         outcome.error = error;
         Self::new(Step::Reject, reason).unless_xdp(hook)
     }
@@ -130,23 +137,44 @@ pub fn decide<E: Environment>(
 ) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.destination_port);
     if !flags.intersects(PortFlags::FRONTEND.union(PortFlags::SNAT)) {
-        return Decision::pass(Reason::NotOurs);
+        return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
         && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)) || packet.vlan_tags != 0)
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
+    let place = Place::of(environment, &packet.tuple);
+    if let Some(decision) = cached::decide(environment, packet, place, hook, len, outcome) {
+        return decision;
+    }
     if let Some(entry) = environment.flow(&packet.tuple) {
         if !begins_anew(environment, packet, entry) {
-            return established(environment, packet, hook, len, entry, outcome);
+            return established(environment, packet, place, hook, len, entry, outcome);
         }
+        cached::forget(environment, &packet.tuple, entry);
         environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
-        return Decision::pass(Reason::NoReplyFlow);
+        return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, hook, len, outcome)
+    new_flow::open(environment, packet, place, hook, len, flags, outcome)
+}
+
+/// Decides about a packet that no frontend and no flow claims. To an address that only frontends
+/// have it must not go on: this host's routes might send it back to where it came from, and round
+/// in a circle.
+#[inline(always)]
+pub(super) fn unclaimed<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    flags: PortFlags,
+    reason: Reason,
+) -> Decision {
+    if flags.intersects(PortFlags::VIPS) && environment.is_vip(&packet.tuple.destination) {
+        return Decision::drop(Reason::UndefinedPort);
+    }
+    Decision::pass(reason)
 }
 
 /// Decides about a packet that leaves this host: a local backend's reply, or none of ours.
@@ -160,16 +188,23 @@ pub fn decide_reply<E: Environment>(
     if !flags.intersects(PortFlags::LOCAL_BACKEND) {
         return Decision::pass(Reason::NotOurs);
     }
+    let place = Place::of(environment, &packet.tuple);
+    match cached::decide(environment, packet, place, Hook::Ingress, 0, outcome) {
+        Some(decision) if matches!(decision.reason, Reason::LocalReply) => return decision,
+        Some(_) => return Decision::pass(Reason::NotOurs),
+        None => {}
+    }
     let Some(entry) = environment.flow(&packet.tuple) else {
         return Decision::pass(Reason::NotOurs);
     };
     if !entry.is_reply() || !entry.is_local() {
         return Decision::pass(Reason::NotOurs);
     }
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
     if matches!(decision.step, Step::Deliver) {
-        track(environment, packet, entry);
+        track(environment, packet, entry, environment.now());
+        cached::keep(environment, packet, place, entry, decision, outcome);
     }
     decision
 }
@@ -195,15 +230,28 @@ fn begins_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntr
 pub(super) fn established<E: Environment>(
     environment: &E,
     packet: &Packet,
+    place: Place,
     hook: Hook,
     len: u16,
     entry: FlowEntry,
     outcome: &mut Outcome,
 ) -> Decision {
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
+    let now = environment.now();
     let decision = if !entry.is_local() {
         let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
-        forward(environment, packet, hook, len, reason, outcome)
+        forward(environment, packet, hook, reason, outcome, |outcome| {
+            if let Some(known) = entry.next_hop(place.epoch, now) {
+                words::copy(known, &mut outcome.next_hop);
+                let fits = u32::from(len) <= known.mtu;
+                return if fits { Route::Via } else { Route::TooBig };
+            }
+            let route = find_way(environment, packet, len, outcome);
+            if matches!(route, Route::Via) {
+                entry.set_next_hop(&outcome.next_hop, place.epoch, now);
+            }
+            route
+        })
     } else if entry.is_reply() {
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
@@ -211,9 +259,21 @@ pub(super) fn established<E: Environment>(
         deliver(packet, hook, Reason::LocalEstablished, outcome)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
-        track(environment, packet, entry);
+        track(environment, packet, entry, now);
+        cached::keep(environment, packet, place, entry, decision, outcome);
     }
     decision
+}
+
+/// Asks the routing table.
+#[inline(always)]
+pub(super) fn find_way<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    len: u16,
+    outcome: &mut Outcome,
+) -> Route {
+    environment.route(packet, &outcome.translated, len, &mut outcome.next_hop)
 }
 
 /// Decides about a packet to this host's own stack, given how it is translated.
@@ -234,23 +294,24 @@ fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
             || translated.destination != packet.tuple.destination)
 }
 
-/// Decides how a packet that leaves this host again goes, given where to.
+/// Decides how a packet that leaves this host again goes, given where to and how to find the way.
 #[inline(always)]
 pub(super) fn forward<E: Environment>(
     environment: &E,
     packet: &Packet,
     hook: Hook,
-    len: u16,
     reason: Reason,
     outcome: &mut Outcome,
+    find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
     if loses_fragments(packet, &outcome.translated) {
         return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
     }
     if packet.ttl <= 1 {
-        return Decision::reject(hook, Reason::TtlExceeded, IcmpError::TimeExceeded, outcome);
+        let error = IcmpError::TimeExceeded;
+        return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);
     }
-    match environment.route(packet, &outcome.translated, len, &mut outcome.next_hop) {
+    match find_way(outcome) {
         Route::Via => {
             let decision = Decision::new(Step::Forward, reason);
             let transmits = matches!(hook, Hook::Ingress)
@@ -260,7 +321,9 @@ pub(super) fn forward<E: Environment>(
             if transmits { decision } else { decision.unless_xdp(hook) }
         }
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason).unless_xdp(hook),
-        Route::TooBig => Decision::reject(hook, Reason::TooBig, IcmpError::TooBig, outcome),
+        Route::TooBig => {
+            Decision::reject(environment, hook, Reason::TooBig, IcmpError::TooBig, outcome)
+        }
         Route::Unreachable => Decision::drop(Reason::NoRoute),
     }
 }

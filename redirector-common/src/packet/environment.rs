@@ -1,11 +1,14 @@
 //! What the packet code asks of its surroundings: maps, routing table, clock.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::Packet;
+use crate::flow::moment;
 use crate::{
-    Address, Backend, BackendId, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
-    Port, PortFlags, Protocol, Service, ServiceId, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -37,6 +40,18 @@ pub trait Environment {
     /// Removes the other half of an entry's flow, if it is there.
     fn remove_partner(&self, entry: FlowEntry);
 
+    /// The kernel's clock in ticks; wraps.
+    fn ticks(&self) -> u32;
+
+    /// This CPU's entries of the flow cache for a hash.
+    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>>;
+
+    /// The epoch of flows with this hash.
+    fn epoch(&self, hash: u32) -> u32;
+
+    /// Raises the epoch of flows with this hash: what the cache holds of them is void.
+    fn raise_epoch(&self, hash: u32);
+
     /// The frontend of this address, port and protocol.
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
 
@@ -48,6 +63,21 @@ pub trait Environment {
 
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;
+
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client; that there is no room does no harm.
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// From where a backend of a service with affinity takes new flows.
+    fn taker(&self, key: &TakerKey) -> Taker;
+
+    /// Whether an address is a frontend's and not this host's.
+    fn is_vip(&self, address: &Address) -> bool;
+
+    /// Whether one more error may be sent now.
+    fn may_answer(&self) -> bool;
 
     /// A backend.
     fn backend(&self, id: BackendId) -> Option<Backend>;
@@ -81,7 +111,7 @@ pub enum Inserted {
 pub struct NextHop {
     /// Outgoing interface.
     pub ifindex: u32,
-    /// Largest IP packet that fits, in bytes; set with [`Route::TooBig`].
+    /// Largest IP packet that fits, in bytes; set with [`Route::TooBig`] and [`Route::Via`].
     pub mtu: u32,
     /// Ethernet addresses; set with [`Route::Via`].
     pub link: LinkAddresses,
@@ -150,6 +180,8 @@ pub struct Scratch {
     pub reply: Flow,
     /// The reply half's key.
     pub reply_key: Tuple,
+    /// Of the flow's service.
+    pub affinity_group: u32,
 }
 
 /// A half of a flow where it stands in its map, shared with other CPUs.
@@ -217,6 +249,13 @@ impl FlowEntry {
         self.view().is_expired(now)
     }
 
+    /// Whether nothing but the passing of time will change the flow's state.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.view().is_settled()
+    }
+
     /// Counts a packet of `bytes` bytes.
     #[inline(always)]
     pub const fn count(self, now: u64, bytes: u16) {
@@ -225,6 +264,43 @@ impl FlowEntry {
         flow.last_seen = now;
         flow.packets += 1;
         flow.bytes += bytes as u64;
+    }
+
+    /// Which of the flows that have had this key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn born(&self) -> u32 {
+        self.view().born()
+    }
+
+    /// Adds packets that the flow cache has counted.
+    #[inline(always)]
+    pub const fn add_cached(self, entry: &CachedFlow) {
+        // SAFETY: as for `count`.
+        let flow = unsafe { &mut *self.0.as_ptr() };
+        let (packets, bytes) = entry.pending(flow);
+        flow.packets += packets;
+        flow.bytes += bytes;
+    }
+
+    /// The next hop, if it still holds; see [`Flow::is_routed`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn next_hop(&self, epoch: u32, now: u64) -> Option<&NextHop> {
+        if self.view().is_routed(epoch, now) { Some(&self.view().next_hop) } else { None }
+    }
+
+    /// Notes the next hop. Void while it is written, so that another CPU does not use half of it.
+    #[inline(always)]
+    pub fn set_next_hop(self, next_hop: &NextHop, epoch: u32, now: u64) {
+        // SAFETY: as for `count`.
+        let flow = unsafe { &mut *self.0.as_ptr() };
+        flow.epoch = 0;
+        compiler_fence(Ordering::SeqCst);
+        flow.next_hop = *next_hop;
+        flow.routed = moment(now);
+        compiler_fence(Ordering::SeqCst);
+        flow.epoch = epoch;
     }
 
     /// Moves this half to `state`.

@@ -6,10 +6,12 @@
 //! What they need of their surroundings they ask of two traits: [`PacketBuf`], the bytes, and
 //! [`Environment`], the maps and the routing table.
 
+pub mod cached;
 pub mod checksum;
 pub mod decide;
 pub mod environment;
 pub mod icmp;
+pub mod limit;
 pub mod new_flow;
 pub mod parse;
 pub mod rewrite;

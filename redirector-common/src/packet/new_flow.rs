@@ -1,10 +1,13 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
-use super::decide::{Decision, Outcome, Step, deliver, established, forward};
+use super::cached::Place;
+use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
 use super::environment::Inserted;
-use super::select::select;
+use super::select::{choose, remember};
 use super::{Environment, Hook, IcmpError, Packet, Scratch};
-use crate::{Address, Direction, FrontendKey, Port, Protocol, Reason, Service, Tuple};
+use crate::{
+    Address, Direction, FrontendKey, Origin, Port, PortFlags, Protocol, Reason, Service, Tuple,
+};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
@@ -15,14 +18,16 @@ const PORT_ATTEMPTS: u32 = 32;
 pub(super) fn open<E: Environment>(
     environment: &E,
     packet: &Packet,
+    place: Place,
     hook: Hook,
     len: u16,
+    flags: PortFlags,
     outcome: &mut Outcome,
 ) -> Decision {
     let tuple = &packet.tuple;
     let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
     let Some(frontend) = environment.frontend(&key) else {
-        return Decision::pass(Reason::NotOurs);
+        return unclaimed(environment, packet, flags, Reason::NotOurs);
     };
     if matches!(tuple.protocol(), Protocol::Tcp) && !packet.flags.opens() {
         return Decision::pass(Reason::NoFlow);
@@ -36,9 +41,21 @@ pub(super) fn open<E: Environment>(
         return Decision::drop(Reason::SourceDenied);
     }
     if service.table_size == 0 {
-        return no_backend(&service, hook, outcome);
+        return no_backend(environment, &service, hook, outcome);
     }
-    let Some(id) = select(environment, &service, tuple) else {
+    if matches!(hook, Hook::Xdp) && service.is_random() {
+        // Chosen once: what XDP leaves to TC ingress would otherwise be chosen twice, and backends
+        // elsewhere get more than their share.
+        return Decision::pass(Reason::NotOurs).unless_xdp(hook);
+    }
+    let Some(mut scratch) = environment.scratch() else {
+        return Decision::drop(Reason::Inconsistent);
+    };
+    // SAFETY: the environment gives scratch memory to one packet at a time.
+    let scratch = unsafe { scratch.as_mut() };
+    // Noted where the verifier does not follow it, or it would walk all that comes twice.
+    scratch.affinity_group = service.affinity_group;
+    let Some(id) = choose(environment, frontend.service, &service, Origin::Outside, tuple) else {
         return Decision::drop(Reason::Inconsistent);
     };
     let Some(backend) = environment.backend(id) else {
@@ -47,12 +64,6 @@ pub(super) fn open<E: Environment>(
     if !backend.is_some() {
         return Decision::drop(Reason::Inconsistent);
     }
-    let Some(mut scratch) = environment.scratch() else {
-        return Decision::drop(Reason::Inconsistent);
-    };
-    // SAFETY: the environment gives scratch memory to one packet at a time.
-    let scratch = unsafe { scratch.as_mut() };
-
     let client = (tuple.source, tuple.source_port);
     let local = backend.is_local();
     let address = match (local, backend.address.is_unspecified()) {
@@ -63,7 +74,9 @@ pub(super) fn open<E: Environment>(
     let mut decision = if local {
         deliver(packet, hook, Reason::LocalNew, outcome)
     } else {
-        forward(environment, packet, hook, len, Reason::RemoteNew, outcome)
+        forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
+            find_way(environment, packet, len, outcome)
+        })
     };
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;
@@ -79,10 +92,13 @@ pub(super) fn open<E: Environment>(
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
     match record(environment, packet, scratch, local) {
-        Recorded::New => outcome.translated.source_port = scratch.forward.translated.source_port,
+        Recorded::New => {
+            outcome.translated.source_port = scratch.forward.translated.source_port;
+            remember(environment, scratch.affinity_group, &tuple.source, id);
+        }
         Recorded::Elsewhere => match environment.flow(&packet.tuple) {
             Some(entry) => {
-                decision = established(environment, packet, hook, len, entry, outcome);
+                decision = established(environment, packet, place, hook, len, entry, outcome);
             }
             None => return Decision::drop(Reason::FlowTableFull),
         },
@@ -93,11 +109,17 @@ pub(super) fn open<E: Environment>(
 }
 
 #[inline(always)]
-fn no_backend(service: &Service, hook: Hook, outcome: &mut Outcome) -> Decision {
+fn no_backend<E: Environment>(
+    environment: &E,
+    service: &Service,
+    hook: Hook,
+    outcome: &mut Outcome,
+) -> Decision {
     if service.is_silent() {
         return Decision::drop(Reason::NoLocalBackend);
     }
-    Decision::reject(hook, Reason::NoBackend, IcmpError::PortUnreachable, outcome)
+    let error = IcmpError::PortUnreachable;
+    Decision::reject(environment, hook, Reason::NoBackend, error, outcome)
 }
 
 /// Puts both halves together.

@@ -114,6 +114,16 @@ impl Packet {
         Ok(packet)
     }
 
+    /// Whether an established flow's state can't change by it, and nothing about it asks for more
+    /// than to be translated.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(&self) -> bool {
+        !self.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
+            && self.first_fragment == 0
+            && self.ttl > 1
+    }
+
     /// The packet's address family.
     #[inline(always)]
     #[must_use]

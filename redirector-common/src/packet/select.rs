@@ -1,7 +1,9 @@
 //! Choosing a backend for a new flow.
 
 use super::Environment;
-use crate::{BackendId, Service, Tuple};
+use crate::{
+    Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, TakerKey, Tuple,
+};
 
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
@@ -29,19 +31,72 @@ pub fn hash(tuple: &Tuple) -> u32 {
     (mix(hash, 0, 0) >> 32) as u32
 }
 
-/// The backend that a service's Maglev table gives for `tuple`; `None` if the table is empty.
+/// The backend for a new flow of a client from `origin`: the one that the client stays with, where
+/// the service wants that and the backend still takes new flows, else what [`select`] says.
+///
+/// Once the flow is there, [`remember`] has to be told of it.
+#[inline(always)]
+pub fn choose<E: Environment>(
+    environment: &E,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    tuple: &Tuple,
+) -> Option<BackendId> {
+    let mut backend = select(environment, service, origin, tuple)?;
+    if service.has_affinity()
+        && let Some(kept) = recall(environment, id, service, origin, &tuple.source)
+    {
+        backend = kept;
+    }
+    Some(backend)
+}
+
+/// The backend that a client stays with.
+#[inline(always)]
+fn recall<E: Environment>(
+    environment: &E,
+    id: ServiceId,
+    service: &Service,
+    origin: Origin,
+    client: &Address,
+) -> Option<BackendId> {
+    let key = AffinityKey { group: service.affinity_group, client: *client };
+    let affinity = environment.affinity(&key)?;
+    if !affinity.is_current(environment.now(), service.affinity_seconds) {
+        return None;
+    }
+    let key = TakerKey { service: id, backend: affinity.backend };
+    environment.taker(&key).takes_from(origin).then_some(affinity.backend)
+}
+
+/// Notes that `client` has opened a flow to `backend` of a service of this affinity group.
+#[inline(always)]
+pub fn remember<E: Environment>(environment: &E, group: u32, client: &Address, backend: BackendId) {
+    if group != 0 {
+        let key = AffinityKey { group, client: *client };
+        let affinity = Affinity { backend, reserved: 0, last_seen: environment.now() };
+        environment.set_affinity(&key, &affinity);
+    }
+}
+
+/// The backend that a service's table gives for `tuple` of a client from `origin`; `None` if the
+/// table is empty.
 #[inline(always)]
 pub fn select<E: Environment>(
     environment: &E,
     service: &Service,
+    origin: Origin,
     tuple: &Tuple,
 ) -> Option<BackendId> {
-    if service.table_size == 0 {
+    let (offset, size) = service.table(origin);
+    if size == 0 {
         return None;
     }
+    let hash = if service.is_random() { environment.random() } else { hash(tuple) };
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
-    let index = (u64::from(hash(tuple)) * u64::from(service.table_size)) >> 32;
-    environment.table_entry(service.table_offset + index as u32)
+    let index = (u64::from(hash) * u64::from(size)) >> 32;
+    environment.table_entry(offset + index as u32)
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use crate::{Direction, FlowState, Protocol};
 
 /// Counts the packet in its half, and moves both halves where it changes the flow's state.
 #[inline(always)]
-pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) {
-    entry.count(environment.now(), packet.ip_len);
+pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry, now: u64) {
+    entry.count(now, packet.ip_len);
     let direction = if entry.is_reply() { Direction::Reply } else { Direction::Forward };
     let state = entry.state();
     if !may_change(state, direction, packet) {

@@ -12,27 +12,27 @@ const ACK: u8 = TcpFlags::ACK;
 const FIN: u8 = TcpFlags::FIN;
 const RST: u8 = TcpFlags::RST;
 
-fn client(port: u16) -> (Address, Port) {
+pub(crate) fn client(port: u16) -> (Address, Port) {
     (Address::from_v4([198, 51, 100, 9]), Port::new(port))
 }
 
-fn node(port: u16) -> (Address, Port) {
+pub(crate) fn node(port: u16) -> (Address, Port) {
     (v4(1), Port::new(port))
 }
 
-fn remote(port: u16) -> (Address, Port) {
+pub(crate) fn remote(port: u16) -> (Address, Port) {
     (v4(50), Port::new(port))
 }
 
-fn packet(tuple: Tuple, flags: u8) -> Packet {
+pub(crate) fn packet(tuple: Tuple, flags: u8) -> Packet {
     Packet { tuple, ip_len: 60, ttl: 64, flags: TcpFlags(flags), ..Packet::EMPTY }
 }
 
-fn tcp(source: (Address, Port), destination: (Address, Port), flags: u8) -> Packet {
+pub(crate) fn tcp(source: (Address, Port), destination: (Address, Port), flags: u8) -> Packet {
     packet(Tuple::new(Protocol::Tcp, source, destination), flags)
 }
 
-fn udp(source: (Address, Port), destination: (Address, Port)) -> Packet {
+pub(crate) fn udp(source: (Address, Port), destination: (Address, Port)) -> Packet {
     packet(Tuple::new(Protocol::Udp, source, destination), 0)
 }
 

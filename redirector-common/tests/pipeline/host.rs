@@ -1,9 +1,10 @@
 //! A node made of ordinary collections.
 
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ptr::NonNull;
 
+use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{
@@ -11,12 +12,15 @@ use redirector_common::packet::{
     decide_reply,
 };
 use redirector_common::{
-    Address, Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Interface, Port,
-    PortFlags, Protocol, Service, ServiceId, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction, Flow,
+    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange,
+    Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
+/// Sets of the flow cache: few, so that flows meet in them.
+const CACHE_SETS: usize = 4;
 /// Seconds, as the clock counts.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -31,10 +35,19 @@ pub(crate) struct Host {
     pub(crate) sources: Vec<SourceRange>,
     pub(crate) table: Vec<BackendId>,
     pub(crate) backends: BTreeMap<BackendId, Backend>,
+    pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
+    pub(crate) takers: BTreeMap<TakerKey, Taker>,
+    pub(crate) vips: BTreeSet<Address>,
+    pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
+    /// How often the routing table was asked.
+    pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
+    pub(crate) caches: bool,
+    cache: Box<[UnsafeCell<CacheSet>]>,
+    epochs: Box<[Cell<u32>]>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -49,21 +62,37 @@ impl Host {
         Self {
             now: Cell::new(1000 * SECOND),
             random: Cell::new(12345),
-            node: NodeConfig { snat_first: 50000, snat_count: 4, lookup_ifindex: 1 },
+            node: NodeConfig {
+                snat_first: 50000,
+                snat_count: 4,
+                lookup_ifindex: 1,
+                ..NodeConfig::default()
+            },
             ports: RefCell::default(),
             frontends: BTreeMap::new(),
             services: BTreeMap::new(),
             sources: Vec::new(),
             table: Vec::new(),
             backends: BTreeMap::new(),
+            affinities: RefCell::default(),
+            takers: BTreeMap::new(),
+            vips: BTreeSet::new(),
+            errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
+            asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
             flows: RefCell::default(),
+            caches: true,
+            cache: (0..CACHE_SETS)
+                .map(|_| UnsafeCell::new(CacheSet { ways: [CachedFlow::EMPTY; WAYS] }))
+                .collect(),
+            epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
                 reply_key: Packet::EMPTY.tuple,
+                affinity_group: 0,
             }),
         }
     }
@@ -117,8 +146,34 @@ impl Host {
 
     /// Every half, by its key.
     pub(crate) fn flows(&self) -> BTreeMap<Tuple, Flow> {
+        let flows = self.flows.borrow();
         // SAFETY: no entry is being written to.
-        self.flows.borrow().iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect()
+        let mut flows: BTreeMap<Tuple, Flow> =
+            flows.iter().map(|(key, flow)| (*key, unsafe { *flow.get() })).collect();
+        for entry in self.cached() {
+            if let Some(flow) = flows.get_mut(&entry.key) {
+                let (packets, bytes) = entry.pending(flow);
+                flow.packets += packets;
+                flow.bytes += bytes;
+            }
+        }
+        flows
+    }
+
+    /// Every entry of the flow cache, also those that are no longer believed.
+    pub(crate) fn cached(&self) -> Vec<CachedFlow> {
+        // SAFETY: no entry is being written to.
+        self.cache.iter().flat_map(|set| unsafe { *set.get() }.ways).collect()
+    }
+
+    /// Routes have changed.
+    pub(crate) fn raise_all_epochs(&self) {
+        self.epochs.iter().for_each(|epoch| epoch.set(epoch.get() + 1));
+    }
+
+    /// As after a time without packets.
+    pub(crate) fn clear_flows(&self) {
+        self.flows.borrow_mut().clear();
     }
 
     /// Every half has its partner, and they agree about the state.
@@ -150,10 +205,13 @@ impl Environment for Host {
 
     fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
         let first = self.node.snat_first;
+        let everywhere = if self.vips.is_empty() { PortFlags(0) } else { PortFlags::VIPS };
         if (first..first + self.node.snat_count).contains(&port.number()) {
-            return PortFlags::SNAT;
+            return PortFlags::SNAT.union(everywhere);
         }
-        self.ports.borrow().get(&(protocol.number(), port.number())).copied().unwrap_or_default()
+        let ports = self.ports.borrow();
+        let flags = ports.get(&(protocol.number(), port.number())).copied().unwrap_or_default();
+        flags.union(everywhere)
     }
 
     fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
@@ -187,6 +245,24 @@ impl Environment for Host {
         self.remove_flow(&entry.translated().reversed());
     }
 
+    fn ticks(&self) -> u32 {
+        (self.now.get() * 250 / SECOND) as u32
+    }
+
+    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>> {
+        let set = self.caches.then(|| self.cache[hash as usize % CACHE_SETS].get());
+        set.and_then(NonNull::new)
+    }
+
+    fn epoch(&self, hash: u32) -> u32 {
+        self.epochs[(hash >> 24) as usize].get()
+    }
+
+    fn raise_epoch(&self, hash: u32) {
+        let epoch = &self.epochs[(hash >> 24) as usize];
+        epoch.set(epoch.get() + 1);
+    }
+
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         self.frontends.get(key).copied()
     }
@@ -205,6 +281,29 @@ impl Environment for Host {
         self.table.get(index as usize).copied()
     }
 
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        self.affinities.borrow().get(key).copied()
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        self.affinities.borrow_mut().insert(*key, *affinity);
+    }
+
+    fn taker(&self, key: &TakerKey) -> Taker {
+        self.takers.get(key).copied().unwrap_or_default()
+    }
+
+    fn is_vip(&self, address: &Address) -> bool {
+        assert!(!self.vips.is_empty(), "asked for nothing");
+        self.vips.contains(address)
+    }
+
+    fn may_answer(&self) -> bool {
+        let left = self.errors.get();
+        self.errors.set(left.saturating_sub(1));
+        left > 0
+    }
+
     fn backend(&self, id: BackendId) -> Option<Backend> {
         self.backends.get(&id).copied()
     }
@@ -214,6 +313,7 @@ impl Environment for Host {
     }
 
     fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
+        self.asked.set(self.asked.get() + 1);
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()

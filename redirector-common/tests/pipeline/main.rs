@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+mod caching;
+mod choosing;
 mod deciding;
 mod host;
 mod packets;

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::watch::FileWatch;
+use crate::dataplane::neighbours::Ways;
 use crate::dataplane::netdev::FeatureChanges;
 use crate::dataplane::netlink::Changes;
 
@@ -27,6 +28,8 @@ pub(super) enum Event {
     FileChanged,
     /// Interfaces, their addresses or features, or default routes.
     HostChanged,
+    /// Routes or neighbours.
+    WaysChanged,
     /// Time has passed.
     Tick,
 }
@@ -57,6 +60,16 @@ pub(super) fn watch_host(tasks: &mut Tasks, sender: &Sender<Event>, mut changes:
         loop {
             changes.changed().await?;
             sender.send(Event::HostChanged).await?;
+        }
+    });
+}
+
+pub(super) fn watch_ways(tasks: &mut Tasks, sender: &Sender<Event>, mut ways: Ways) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            ways.changed().await?;
+            sender.send(Event::WaysChanged).await?;
         }
     });
 }

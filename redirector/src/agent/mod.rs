@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::XdpMode;
+use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
 use crate::model::Service;
@@ -71,10 +72,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("the netlink connection ended")
     });
 
+    let (connection, ways) = Ways::open()?;
+    tasks.spawn(async move {
+        connection.await;
+        anyhow::bail!("the netlink connection for routes ended")
+    });
+
     let host = netlink.read().await?;
     let mut node = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
+    events::watch_ways(&mut tasks, &sender, ways);
     events::watch_clock(&mut tasks, &sender);
     events::watch_features(&mut tasks, &sender)?;
     if let Some(config) = options.config {
@@ -104,6 +112,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let Some(event) = event.filter(|event| *event != Event::Stop) else {
             return node.stop();
         };
+        if event == Event::WaysChanged {
+            node.forget_next_hops();
+            continue;
+        }
         let host = match netlink.read().await {
             Ok(host) => host,
             Err(error) => {
@@ -120,7 +132,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 node.reload_if_changed(&host);
                 node.collect();
             }
-            Event::HostChanged | Event::Stop => {}
+            Event::HostChanged | Event::WaysChanged | Event::Stop => {}
         }
         node.reconcile(&host, event == Event::Tick);
     }

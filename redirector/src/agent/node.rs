@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use redirector_common::node::NodeConfig;
-use redirector_common::{BackendId, Flow, Interface as Entry, ServiceId, Tuple};
+use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
 use super::account::Account;
@@ -17,17 +17,20 @@ use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
 use crate::dataplane::encode::encode;
+use crate::dataplane::epochs::Epochs;
+use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
-use crate::dataplane::loader::{Programs, Sizes};
+use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
-use crate::dataplane::maps::{self, Maps};
+use crate::dataplane::maps::{Maps, cache_sets};
+use crate::dataplane::netdev;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
-use crate::dataplane::table::{HashTable, Table};
-use crate::dataplane::{gc, netdev};
+use crate::dataplane::table::Table;
 use crate::model::desired::{self, NodeAddresses};
 
 /// Index of the loopback device in every network namespace.
@@ -39,7 +42,9 @@ pub(super) struct Node {
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
-    flows: HashTable<Tuple, Flow>,
+    flows: KernelFlows,
+    cache_sets: u32,
+    epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
     cursors: Cursors,
@@ -174,11 +179,13 @@ impl Node {
                 snat_first: *snat.start(),
                 snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
                 lookup_ifindex: LOOPBACK,
+                cache_sets: self.cache_sets,
+                reserved: 0,
             },
         )?;
         self.listed = encoded.listed();
         self.wanted_ports = encoded.ports;
-        self.made_from = Some(addresses);
+        self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.account.synced(began.elapsed(), desired.conflicts.len());
         if !writes.is_none() {
@@ -209,6 +216,13 @@ impl Node {
         if let Err(error) = outcome {
             self.actual = None;
             self.made_from = None;
+            self.account.failed(&error.to_string());
+        }
+    }
+
+    /// Routes or neighbours have changed: next hops are looked up again.
+    pub(super) fn forget_next_hops(&mut self) {
+        if let Err(error) = self.epochs.raise_all() {
             self.account.failed(&error.to_string());
         }
     }
@@ -281,6 +295,10 @@ impl Node {
         for index in &changes.remove {
             self.maps.interfaces.remove(index)?;
         }
+        if !changes.set.is_empty() || !changes.remove.is_empty() {
+            // Whether XDP can send out of an interface is cached with each flow.
+            self.epochs.raise_all()?;
+        }
         self.entries = entries;
         Ok(())
     }
@@ -303,16 +321,19 @@ impl Node {
 struct Parts {
     attacher: Attacher,
     maps: Maps,
-    flows: HashTable<Tuple, Flow>,
+    flows: KernelFlows,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
+    cache_sets: u32,
+    epochs: Epochs,
     /// The file of the agent before us.
     installed_for: Option<PathBuf>,
 }
 
 impl Parts {
     fn open(pins: &Pins, kernel: KernelVersion) -> anyhow::Result<Self> {
-        let programs = Programs::load(pins, &Sizes::default())?;
+        let sizes = Sizes::of_machine();
+        let programs = Programs::load(pins, &sizes)?;
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
@@ -320,7 +341,9 @@ impl Parts {
         Ok(Self {
             attacher: Attacher::new(programs, pins.clone(), kernel),
             entries: maps.interfaces.entries()?,
-            flows: maps::flows(pins)?,
+            flows: KernelFlows::open(pins)?,
+            cache_sets: cache_sets(pins, sizes.cpus)?,
+            epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
             installed_for: earlier.and_then(|status| status.config),
             maps,
@@ -349,6 +372,8 @@ impl Parts {
             attacher: self.attacher,
             maps: self.maps,
             flows: self.flows,
+            cache_sets: self.cache_sets,
+            epochs: self.epochs,
             actual: None,
             cursors: Cursors::default(),
             made_from: None,

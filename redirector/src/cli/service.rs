@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use super::ReadArgs;
 use super::render::{self, Row, age, columns, count, fields};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+pub(super) use rows::backend_address;
 use rows::{Loaded, ServiceRow, service_rows};
 
 /// Commands about services.
@@ -99,7 +100,7 @@ impl Row for ServiceRow {
 
     fn cells(&self) -> Vec<String> {
         let frontends: Vec<_> = self.frontends.iter().map(|it| it.text()).collect();
-        let backends: Vec<_> = self.backends.iter().map(|it| it.text()).collect();
+        let backends: Vec<_> = self.backends.iter().map(|it| it.label()).collect();
         let packets = self.frontends.iter().map(|it| it.packets).sum();
         let bytes = self.frontends.iter().map(|it| it.bytes).sum();
         vec![
@@ -124,6 +125,7 @@ fn describe(row: &ServiceRow) -> String {
         ("Namespace", row.namespace.clone().unwrap_or_default()),
         ("Source", render::word(&row.source)),
         ("Traffic policy", render::word(&row.policy)),
+        ("Algorithm", render::word(&row.algorithm)),
         ("Session affinity", affinity),
         ("Forwarding", render::word(&row.forwarding)),
         ("Source ranges", source_ranges(row)),
@@ -154,7 +156,7 @@ fn describe(row: &ServiceRow) -> String {
                 backend.address.clone(),
                 backend.port.to_string(),
                 place.to_owned(),
-                render::word(&backend.state),
+                backend.state_word().to_owned(),
                 backend.weight.to_string(),
             ]
         }),

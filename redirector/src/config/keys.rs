@@ -5,6 +5,7 @@ pub(super) const FILE: &[&str] = &["interfaces", "publish", "services", "snatPor
 
 /// Keys of a service.
 pub(super) const SERVICE: &[&str] = &[
+    "algorithm",
     "backends",
     "forwarding",
     "frontends",
@@ -18,7 +19,7 @@ pub(super) const SERVICE: &[&str] = &[
 pub(super) const FRONTEND: &[&str] = &["address", "port", "protocol"];
 
 /// Keys of a backend.
-pub(super) const BACKEND: &[&str] = &["address", "port", "weight"];
+pub(super) const BACKEND: &[&str] = &["address", "port", "state", "weight"];
 
 /// The word of `known` that `found` was most likely meant to be.
 pub(super) fn nearest<'k>(found: &str, known: &[&'k str]) -> Option<&'k str> {

@@ -7,8 +7,8 @@ use redirector_common::Protocol;
 
 use super::address::{self, Role};
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    Source, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
+    ServiceKey, Source, TrafficPolicy,
 };
 
 /// The grammar, for messages.
@@ -79,7 +79,9 @@ fn service(address: Option<IpAddr>, port: u16, local_port: u16, protocol: Protoc
         }],
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
+        algorithm: Algorithm::default(),
         affinity_seconds: None,
+        affinity_group: None,
         source_ranges: Vec::new(),
     }
 }

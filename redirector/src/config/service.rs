@@ -13,8 +13,8 @@ use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
 use super::{keys, publish};
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    Source, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
+    ServiceKey, Source, TrafficPolicy,
 };
 
 /// Longest name of a service.
@@ -51,6 +51,16 @@ fn read_service(
     let (backends, backend_places) = read_backends(fields, families, reader).into_iter().unzip();
     let source_ranges = read_source_ranges(fields, reader);
     refuse_without_effect(fields, reader);
+    let algorithm = fields
+        .get("algorithm")
+        .and_then(|node| {
+            let words = [("maglev", Algorithm::Maglev), ("random", Algorithm::Random)];
+            reader.word(node, "services.algorithm", &words)
+        })
+        .unwrap_or_default();
+    let affinity_seconds = fields
+        .get("sessionAffinitySeconds")
+        .and_then(|node| reader.integer(node, "services.sessionAffinitySeconds", 1..=MAX_AFFINITY));
     let policy = fields
         .get("trafficPolicy")
         .and_then(|node| {
@@ -65,7 +75,9 @@ fn read_service(
             backends,
             policy,
             forwarding: Forwarding::Snat,
-            affinity_seconds: None,
+            algorithm,
+            affinity_seconds,
+            affinity_group: None,
             source_ranges,
         },
         path: "services",
@@ -216,11 +228,19 @@ fn read_backend(
         Some(node) => reader.integer(node, "services.backends.weight", 0..=u16::MAX.into()),
         None => Some(1),
     };
+    let state = match fields.get("state") {
+        Some(node) => {
+            let words =
+                [("active", BackendState::Active), ("terminating", BackendState::Terminating)];
+            reader.word(node, "services.backends.state", &words)
+        }
+        None => Some(BackendState::Active),
+    };
     Some(BackendSpec {
         address: address??,
         port: port??,
         weight: u16::try_from(weight?).ok()?,
-        state: BackendState::Active,
+        state: state?,
     })
 }
 
@@ -291,7 +311,8 @@ const NETWORKS: &str = "networks as in 198.51.100.0/24 or 2001:db8::/32";
 
 fn read_network(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<IpNet> {
     let text = reader.text(node, path, NETWORKS)?;
-    let Ok(network) = text.parse::<IpNet>() else {
+    // As Kubernetes takes them, with spaces around.
+    let Ok(network) = text.trim().parse::<IpNet>() else {
         reader.mismatch(node, path, NETWORKS);
         return None;
     };
@@ -305,12 +326,6 @@ fn read_network(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<IpNe
 /// Keys that this version understands and cannot carry out. To ignore them would be to do
 /// something else than what the file says.
 fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
-    if let Some(node) = fields.get("sessionAffinitySeconds") {
-        let path = "services.sessionAffinitySeconds";
-        if reader.integer(node, path, 1..=MAX_AFFINITY).is_some() {
-            refuse(node, path, "session affinity", reader);
-        }
-    }
     if let Some(node) = fields.get("forwarding") {
         let path = "services.forwarding";
         let words = [("snat", Forwarding::Snat), ("dsr", Forwarding::Dsr)];
@@ -322,9 +337,4 @@ fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
             );
         }
     }
-}
-
-fn refuse(node: &Node, path: &str, what: &str, reader: &mut Reader<'_>) {
-    let message = format!("{path}: {what} has no effect in this version; remove the key");
-    reader.report(node.position, &message);
 }

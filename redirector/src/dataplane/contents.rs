@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SourceRange,
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Service,
+    ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 /// Contents of the maps of services. Unused array elements are absent.
@@ -22,6 +22,10 @@ pub struct Contents {
     pub maglev: BTreeMap<u32, MaglevLine>,
     /// `BACKENDS`.
     pub backends: BTreeMap<BackendId, Backend>,
+    /// `TAKERS`.
+    pub takers: BTreeMap<TakerKey, Taker>,
+    /// `VIPS`.
+    pub vips: BTreeMap<Address, u32>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -37,11 +41,11 @@ impl Contents {
         self.slots.iter().map(|(key, value)| (key.service, value.backend)).collect()
     }
 
-    /// The entries of a service's table; `None` where lines are missing.
+    /// The entries of a service's table for clients from `origin`; `None` where lines are missing.
     #[must_use]
-    pub fn table(&self, service: &Service) -> Option<Vec<BackendId>> {
-        let end = service.table_offset.checked_add(service.table_size)?;
-        (service.table_offset..end)
+    pub fn table(&self, service: &Service, origin: Origin) -> Option<Vec<BackendId>> {
+        let (offset, size) = service.table(origin);
+        (offset..offset.checked_add(size)?)
             .map(|entry| {
                 let line = self.maglev.get(&(entry / MAGLEV_LINE))?;
                 line.entries.get((entry % MAGLEV_LINE) as usize).copied()
@@ -50,11 +54,13 @@ impl Contents {
     }
 }
 
-/// Lines of `MAGLEV` that a service's table takes: first, and how many.
+/// Lines of `MAGLEV` that each of a service's tables takes: first, and how many.
 #[must_use]
-pub fn lines_of(service: &Service) -> (u32, u32) {
-    let first = service.table_offset / MAGLEV_LINE;
-    (first, service.table_size.div_ceil(MAGLEV_LINE))
+pub fn lines_of(service: &Service) -> [(u32, u32); 2] {
+    [Origin::Outside, Origin::Node].map(|origin| {
+        let (offset, size) = service.table(origin);
+        (offset / MAGLEV_LINE, size.div_ceil(MAGLEV_LINE))
+    })
 }
 
 /// Flags of ports, by block of the `PORTS` array.

@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    BackendId, Family, Frontend, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
-    SourceRange,
+    BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
+    SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, lines_of};
@@ -13,7 +13,8 @@ use super::ids::{Cursors, Ids};
 use super::info::{Info, TooLong};
 use super::regions::Regions;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
-use crate::model::{BackendState, ServiceKey};
+use crate::model::maglev::Density;
+use crate::model::{Algorithm, BackendState, ServiceKey};
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub enum EncodeError {
 /// What the maps should hold, given what they do hold: numbers stay, tables that are right stay
 /// where they are, and new tables go to lines that no service points to.
 ///
+/// Tables are as dense as there is room for: dense ones share flows among backends more evenly, but
+/// too many of them would not fit.
+///
 /// # Errors
 ///
 /// If it does not fit.
@@ -63,15 +67,59 @@ pub fn encode(
     capacity: Capacity,
     cursors: &mut Cursors,
 ) -> Result<Contents, EncodeError> {
+    let mut full = None;
+    for density in Density::ALL {
+        if lines_wanted(desired, density) > roomy(capacity) && Some(&density) != Density::ALL.last()
+        {
+            continue;
+        }
+        // Even so there may be no room while the old tables are still there.
+        match encode_at(desired, actual, snat.clone(), capacity, density, cursors) {
+            Err(error @ EncodeError::Maglev { .. }) => full = full.or(Some(error)),
+            done => {
+                cursors.is_crowded = full.is_some();
+                return done;
+            }
+        }
+    }
+    Err(full.unwrap_or(EncodeError::Maglev { service: String::new(), entries: 0 }))
+}
+
+/// Lines of `MAGLEV` that tables may take: an eighth stays free, for new ones to be written while
+/// the old ones are in use.
+const fn roomy(capacity: Capacity) -> u64 {
+    (capacity.lines - capacity.lines / 8) as u64
+}
+
+/// Lines of `MAGLEV` that every service's tables take together.
+fn lines_wanted(desired: &Desired, density: Density) -> u64 {
+    let lines = |service: &DesiredService, origin| {
+        u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE))
+    };
+    let both = |service: &DesiredService| match service.is_one_table() {
+        true => lines(service, Origin::Outside),
+        false => lines(service, Origin::Outside) + lines(service, Origin::Node),
+    };
+    desired.services.values().map(both).sum()
+}
+
+fn encode_at(
+    desired: &Desired,
+    actual: &Contents,
+    snat: RangeInclusive<u16>,
+    capacity: Capacity,
+    density: Density,
+    cursors: &mut Cursors,
+) -> Result<Contents, EncodeError> {
     let mut encoder = Encoder {
         actual,
         capacity,
+        density,
         ids: Ids::read(actual, (capacity.services, capacity.backends), *cursors),
         regions: Regions::new(capacity.lines),
         contents: Contents::default(),
     };
-    for service in actual.services.values() {
-        let (first, lines) = lines_of(service);
+    for (first, lines) in actual.services.values().flat_map(lines_of) {
         encoder.regions.take(first, lines);
     }
     for (key, service) in &desired.services {
@@ -83,13 +131,18 @@ pub fn encode(
             ports.add(protocol, Port::new(port), PortFlags::SNAT);
         }
     }
+    encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
     *cursors = encoder.ids.cursors();
     Ok(encoder.contents)
 }
 
+/// Value of every entry of `VIPS`: that it is there says all.
+const VIP: u32 = 1;
+
 struct Encoder<'a> {
     actual: &'a Contents,
     capacity: Capacity,
+    density: Density,
     ids: Ids,
     regions: Regions,
     contents: Contents,
@@ -103,7 +156,7 @@ impl Encoder<'_> {
     ) -> Result<(), EncodeError> {
         let id = self.ids.service(key).ok_or(EncodeError::Services(self.capacity.services))?;
         let backends = self.add_backends(id, &service.backends)?;
-        self.add_table(id, key, service, &backends)?;
+        self.add_service_value(id, key, service, &backends)?;
         self.add_ranges(id, service);
         self.add_frontends(id, service);
         let info = Info {
@@ -112,6 +165,8 @@ impl Encoder<'_> {
             policy: service.policy,
             forwarding: service.forwarding,
             affinity: service.affinity_seconds,
+            group: service.affinity_group.clone(),
+            algorithm: service.algorithm,
             conflicts: service.conflicts.iter().copied().collect(),
             omitted: 0,
         };
@@ -145,23 +200,81 @@ impl Encoder<'_> {
         Ok(ids)
     }
 
-    fn add_table(
+    /// Adds the service and its tables: one where clients on the node have the same backends to
+    /// choose from as those outside, else two.
+    fn add_service_value(
         &mut self,
         id: ServiceId,
         key: &(ServiceKey, Family),
         service: &DesiredService,
         backends: &[BackendId],
     ) -> Result<(), EncodeError> {
+        let (table_offset, table_size) =
+            self.add_table(id, key, Origin::Outside, service, backends)?;
+        let (internal_offset, internal_size) = if service.is_one_table() {
+            (table_offset, table_size)
+        } else {
+            self.add_table(id, key, Origin::Node, service, backends)?
+        };
+        let affinity = self.add_affinity(id, key, service, backends)?;
+        let value = Service {
+            table_offset,
+            table_size,
+            internal_offset,
+            internal_size,
+            flags: flags(service),
+            affinity_group: affinity.map_or(0, |(group, _)| group),
+            affinity_seconds: affinity.map_or(0, |(_, seconds)| seconds),
+            reserved: 0,
+        };
+        self.contents.services.insert(id, value);
+        Ok(())
+    }
+
+    /// The service's affinity group and timeout, with the backends that clients may stay with.
+    fn add_affinity(
+        &mut self,
+        id: ServiceId,
+        key: &(ServiceKey, Family),
+        service: &DesiredService,
+        backends: &[BackendId],
+    ) -> Result<Option<(u32, u32)>, EncodeError> {
+        let Some(seconds) = service.affinity_seconds else {
+            return Ok(None);
+        };
+        for (desired, backend) in service.backends.iter().zip(backends) {
+            let taker = [Origin::Outside, Origin::Node]
+                .into_iter()
+                .filter(|origin| desired.takes_from(*origin))
+                .fold(Taker::NONE, Taker::and);
+            if taker != Taker::NONE {
+                self.contents.takers.insert(TakerKey { service: id, backend: *backend }, taker);
+            }
+        }
+        let group = self.ids.group(&key.0, service.affinity_group.as_deref());
+        let group = group.ok_or(EncodeError::Services(self.capacity.services))?;
+        Ok(Some((group, seconds)))
+    }
+
+    /// Offset and size of the table for clients from `origin`.
+    fn add_table(
+        &mut self,
+        id: ServiceId,
+        key: &(ServiceKey, Family),
+        origin: Origin,
+        service: &DesiredService,
+        backends: &[BackendId],
+    ) -> Result<(u32, u32), EncodeError> {
         let entries: Vec<BackendId> = service
-            .table()
+            .table(origin, self.density)
             .into_iter()
             .filter_map(|index| backends.get(usize::from(index)).copied())
             .collect();
         let size = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let table_offset = match self.actual.services.get(&id) {
-            Some(old) if old.table_size == size && self.holds(old, &entries) => old.table_offset,
-            _ if size == 0 => 0,
-            _ => {
+        let offset = match self.place_of(id, origin, &entries) {
+            Some(offset) => offset,
+            None if size == 0 => 0,
+            None => {
                 let first = self.regions.allocate(size.div_ceil(MAGLEV_LINE));
                 first.ok_or_else(|| EncodeError::Maglev {
                     service: key.0.name.clone(),
@@ -169,22 +282,27 @@ impl Encoder<'_> {
                 })? * MAGLEV_LINE
             }
         };
-        for (line, chunk) in
-            (table_offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize))
-        {
+        for (line, chunk) in (offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize)) {
             let mut value = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
             value.entries[..chunk.len()].copy_from_slice(chunk);
             self.contents.maglev.insert(line, value);
         }
-        let value = Service { table_offset, table_size: size, flags: flags(service), reserved: 0 };
-        self.contents.services.insert(id, value);
-        Ok(())
+        Ok((offset, size))
     }
 
-    /// Whether a service's table already is what it should be.
-    fn holds(&self, old: &Service, entries: &[BackendId]) -> bool {
-        old.table_offset.is_multiple_of(MAGLEV_LINE)
-            && self.actual.table(old).as_deref() == Some(entries)
+    /// Where a service's table stands already, if it is what it should be. A region that both
+    /// kinds of clients shared stays with those outside.
+    fn place_of(&self, id: ServiceId, origin: Origin, entries: &[BackendId]) -> Option<u32> {
+        let old = self.actual.services.get(&id)?;
+        let (offset, size) = old.table(origin);
+        let is_shared = offset == old.table_offset && old.table_size > 0;
+        if origin == Origin::Node && is_shared {
+            return None;
+        }
+        let is_right = size as usize == entries.len()
+            && offset.is_multiple_of(MAGLEV_LINE)
+            && self.actual.table(old, origin).as_deref() == Some(entries);
+        is_right.then_some(offset)
     }
 
     fn add_ranges(&mut self, id: ServiceId, service: &DesiredService) {
@@ -222,6 +340,9 @@ fn flags(service: &DesiredService) -> u32 {
     }
     if service.source_ranges.is_some() {
         flags |= Service::FLAG_SOURCE_RANGES;
+    }
+    if service.algorithm == Algorithm::Random {
+        flags |= Service::FLAG_RANDOM;
     }
     flags
 }

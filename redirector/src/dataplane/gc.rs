@@ -9,6 +9,9 @@ use nix::time::{ClockId, clock_gettime};
 use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
 
 use super::contents::Ports;
+use super::epochs::Epochs;
+use super::maps;
+use super::pins::Pins;
 use super::table::{HashTable, Table, TableError};
 
 /// What a pass over the flow table found and did.
@@ -40,25 +43,44 @@ pub trait FlowTable {
     /// If the kernel refuses.
     fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError>;
 
-    /// Removes a half; none is no error.
+    /// Removes a half; none is no error. `early`: packets may still come.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError>;
+    fn remove_half(&mut self, key: &Tuple, early: bool) -> Result<(), TableError>;
 }
 
-impl FlowTable for HashTable<Tuple, Flow> {
+/// The flow table in the kernel, with what stands in front of it.
+pub struct KernelFlows {
+    table: HashTable<Tuple, Flow>,
+    epochs: Epochs,
+}
+
+impl KernelFlows {
+    /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// If a map is missing or not what its name says.
+    pub fn open(pins: &Pins) -> Result<Self, TableError> {
+        Ok(Self { table: maps::flows(pins)?, epochs: Epochs::open(pins)? })
+    }
+}
+
+impl FlowTable for KernelFlows {
     fn read(&self, each: &mut dyn FnMut(Vec<(Tuple, Flow)>)) -> Result<(), TableError> {
-        Self::read(self, |chunk| each(chunk.collect()))
+        self.table.read(|chunk| each(chunk.collect()))
     }
 
     fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError> {
-        self.get(key)
+        self.table.get(key)
     }
 
-    fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError> {
-        self.remove(key)
+    fn remove_half(&mut self, key: &Tuple, early: bool) -> Result<(), TableError> {
+        self.table.remove(key)?;
+        // What is idle for longer than the cache believes anything needs no word of it.
+        if early { self.epochs.raise(key) } else { Ok(()) }
     }
 }
 
@@ -113,7 +135,7 @@ pub fn collect(
             None => vec![key],
         };
         for half in &halves {
-            table.remove_half(half)?;
+            table.remove_half(half, fate == Fate::Orphaned)?;
         }
         let count =
             if fate == Fate::Orphaned { &mut collected.orphaned } else { &mut collected.expired };
@@ -200,7 +222,7 @@ mod tests {
             Ok(self.get(key).copied())
         }
 
-        fn remove_half(&mut self, key: &Tuple) -> Result<(), TableError> {
+        fn remove_half(&mut self, key: &Tuple, _: bool) -> Result<(), TableError> {
             self.remove(key);
             Ok(())
         }

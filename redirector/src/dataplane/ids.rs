@@ -15,6 +15,17 @@ use crate::model::ServiceKey;
 pub struct Cursors {
     service: u32,
     backend: u32,
+    group: u32,
+    /// Old tables were in the way of new ones as dense as there will be room for.
+    pub(crate) is_crowded: bool,
+}
+
+impl Cursors {
+    /// Whether the same state, encoded again now that it is written, would be better.
+    #[must_use]
+    pub const fn is_crowded(&self) -> bool {
+        self.is_crowded
+    }
 }
 
 /// Numbers in use, and those handed out since.
@@ -22,17 +33,42 @@ pub struct Cursors {
 pub(crate) struct Ids {
     services: BTreeMap<(ServiceKey, Family), ServiceId>,
     backends: BTreeMap<(Address, Port, bool), BackendId>,
+    groups: BTreeMap<GroupKey, u32>,
     used_services: Numbers,
     used_backends: Numbers,
+    used_groups: Numbers,
+}
+
+/// Who shares what is remembered of clients.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum GroupKey {
+    /// Both families of one service.
+    Own(ServiceKey),
+    /// Every service that names it.
+    Named(String),
+}
+
+impl GroupKey {
+    fn new(service: &ServiceKey, name: Option<&str>) -> Self {
+        match name {
+            Some(name) => Self::Named(name.to_owned()),
+            None => Self::Own(service.clone()),
+        }
+    }
 }
 
 impl Ids {
     /// Reads them back from what the maps hold.
     pub(crate) fn read(actual: &Contents, capacity: (u32, u32), cursors: Cursors) -> Self {
         let mut services = BTreeMap::new();
+        let mut groups = BTreeMap::new();
         for (id, value) in &actual.infos {
             // What cannot be read is nobody's, and is removed as such.
             if let Ok(info) = Info::decode(value) {
+                if let Some(service) = actual.services.get(id).filter(|it| it.has_affinity()) {
+                    let key = GroupKey::new(&info.key, info.group.as_deref());
+                    groups.entry(key).or_insert(service.affinity_group);
+                }
                 services.entry((info.key, info.family)).or_insert(*id);
             }
         }
@@ -41,9 +77,12 @@ impl Ids {
             backends.entry(content(backend)).or_insert(*id);
         }
         let used = actual.services.keys().chain(actual.infos.keys());
+        let used_groups = actual.services.values().map(|service| &service.affinity_group);
         Self {
             services,
             backends,
+            used_groups: Numbers::new(used_groups, u32::MAX, cursors.group),
+            groups,
             used_services: Numbers::new(used, capacity.0, cursors.service),
             used_backends: Numbers::new(actual.backends.keys(), capacity.1, cursors.backend),
         }
@@ -69,9 +108,26 @@ impl Ids {
         Some(id)
     }
 
+    /// The number of the affinity group `name`, or of the service's own; `None` if there is none
+    /// left.
+    pub(crate) fn group(&mut self, service: &ServiceKey, name: Option<&str>) -> Option<u32> {
+        let key = GroupKey::new(service, name);
+        if let Some(id) = self.groups.get(&key) {
+            return Some(*id);
+        }
+        let id = self.used_groups.next()?;
+        self.groups.insert(key, id);
+        Some(id)
+    }
+
     /// Where the next search goes on.
     pub(crate) fn cursors(&self) -> Cursors {
-        Cursors { service: self.used_services.cursor, backend: self.used_backends.cursor }
+        Cursors {
+            service: self.used_services.cursor,
+            backend: self.used_backends.cursor,
+            group: self.used_groups.cursor,
+            is_crowded: false,
+        }
     }
 }
 

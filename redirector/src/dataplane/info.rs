@@ -9,7 +9,7 @@ use redirector_common::service::SERVICE_INFO_LEN;
 use redirector_common::{Address, Family, FrontendKey, Port, Protocol, ServiceInfo, SourceRange};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Forwarding, ServiceKey, TrafficPolicy};
+use crate::model::{Algorithm, Forwarding, ServiceKey, TrafficPolicy};
 
 /// One service of one address family. Keys are short where they can be: the text has room for
 /// [`SERVICE_INFO_LEN`] bytes.
@@ -30,6 +30,12 @@ pub struct Info {
     /// Session affinity by client address, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<u32>,
+    /// With whom that is shared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// How a backend is chosen for a new flow.
+    #[serde(default)]
+    pub algorithm: Algorithm,
     /// Frontends that the service wants and another service has.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "frontends")]
     pub conflicts: Vec<FrontendKey>,
@@ -173,6 +179,8 @@ mod tests {
             policy: TrafficPolicy::Local,
             forwarding: Forwarding::Snat,
             affinity: Some(10800),
+            group: Some("namespace/web:http".to_owned()),
+            algorithm: Algorithm::Random,
             conflicts: (0..conflicts)
                 .filter_map(|i| parse_frontend(&format!("[2001:db8::1]:{}/udp", i + 1)))
                 .collect(),

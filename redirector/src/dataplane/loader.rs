@@ -12,48 +12,17 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, Flow, Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey,
-    SlotValue, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, CacheSet, Flow, Frontend, FrontendKey, Interface,
+    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
+    cache,
 };
 
 use super::pins::{Hook, Pins};
+use super::sizes::Sizes;
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
 pub static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-ebpf"));
-
-/// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// `FRONTENDS`.
-    pub frontends: u32,
-    /// `SERVICES` and `SERVICE_INFO`.
-    pub services: u32,
-    /// `BACKENDS`.
-    pub backends: u32,
-    /// `MAGLEV`, in lines of 16 entries.
-    pub maglev_lines: u32,
-    /// `FLOWS`; a flow takes two.
-    pub flows: u32,
-    /// `SLOTS`.
-    pub slots: u32,
-    /// `SOURCE_RANGES`.
-    pub source_ranges: u32,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            frontends: 65536,
-            services: 65536,
-            backends: 65536,
-            maglev_lines: 65536,
-            flows: 262_144,
-            slots: 262_144,
-            source_ranges: 65536,
-        }
-    }
-}
 
 /// Why the programs or maps could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -246,6 +215,10 @@ impl Spec {
             MapName::Maglev => Self::array::<MaglevLine>(sizes.maglev_lines),
             MapName::Backends => Self::array::<Backend>(sizes.backends),
             MapName::Flows => Self::hash::<Tuple, Flow>(sizes.flows),
+            MapName::FlowCache => {
+                Self::array::<CacheSet>(sizes.cache_sets.saturating_mul(sizes.cpus).max(1))
+            }
+            MapName::Epochs => Self::array::<u32>(cache::EPOCHS),
             MapName::Interfaces => Self::array::<Interface>(MAX_IFINDEX),
             MapName::Node => Self::array::<NodeConfig>(1),
             MapName::Counters => {
@@ -259,6 +232,12 @@ impl Spec {
                 kind: MapType::LpmTrie,
                 ..Self::hash::<SourceRange, u32>(sizes.source_ranges)
             },
+            MapName::Affinity => Self {
+                kind: MapType::LruHash,
+                ..Self::hash::<AffinityKey, Affinity>(sizes.affinity)
+            },
+            MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
+            MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
         }
     }
 

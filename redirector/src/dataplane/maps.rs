@@ -10,6 +10,7 @@ use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
 
 use super::encode::Capacity;
 use super::pins::Pins;
+use super::ports::MarkedPorts;
 use super::sync::Tables;
 use super::syscall;
 use super::table::{ArrayTable, HashTable, RangeTable, TableError, io_error};
@@ -57,7 +58,13 @@ impl Maps {
                 backends: Box::new(backends),
                 slots: Box::new(hash(pins, MapName::Slots)?),
                 infos: Box::new(hash(pins, MapName::ServiceInfo)?),
-                ports: Box::new(array(pins, MapName::Ports, PortBlock::default())?),
+                takers: Box::new(hash(pins, MapName::Takers)?),
+                vips: Box::new(hash(pins, MapName::Vips)?),
+                ports: Box::new(MarkedPorts::new(array(
+                    pins,
+                    MapName::Ports,
+                    PortBlock::default(),
+                )?)),
                 wait_for_packets: Box::new(syscall::wait_for_programs),
             },
             interfaces: array(pins, MapName::Interfaces, Interface::NONE)?,
@@ -77,6 +84,20 @@ pub fn flows(pins: &Pins) -> Result<HashTable<Tuple, Flow>, TableError> {
     hash(pins, MapName::Flows)
 }
 
+/// Elements of the flow cache that each of so many CPUs may use, a power of two: of the map as it
+/// is, which may have been made for other numbers.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn cache_sets(pins: &Pins, cpus: u32) -> Result<u32, TableError> {
+    let name = MapName::FlowCache;
+    let entries = open(pins, name).and_then(|data| Ok(data.info()?.max_entries()));
+    let entries = entries.map_err(|error| TableError::new(name, "opening", io_error(error)))?;
+    let share = entries / cpus.max(1);
+    Ok(if share == 0 { 0 } else { 1 << share.ilog2() })
+}
+
 /// Settings as they were before.
 ///
 /// # Errors
@@ -92,7 +113,11 @@ fn hash<K: Pod, V: Pod>(pins: &Pins, name: MapName) -> Result<HashTable<K, V>, T
         .map_err(|error| TableError::new(name, "opening", io_error(error)))
 }
 
-fn array<V: Pod>(pins: &Pins, name: MapName, unused: V) -> Result<ArrayTable<V>, TableError> {
+pub(super) fn array<V: Pod>(
+    pins: &Pins,
+    name: MapName,
+    unused: V,
+) -> Result<ArrayTable<V>, TableError> {
     let map = open(pins, name).and_then(|data| Array::try_from(Map::from_map_data(data)?));
     map.map(|map| ArrayTable::new(name, map, unused))
         .map_err(|error| TableError::new(name, "opening", io_error(error)))

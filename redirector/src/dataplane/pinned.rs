@@ -3,6 +3,7 @@
 //! Everything is read into ordered maps of plain values, so that what is made of them needs no
 //! kernel and comes out in the same order each time.
 
+mod cache;
 mod error;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,16 +17,20 @@ use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
 };
 use redirector_common::reason::REASON_CAPACITY;
-use redirector_common::service::{MAGLEV_LINE, MaglevLine};
+use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, Flow, Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Flow, Frontend, FrontendKey, Interface,
+    NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
+    SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
+use super::contents::lines_of;
+use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
-use super::table::read_ranges;
+use super::ports;
+use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
 pub use error::PinnedError;
@@ -75,15 +80,6 @@ impl Pinned {
     #[must_use]
     pub fn pins(&self) -> &Pins {
         &self.pins
-    }
-
-    /// Both halves of every flow.
-    ///
-    /// # Errors
-    ///
-    /// As for every reading function here: if the map is missing, refused, or another one.
-    pub fn flows(&self) -> Result<BTreeMap<Tuple, Flow>, PinnedError> {
-        self.table(MapName::Flows)
     }
 
     /// Frontends and their services.
@@ -155,6 +151,34 @@ impl Pinned {
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
     }
 
+    /// Clients that are remembered, and the backends that they stay with; also those past their
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn affinities(&self) -> Result<BTreeMap<AffinityKey, Affinity>, PinnedError> {
+        self.table(MapName::Affinity)
+    }
+
+    /// Backends that clients may stay with.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn takers(&self) -> Result<BTreeMap<TakerKey, Taker>, PinnedError> {
+        self.table(MapName::Takers)
+    }
+
+    /// Addresses that only frontends have.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn vips(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
+    }
+
     /// The lines of Maglev tables that services use.
     ///
     /// # Errors
@@ -191,6 +215,7 @@ impl Pinned {
     /// Elements of `PORTS` with a port that concerns us.
     fn port_blocks(&self) -> Result<BTreeMap<u32, PortBlock>, PinnedError> {
         let mut blocks = self.table::<u32, PortBlock>(MapName::Ports)?;
+        blocks.values_mut().for_each(ports::unmark);
         blocks.retain(|_, block| *block != PortBlock::default());
         Ok(blocks)
     }
@@ -272,7 +297,9 @@ impl Pinned {
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
             MapName::Maglev => self.maglev()?.len(),
             MapName::Backends => self.backends()?.len(),
-            MapName::Flows => self.flows()?.len(),
+            MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
+            MapName::FlowCache => self.cached_flows()?.len(),
+            MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
             MapName::Interfaces => self.interfaces()?.len(),
             MapName::Node => usize::from(self.node()?.snat_count != 0),
             MapName::Counters => self.counters()?.len(),
@@ -280,6 +307,9 @@ impl Pinned {
             MapName::Status => usize::from(!self.status_text()?.is_empty()),
             MapName::Sysctls => self.sysctls()?.len(),
             MapName::SourceRanges => self.source_ranges()?.len(),
+            MapName::Affinity => self.affinities()?.len(),
+            MapName::Takers => self.takers()?.len(),
+            MapName::Vips => self.vips()?.len(),
         })
     }
 
@@ -314,10 +344,15 @@ impl Pinned {
         let refused = |error: MapError| unreadable(name, chain(&error));
         let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
         let mut map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
+        let stale = |error: TableError| unreadable(MapName::Epochs, error.to_string());
+        let mut epochs = Epochs::open(&self.pins).map_err(stale)?;
         let mut removed = 0;
         for key in keys {
             match map.remove(&key) {
-                Ok(()) => removed += 1,
+                Ok(()) => {
+                    removed += 1;
+                    epochs.raise(&key).map_err(stale)?;
+                }
                 Err(error) if is_gone(&error) => {}
                 Err(error) => return Err(refused(error)),
             }
@@ -346,11 +381,11 @@ impl Pinned {
     }
 }
 
-/// Whether a service's table reaches into a line of `MAGLEV`.
+/// Whether one of a service's tables reaches into a line of `MAGLEV`.
 fn uses_line(service: &Service, line: u32) -> bool {
-    let first = service.table_offset / MAGLEV_LINE;
-    let lines = service.table_size.div_ceil(MAGLEV_LINE);
-    (first..first.saturating_add(lines)).contains(&line)
+    lines_of(service)
+        .iter()
+        .any(|(first, lines)| (*first..first.saturating_add(*lines)).contains(&line))
 }
 
 /// The counters of all CPUs together.
@@ -407,9 +442,15 @@ mod tests {
 
     #[test]
     fn a_table_uses_whole_lines() {
-        let service = Service { table_offset: 32, table_size: 17, ..Service::default() };
+        let service = Service {
+            table_offset: 32,
+            table_size: 17,
+            internal_offset: 80,
+            internal_size: 1,
+            ..Service::default()
+        };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
-        assert_eq!(used, [2, 3]);
+        assert_eq!(used, [2, 3, 5]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Bringing the maps from what they hold to what they should hold, while packets flow.
 
-use redirector_common::node::PortBlock;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Backend, BackendId, Frontend, FrontendKey, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
-    SourceRange,
+    Address, Backend, BackendId, Frontend, FrontendKey, Service, ServiceId, ServiceInfo, SlotKey,
+    SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, Ports};
 use super::delta::{Delta, delta};
+use super::ports::PortTable;
 use super::table::{Table, TableError};
 
 type DynTable<K, V> = Box<dyn Table<K, V> + Send>;
@@ -25,12 +25,16 @@ pub struct Tables {
     pub maglev: DynTable<u32, MaglevLine>,
     /// `BACKENDS`.
     pub backends: DynTable<BackendId, Backend>,
+    /// `TAKERS`.
+    pub takers: DynTable<TakerKey, Taker>,
+    /// `VIPS`.
+    pub vips: DynTable<Address, u32>,
     /// `SLOTS`.
     pub slots: DynTable<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
     pub infos: DynTable<ServiceId, ServiceInfo>,
     /// `PORTS`.
-    pub ports: DynTable<u32, PortBlock>,
+    pub ports: Box<dyn PortTable + Send>,
     /// Waits until no packet is being looked at that was when this was called.
     pub wait_for_packets: Box<dyn FnMut() + Send>,
 }
@@ -78,6 +82,8 @@ impl Tables {
             ranges: self.ranges.entries()?,
             maglev: self.maglev.entries()?,
             backends: self.backends.entries()?,
+            takers: self.takers.entries()?,
+            vips: self.vips.entries()?,
             slots: self.slots.entries()?,
             infos,
             ports: Ports { blocks: self.ports.entries()? },
@@ -109,13 +115,17 @@ impl Tables {
         let services = delta(&actual.services, &desired.services);
         let ranges = delta(&actual.ranges, &desired.ranges);
         let backends = delta(&actual.backends, &desired.backends);
+        let takers = delta(&actual.takers, &desired.takers);
+        let vips = delta(&actual.vips, &desired.vips);
         let maglev = delta(&actual.maglev, &desired.maglev);
         let slots = delta(&actual.slots, &desired.slots);
         let infos = delta(&actual.infos, &desired.infos);
         let ports = delta(&actual.ports.blocks, &actual.ports.union(&desired.ports).blocks);
         let mut writes = Writes::default();
 
-        // 1. No new flow starts towards what goes.
+        // 1. No new flow starts towards what goes. What has become this host's own address gets
+        //    all that is sent to it.
+        writes += remove(&mut *self.vips, &mut actual.vips, &vips)?;
         writes += remove(&mut *self.frontends, &mut actual.frontends, &frontends)?;
 
         // 2. What new ways lead to. Nothing that a packet can reach is overwritten: numbers and
@@ -124,12 +134,18 @@ impl Tables {
         writes += set(&mut *self.backends, &mut actual.backends, &backends)?;
         writes += set(&mut *self.maglev, &mut actual.maglev, &maglev)?;
         writes += set(&mut *self.ranges, &mut actual.ranges, &ranges)?;
+        writes += set(&mut *self.takers, &mut actual.takers, &takers)?;
         writes += set(&mut *self.slots, &mut actual.slots, &slots)?;
         writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
 
         // 3. The new ways: one store moves a service to its new table.
         writes += set(&mut *self.services, &mut actual.services, &services)?;
         writes += set(&mut *self.frontends, &mut actual.frontends, &frontends)?;
+        //    Clients leave the backends that take no new flows, and what frontends' addresses do
+        //    not serve ends here.
+        writes += remove(&mut *self.takers, &mut actual.takers, &takers)?;
+        writes += set(&mut *self.vips, &mut actual.vips, &vips)?;
+        self.ports.mark_vips(!actual.vips.is_empty())?;
 
         // 4. What no way leads to any more, once no packet is on an old one.
         let stale = services.remove.len()

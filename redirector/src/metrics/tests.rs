@@ -115,6 +115,8 @@ fn totals_never_fall() {
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
         affinity: None,
+        group: None,
+        algorithm: crate::model::Algorithm::default(),
         conflicts: Vec::new(),
         omitted: 0,
     };

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use redirector_common::{Address, Backend, Family, FrontendKey, Port};
+use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service, ServiceKey,
-    TrafficPolicy, maglev,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
+    ServiceKey, TrafficPolicy,
+    maglev::{self, Density},
 };
 
 /// The addresses of this node.
@@ -61,6 +62,9 @@ pub struct Desired {
     pub services: BTreeMap<(ServiceKey, Family), DesiredService>,
     /// Frontends that more than one service claims, in the order of the services.
     pub conflicts: Vec<Conflict>,
+    /// Addresses of frontends that are not this host's: packets to them have no business here but
+    /// with services.
+    pub vips: BTreeSet<Address>,
 }
 
 /// A frontend that two services claim.
@@ -87,8 +91,12 @@ pub struct DesiredService {
     pub policy: TrafficPolicy,
     /// How packets reach a backend elsewhere.
     pub forwarding: Forwarding,
+    /// How a backend is chosen for a new flow.
+    pub algorithm: Algorithm,
     /// Session affinity by client address, in seconds.
     pub affinity_seconds: Option<u32>,
+    /// With whom the service shares what it remembers of clients, if not with nobody.
+    pub affinity_group: Option<String>,
     /// Networks of this family that clients may come from; `None`: from everywhere. Without a
     /// network, where the service names only ones of the other family, nobody is admitted.
     pub source_ranges: Option<BTreeSet<IpNet>>,
@@ -98,20 +106,26 @@ pub struct DesiredService {
 }
 
 impl DesiredService {
-    /// The Maglev table over the backends that take new flows: indices into
-    /// [`backends`](Self::backends). Empty without such a backend.
+    /// The Maglev table over the backends that take new flows of clients from `origin`: indices
+    /// into [`backends`](Self::backends). Empty without such a backend.
     #[must_use]
-    pub fn table(&self) -> Vec<u16> {
+    pub fn table(&self, origin: Origin, density: Density) -> Vec<u16> {
         let shares: Vec<(u64, u16)> =
-            self.backends.iter().map(|backend| (backend.identity, backend.share())).collect();
-        maglev::build(&shares, self.table_size())
+            self.backends.iter().map(|it| (it.identity, it.share(origin))).collect();
+        maglev::build(&shares, self.table_size(origin, density))
     }
 
     /// Number of entries of [`table`](Self::table).
     #[must_use]
-    pub fn table_size(&self) -> u32 {
-        let shares: Vec<u16> = self.backends.iter().map(DesiredBackend::share).collect();
-        maglev::table_size(&shares)
+    pub fn table_size(&self, origin: Origin, density: Density) -> u32 {
+        let shares: Vec<u16> = self.backends.iter().map(|it| it.share(origin)).collect();
+        maglev::table_size(&shares, density)
+    }
+
+    /// Whether clients on the node and those outside have the same backends to choose from.
+    #[must_use]
+    pub fn is_one_table(&self) -> bool {
+        self.backends.iter().all(|it| it.takes_new_flows == it.takes_node_flows)
     }
 }
 
@@ -126,15 +140,26 @@ pub struct DesiredBackend {
     pub weight: u16,
     /// Whether it is there to stay.
     pub state: BackendState,
-    /// Whether new flows may go to it here and now.
+    /// Whether new flows of clients outside may go to it here and now.
     pub takes_new_flows: bool,
+    /// The same of clients on this node, to whom the policy Local does not apply.
+    pub takes_node_flows: bool,
     /// Identity in Maglev tables, the same on every node.
     pub identity: u64,
 }
 
 impl DesiredBackend {
-    const fn share(&self) -> u16 {
-        if self.takes_new_flows { self.weight } else { 0 }
+    const fn share(&self, origin: Origin) -> u16 {
+        if self.takes_from(origin) { self.weight } else { 0 }
+    }
+
+    /// Whether new flows of clients from `origin` may go to it here and now.
+    #[must_use]
+    pub const fn takes_from(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Outside => self.takes_new_flows,
+            Origin::Node => self.takes_node_flows,
+        }
     }
 }
 
@@ -155,6 +180,9 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
             }
             let mut entry = build_backends(service, family, node);
             for (frontend, local_address) in frontends {
+                if !node.is_own(frontend.address.into()) {
+                    desired.vips.insert(frontend.address);
+                }
                 match claimed.entry(frontend) {
                     Entry::Vacant(vacant) => {
                         vacant.insert(&service.key);
@@ -205,7 +233,8 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         .filter(|spec| seen.insert((spec.address, spec.port)))
         .filter_map(|spec| resolve_backend(spec, family, node))
         .collect();
-    choose_takers(&mut backends, service.policy);
+    choose_takers(&mut backends, TrafficPolicy::Cluster, |backend| &mut backend.takes_node_flows);
+    choose_takers(&mut backends, service.policy, |backend| &mut backend.takes_new_flows);
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
@@ -215,7 +244,9 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         backends,
         policy: service.policy,
         forwarding: service.forwarding,
+        algorithm: service.algorithm,
         affinity_seconds: service.affinity_seconds,
+        affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
         silent,
     }
@@ -249,13 +280,18 @@ fn resolve_backend(
         weight: spec.weight,
         state: spec.state,
         takes_new_flows: false,
+        takes_node_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
 }
 
 /// Marks the backends that new flows may go to: active ones that the policy allows; where there
 /// is none, terminating ones, which are better than no answer (Kubernetes KEP-1669).
-fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
+fn choose_takers(
+    backends: &mut [DesiredBackend],
+    policy: TrafficPolicy,
+    takes: impl Fn(&mut DesiredBackend) -> &mut bool,
+) {
     for state in [BackendState::Active, BackendState::Terminating] {
         let mut found = false;
         for backend in &mut *backends {
@@ -263,8 +299,9 @@ fn choose_takers(backends: &mut [DesiredBackend], policy: TrafficPolicy) {
                 TrafficPolicy::Cluster => true,
                 TrafficPolicy::Local => backend.backend.is_local(),
             };
-            backend.takes_new_flows = allowed && backend.state == state && backend.weight > 0;
-            found |= backend.takes_new_flows;
+            let taken = allowed && backend.state == state && backend.weight > 0;
+            *takes(backend) = taken;
+            found |= taken;
         }
         if found {
             return;

@@ -12,7 +12,27 @@ use super::BackendAddress;
 
 /// Sizes that a table may have. Primes, so that every walk visits every entry; each a little below
 /// a power of two, so that tables fill the lines of their map.
-pub const SIZES: [u32; 5] = [251, 1021, 4093, 16381, 65521];
+pub const SIZES: [u32; 7] = [13, 61, 251, 1021, 4093, 16381, 65521];
+
+/// How large tables are: less dense ones take less memory, and share less evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Density {
+    divisor: u32,
+}
+
+impl Density {
+    /// Shares of equal backends differ by 1 % at most.
+    pub const FULL: Self = Self { divisor: 1 };
+
+    /// From the densest on: each takes about a fourth of the memory of the one before, and shares
+    /// of equal backends differ by four times as much.
+    pub const ALL: [Self; 4] =
+        [Self::FULL, Self { divisor: 4 }, Self { divisor: 16 }, Self { divisor: 64 }];
+
+    fn of(self, entries: u32) -> u64 {
+        u64::from((entries / self.divisor).max(1))
+    }
+}
 
 /// Entries for each backend that [`table_size`] aims at: shares differ by one entry at most, 1 %.
 const ENTRIES_PER_BACKEND: u32 = 100;
@@ -23,10 +43,11 @@ const ENTRIES_OF_SMALLEST: u32 = 10;
 
 /// Number of entries of a table over backends of these weights; weights of 0 do not count.
 ///
-/// 0 without a backend, 1 with a single one; else the smallest of [`SIZES`] that has 100 entries
-/// for each backend and 10 for the one of the smallest weight, or the largest there is.
+/// 0 without a backend, 1 with a single one; else, at full density, the smallest of [`SIZES`] that
+/// has 100 entries for each backend and 10 for the one of the smallest weight, or the largest
+/// there is. At any density each backend has an entry as long as the largest has as many.
 #[must_use]
-pub fn table_size(weights: &[u16]) -> u32 {
+pub fn table_size(weights: &[u16], density: Density) -> u32 {
     let weights = || weights.iter().filter(|weight| **weight > 0);
     let Some(smallest) = weights().min() else {
         return 0;
@@ -38,8 +59,8 @@ pub fn table_size(weights: &[u16]) -> u32 {
     let total: u64 = weights().map(|weight| u64::from(*weight)).sum();
     let smallest_share = total.div_ceil(u64::from(*smallest));
     let wanted = count
-        .saturating_mul(u64::from(ENTRIES_PER_BACKEND))
-        .max(smallest_share.saturating_mul(u64::from(ENTRIES_OF_SMALLEST)));
+        .saturating_mul(density.of(ENTRIES_PER_BACKEND))
+        .max(smallest_share.saturating_mul(density.of(ENTRIES_OF_SMALLEST)));
     let [.., largest] = SIZES;
     SIZES.into_iter().find(|size| u64::from(*size) >= wanted).unwrap_or(largest)
 }

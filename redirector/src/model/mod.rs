@@ -137,6 +137,30 @@ pub enum Forwarding {
     Dsr,
 }
 
+/// How a backend is chosen for a new flow.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    serde::Serialize,
+    serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// By a hash of addresses and ports: the same on every node, and nearly the same when backends
+    /// come and go.
+    #[default]
+    Maglev,
+    /// At random, by weight.
+    Random,
+}
+
 /// A set of frontends that share backends and policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -150,8 +174,13 @@ pub struct Service {
     pub policy: TrafficPolicy,
     /// How packets reach a backend elsewhere.
     pub forwarding: Forwarding,
+    /// How a backend is chosen for a new flow.
+    pub algorithm: Algorithm,
     /// Session affinity by client address, in seconds.
     pub affinity_seconds: Option<u32>,
+    /// Services that name the same group share what they remember of clients; `None`: the service
+    /// remembers for itself. Without effect where there is no affinity.
+    pub affinity_group: Option<String>,
     /// Networks that clients may come from; none: clients may come from everywhere.
     pub source_ranges: Vec<IpNet>,
 }

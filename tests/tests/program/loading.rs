@@ -1,9 +1,9 @@
 //! The programs load, within what the verifier allows.
 
 use anyhow::{Context as _, Result, ensure};
-use redirector::dataplane::loader::{self, Sizes};
 use redirector::dataplane::pins::{Hook, Pins};
 use redirector::dataplane::prerequisites::make_dirs;
+use redirector::dataplane::{loader, sizes::Sizes};
 use redirector_tests::bpffs::Bpffs;
 use redirector_tests::program::{Programs, Size, functions};
 

@@ -215,7 +215,13 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
 
 /// How many ports, from [`SNAT`] on, the translation block has. With one, results are certain.
 pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
-    let node = NodeConfig { snat_first: SNAT, snat_count: count, lookup_ifindex: ifindex("lo")? };
+    let node = NodeConfig {
+        snat_first: SNAT,
+        snat_count: count,
+        lookup_ifindex: ifindex("lo")?,
+        cache_sets: redirector_tests::program::CACHE_SETS,
+        reserved: 0,
+    };
     programs.set(MapName::Node, 0, node)
 }
 
@@ -248,7 +254,14 @@ fn add_service(
     programs.set(MapName::Backends, id, backend)?;
     programs.set(MapName::Maglev, id, MaglevLine { entries: [id; 16] })?;
     let flags = flags | limit_sources(programs, id, family, port)?;
-    let service = Service { table_offset, table_size, flags, reserved: 0 };
+    let service = Service {
+        table_offset,
+        table_size,
+        internal_offset: table_offset,
+        internal_size: table_size,
+        flags,
+        ..Service::default()
+    };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
     let value = Frontend { service: id, reserved: 0, local_address: address };

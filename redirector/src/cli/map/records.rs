@@ -4,14 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
 use redirector_common::{
-    Address, Backend, Direction, Family, Flow, Interface, PortFlags, Reason, ServiceId, SlotValue,
-    Tuple,
+    Address, Backend, CachedFlow, Direction, Family, Flow, Interface, Origin, PortFlags, Reason,
+    ServiceId, SlotValue, Tuple,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
 
 use crate::cli::counters::interface_name;
 use crate::cli::render;
+use crate::cli::service::backend_address;
+use crate::dataplane::gc;
 use crate::dataplane::info::{Info, format_frontend, format_range};
 use crate::dataplane::pinned::{Pinned, PinnedError};
 
@@ -54,6 +56,11 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "service": id,
                 "tableOffset": service.table_offset,
                 "tableSize": service.table_size,
+                "internalOffset": service.internal_offset,
+                "internalSize": service.internal_size,
+                "affinityGroup": service.affinity_group,
+                "affinitySeconds": service.affinity_seconds,
+                "random": service.is_random(),
                 "silent": service.is_silent(),
                 "limitsSources": service.limits_sources(),
             }
@@ -63,6 +70,10 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         }),
         MapName::Backends => of(maps.backends()?, |(id, it)| backend(id, &it)),
         MapName::Flows => of(maps.flows()?, |(key, it)| flow(&key, &it)),
+        MapName::FlowCache => of(maps.cached_flows()?, |it| cached(&it)),
+        MapName::Epochs => of(maps.epochs()?, |(index, epoch)| {
+            record! {"hashBegins": index, "epoch": epoch}
+        }),
         MapName::Interfaces => of(maps.interfaces()?, |(index, it)| interface(index, &it)),
         MapName::Node => {
             let node = maps.node()?;
@@ -90,6 +101,16 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::SourceRanges => of(maps.source_ranges()?, |range| {
             record! {"service": range.bits.service, "range": format_range(&range)}
         }),
+        MapName::Affinity => affinities(maps)?,
+        MapName::Takers => of(maps.takers()?, |(key, taker)| {
+            record! {
+                "service": key.service,
+                "backend": key.backend,
+                "outside": taker.takes_from(Origin::Outside),
+                "node": taker.takes_from(Origin::Node),
+            }
+        }),
+        MapName::Vips => of(maps.vips()?, |vip| record! {"address": address(vip)}),
     })
 }
 
@@ -143,6 +164,49 @@ fn flow(key: &Tuple, flow: &Flow) -> Record {
     }
 }
 
+fn cached(entry: &CachedFlow) -> Record {
+    let (from, to) = ends(&entry.key);
+    let (translated_from, translated_to) = ends(&entry.translated);
+    record! {
+        "protocol": entry.key.protocol().name(),
+        "source": from,
+        "destination": to,
+        "translatedSource": translated_from,
+        "translatedDestination": translated_to,
+        "forwarded": entry.is_forwarded(),
+        "byXdp": entry.by_xdp(),
+        "interface": entry.next_hop.ifindex,
+        "mtu": entry.next_hop.mtu,
+        "reason": entry.reason().name(),
+        "epoch": entry.epoch,
+        "filled": entry.filled,
+        "packets": entry.packets,
+        "bytes": entry.bytes,
+    }
+}
+
+fn affinities(maps: &Pinned) -> Result<Vec<Record>, PinnedError> {
+    let affinities = maps.affinities()?;
+    let backends = maps.backends()?;
+    let now = gc::now();
+    Ok(of(affinities, |(key, affinity)| {
+        let backend = backends.get(&affinity.backend).map(|backend| {
+            let port = backend.port.number();
+            match backend_address(backend) {
+                address if address.contains(':') => format!("[{address}]:{port}"),
+                address => format!("{address}:{port}"),
+            }
+        });
+        record! {
+            "group": key.group,
+            "client": address(key.client),
+            "backend": affinity.backend,
+            "backendAddress": backend,
+            "idleSeconds": now.saturating_sub(affinity.last_seen) / 1_000_000_000,
+        }
+    }))
+}
+
 fn info(id: ServiceId, info: &Info) -> Record {
     let family = match info.family {
         Family::V4 => "ipv4",
@@ -158,6 +222,8 @@ fn info(id: ServiceId, info: &Info) -> Record {
         "policy": info.policy,
         "forwarding": info.forwarding,
         "affinitySeconds": info.affinity,
+        "affinityGroup": info.group,
+        "algorithm": info.algorithm,
         "conflicts": conflicts,
         "conflictsOmitted": info.omitted,
     }

@@ -10,7 +10,7 @@ use redirector_common::{
 use serde::Serialize;
 
 use crate::dataplane::info::{Info, format_range};
-use crate::model::{BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
+use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
 
 /// The maps that services stand in.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +36,7 @@ pub(super) struct ServiceRow {
     pub(super) policy: TrafficPolicy,
     pub(super) affinity_seconds: Option<u32>,
     pub(super) forwarding: Forwarding,
+    pub(super) algorithm: Algorithm,
     /// Networks that clients may come from; `None`: from everywhere.
     pub(super) source_ranges: Option<Vec<String>>,
     /// Conflicts that the map has no room to name.
@@ -140,6 +141,7 @@ fn service_row(
         policy: first.policy,
         affinity_seconds: first.affinity,
         forwarding: first.forwarding,
+        algorithm: first.algorithm,
         source_ranges,
         conflicts_not_shown: families.iter().map(|(_, info)| info.omitted).sum(),
     })
@@ -246,6 +248,23 @@ impl BackendRow {
             format!("{}:{}", self.address, self.port)
         }
     }
+
+    /// The same, with its state where that is not the usual one.
+    pub(super) fn label(&self) -> String {
+        match self.state_word() {
+            "active" => self.text(),
+            state => format!("{} ({state})", self.text()),
+        }
+    }
+
+    /// What people are told of whether it takes new flows.
+    pub(super) const fn state_word(&self) -> &'static str {
+        match (self.state, self.weight) {
+            (BackendState::Terminating, _) => "terminating",
+            (BackendState::Active, 0) => "draining",
+            (BackendState::Active, _) => "active",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -261,6 +280,8 @@ mod tests {
             policy: TrafficPolicy::Cluster,
             forwarding: Forwarding::Snat,
             affinity: Some(10_800),
+            group: None,
+            algorithm: Algorithm::Maglev,
             conflicts: conflicts
                 .iter()
                 .map(|text| parse_frontend(text).expect("a frontend"))
@@ -349,6 +370,7 @@ mod tests {
             "policy": "cluster",
             "affinitySeconds": 10800,
             "forwarding": "snat",
+            "algorithm": "maglev",
             "sourceRanges": ["198.51.100.0/24", "203.0.113.7/32"],
         }]);
         assert_eq!(json, expected);
@@ -375,5 +397,20 @@ mod tests {
         let backend = Backend::remote(ip("2001:db8::5"), Port::new(80));
         let (_, slot) = slot(1, 0, 1, 1);
         assert_eq!(backend_row(&backend, slot).text(), "[2001:db8::5]:80");
+    }
+
+    #[test]
+    fn backends_that_keep_their_flows_alone_say_so() {
+        let backend = Backend::remote(ip("10.0.0.5"), Port::new(80));
+        let rows = [
+            (1, SlotValue::ACTIVE, "10.0.0.5:80"),
+            (0, SlotValue::ACTIVE, "10.0.0.5:80 (draining)"),
+            (1, SlotValue::TERMINATING, "10.0.0.5:80 (terminating)"),
+            (0, SlotValue::TERMINATING, "10.0.0.5:80 (terminating)"),
+        ];
+        for (weight, state, wanted) in rows {
+            let slot = SlotValue { backend: 1, weight, state };
+            assert_eq!(backend_row(&backend, slot).label(), wanted);
+        }
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, ServiceKey, Source,
-    TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, ServiceKey,
+    Source, TrafficPolicy,
 };
 use redirector_common::Protocol;
 
@@ -63,10 +63,13 @@ fn a_service() {
       - {port: 53, protocol: udp}
     backends:
       - {address: local, port: 8080}
-      - {address: 10.0.0.5, port: 8081, weight: 65535}
+      - {address: 10.0.0.5, port: 8081, weight: 65535, state: active}
+      - {address: 10.0.0.6, port: 8081, state: terminating}
       - {address: '2001:db8::5', port: 8082, weight: 0}
     trafficPolicy: Local
     forwarding: snat
+    algorithm: random
+    sessionAffinitySeconds: 86400
 ",
     );
     let backend =
@@ -87,11 +90,17 @@ fn a_service() {
             backends: vec![
                 backend(BackendAddress::Local, 8080, 1),
                 backend(at("10.0.0.5"), 8081, 65535),
+                BackendSpec {
+                    state: BackendState::Terminating,
+                    ..backend(at("10.0.0.6"), 8081, 1)
+                },
                 backend(at("2001:db8::5"), 8082, 0),
             ],
             policy: TrafficPolicy::Local,
             forwarding: Forwarding::Snat,
-            affinity_seconds: None,
+            algorithm: Algorithm::Random,
+            affinity_seconds: Some(86400),
+            affinity_group: None,
             source_ranges: Vec::new(),
         }]
     );
@@ -174,7 +183,7 @@ fn source_ranges_of_both_families() {
         "services:
   - name: a
     frontends: [{port: 80}]
-    sourceRanges: [198.51.100.0/24, '2001:db8::/32', 0.0.0.0/0, '::/0', 192.0.2.1/32]
+    sourceRanges: [198.51.100.0/24, '2001:db8::/32', 0.0.0.0/0, ' ::/0 ', 192.0.2.1/32]
 ",
     );
     let ranges: Vec<_> = found.services[0].source_ranges.iter().map(ToString::to_string).collect();

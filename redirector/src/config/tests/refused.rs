@@ -74,8 +74,8 @@ fn what_is_of_the_wrong_kind() {
         ("services: {name: a}", &["1:11: services: found a mapping; allowed: a list of services"]),
         (
             "services: [a]",
-            &["1:12: services: found \"a\"; allowed: a mapping with the keys backends, \
-               forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy"],
+            &["1:12: services: found \"a\"; allowed: a mapping with the keys algorithm, \
+               backends, forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy"],
         ),
         (
             "services: [{name: 5, frontends: 80, backends: local}]",
@@ -128,16 +128,16 @@ fn unknown_repeated_and_missing_keys() {
       - {addr: local, port: 8080, wieght: 2}
 ",
             &[
-                "2:5: services: unknown key \"nmae\"; did you mean \"name\"? allowed: backends, \
-                 forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy",
+                "2:5: services: unknown key \"nmae\"; did you mean \"name\"? allowed: algorithm, \
+                 backends, forwarding, frontends, name, sessionAffinitySeconds, sourceRanges, trafficPolicy",
                 "2:5: services: key \"name\" is missing; add it",
                 "4:20: services.frontends: unknown key \"proto\"; did you mean \"protocol\"? \
                  allowed: address, port, protocol",
                 "6:9: services.backends: key \"address\" is missing; add it",
                 "6:10: services.backends: unknown key \"addr\"; did you mean \"address\"? allowed: \
-                 address, port, weight",
+                 address, port, state, weight",
                 "6:35: services.backends: unknown key \"wieght\"; did you mean \"weight\"? \
-                 allowed: address, port, weight",
+                 allowed: address, port, state, weight",
             ],
         ),
         (

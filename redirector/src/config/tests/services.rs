@@ -89,15 +89,10 @@ fn keys_without_effect() {
             "services:
   - name: a
     frontends: [{port: 80}]
-    sessionAffinitySeconds: 10800
     forwarding: dsr
 ",
-            &[
-                "4:29: services.sessionAffinitySeconds: session affinity has no effect in this \
-                 version; remove the key",
-                "5:17: services.forwarding: \"dsr\" has no effect in this version; write \"snat\" \
-                 or remove the key",
-            ],
+            &["4:17: services.forwarding: \"dsr\" has no effect in this version; write \"snat\" \
+                 or remove the key"],
         ),
         (
             "services:

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use redirector_common::{Address, Family, Port, PortFlags, Protocol};
+use redirector_common::node::PortBlock;
+use redirector_common::{Address, Family, Origin, Port, PortFlags, Protocol};
 
 use super::*;
 use crate::dataplane::encode::{Capacity, EncodeError, encode};
@@ -15,8 +16,8 @@ use crate::dataplane::ids::Cursors;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
-    BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService, ServiceKey,
-    Source,
+    Algorithm, BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService,
+    ServiceKey, Source, TrafficPolicy,
 };
 
 const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
@@ -29,6 +30,8 @@ struct World {
     watched: Option<Contents>,
     /// Before and after.
     between: Option<(Contents, Contents)>,
+    /// Whether packets to other ports ask for addresses that only frontends have.
+    vips: bool,
 }
 
 impl World {
@@ -58,9 +61,12 @@ fn check_ways(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = contents.services.get(&value.service);
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
-        let table = contents.table(service).expect("the table is whole");
-        for backend in &table {
-            assert!(contents.backends.contains_key(backend), "{frontend:?} leads to no backend");
+        for origin in [Origin::Outside, Origin::Node] {
+            let table = contents.table(service, origin).expect("the table is whole");
+            for backend in &table {
+                let found = contents.backends.contains_key(backend);
+                assert!(found, "{frontend:?} leads to no backend from {origin:?}");
+            }
         }
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
         assert!(flags.intersects(PortFlags::FRONTEND), "{frontend:?} is not looked up");
@@ -93,10 +99,29 @@ fn admits(contents: &Contents, service: ServiceId, client: Address) -> bool {
 fn check_remote(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = &contents.services[&value.service];
-        let table = contents.table(service).expect("the table is whole");
+        let table = contents.table(service, Origin::Outside).expect("the table is whole");
         let remote = table.iter().any(|id| !contents.backends[id].is_local());
         let flags = contents.ports.get(frontend.protocol(), frontend.port);
         assert!(!remote || flags.intersects(PortFlags::REMOTE), "{frontend:?} passes XDP");
+    }
+}
+
+/// Clients may stay with exactly those backends that new flows may go to.
+fn check_takers(contents: &Contents) {
+    for (id, service) in &contents.services {
+        for origin in [Origin::Outside, Origin::Node] {
+            let table = contents.table(service, origin).expect("the table is whole");
+            let expected: BTreeSet<_> = match service.has_affinity() {
+                true => table.into_iter().collect(),
+                false => BTreeSet::new(),
+            };
+            let takers = contents.takers.iter();
+            let found: BTreeSet<_> = takers
+                .filter(|(key, taker)| key.service == *id && taker.takes_from(origin))
+                .map(|(key, _)| key.backend)
+                .collect();
+            assert_eq!(found, expected, "service {id} from {origin:?}");
+        }
     }
 }
 
@@ -130,6 +155,13 @@ impl<K: Ord + Copy, V: Copy> Table<K, V> for Watched<K, V> {
     }
 }
 
+impl PortTable for Watched<u32, PortBlock> {
+    fn mark_vips(&mut self, vips: bool) -> Result<(), TableError> {
+        self.world.lock().expect("not poisoned").vips = vips;
+        Ok(())
+    }
+}
+
 fn tables(world: &Arc<Mutex<World>>) -> Tables {
     fn table<K: Ord + Copy + Send + 'static, V: Copy + Send + 'static>(
         world: &Arc<Mutex<World>>,
@@ -151,7 +183,13 @@ fn tables(world: &Arc<Mutex<World>>) -> Tables {
         backends: table(world, |contents| &mut contents.backends),
         slots: table(world, |contents| &mut contents.slots),
         infos: table(world, |contents| &mut contents.infos),
-        ports: table(world, |contents| &mut contents.ports.blocks),
+        takers: table(world, |contents| &mut contents.takers),
+        vips: table(world, |contents| &mut contents.vips),
+        ports: Box::new(Watched {
+            world: Arc::clone(world),
+            select: |contents| &mut contents.ports.blocks,
+            is_unused: |_| false,
+        }),
         wait_for_packets: Box::new(move || waiting.lock().expect("not poisoned").watched = None),
     }
 }
@@ -162,13 +200,20 @@ struct Node {
     tables: Tables,
     actual: Contents,
     cursors: Cursors,
+    capacity: Capacity,
 }
 
 impl Node {
     fn new() -> Self {
         let world = Arc::new(Mutex::new(World::default()));
         let tables = tables(&world);
-        Self { world, tables, actual: Contents::default(), cursors: Cursors::default() }
+        Self {
+            world,
+            tables,
+            actual: Contents::default(),
+            cursors: Cursors::default(),
+            capacity: CAPACITY,
+        }
     }
 
     /// A new agent over the same maps.
@@ -196,11 +241,14 @@ impl Node {
         assert_eq!(self.world.lock().expect("not poisoned").contents, self.actual);
         assert_eq!(self.actual, encoded);
         check_remote(&self.actual);
+        check_takers(&self.actual);
+        let vips = self.world.lock().expect("not poisoned").vips;
+        assert_eq!(vips, !self.actual.vips.is_empty());
         writes
     }
 
     fn encode(&mut self, desired: &Desired) -> Result<Contents, EncodeError> {
-        encode(desired, &self.actual, 50000..=50015, CAPACITY, &mut self.cursors)
+        encode(desired, &self.actual, 50000..=50015, self.capacity, &mut self.cursors)
     }
 }
 
@@ -219,8 +267,9 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let table: Vec<String> =
-            contents.table(service).expect("whole").iter().map(backend).collect();
+        let tables = [Origin::Outside, Origin::Node].map(|origin| -> Vec<String> {
+            contents.table(service, origin).expect("whole").iter().map(backend).collect()
+        });
         let slots: Vec<String> = contents
             .slots
             .iter()
@@ -241,7 +290,9 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
             .filter(|range| range.bits.service == *id)
             .map(format_range)
             .collect();
-        let text = format!("{} {table:?} {slots:?} {frontends:?} {ranges:?}", service.flags);
+        let affinity = (service.has_affinity(), service.affinity_seconds);
+        let flags = service.flags;
+        let text = format!("{flags} {tables:?} {slots:?} {frontends:?} {ranges:?} {affinity:?}");
         all.insert((info.key, info.family == Family::V6), text);
     }
     all
@@ -280,9 +331,11 @@ fn service(
                 state: BackendState::Active,
             })
             .collect(),
-        policy: crate::model::TrafficPolicy::Cluster,
+        policy: TrafficPolicy::Cluster,
         forwarding: crate::model::Forwarding::Snat,
+        algorithm: Algorithm::default(),
         affinity_seconds: None,
+        affinity_group: None,
         source_ranges: source_ranges.to_vec(),
     }
 }
@@ -295,11 +348,27 @@ fn services() -> impl Strategy<Value = Vec<ModelService>> {
     // None, as often as not: everyone.
     let ranges =
         prop_oneof![Just(Vec::new()), prop::sample::subsequence(ranges.to_vec(), 1..=ranges.len())];
-    let services = prop::collection::btree_map(0..6u8, (frontends, backends, ranges), 0..5);
+    let policy = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
+    let algorithm = prop_oneof![Just(Algorithm::Maglev), Just(Algorithm::Random)];
+    let group = prop_oneof![Just(None), Just(Some("shared".to_owned()))];
+    let settings = (policy, algorithm, prop::option::of(1..100u32), group, any::<bool>());
+    let services =
+        prop::collection::btree_map(0..6u8, (frontends, backends, ranges, settings), 0..5);
     services.prop_map(|all| {
-        all.iter()
-            .map(|(name, (frontends, backends, ranges))| {
-                service(*name, frontends, backends, ranges)
+        all.into_iter()
+            .map(|(name, (frontends, backends, ranges, settings))| {
+                let (policy, algorithm, affinity_seconds, affinity_group, vip) = settings;
+                let mut service = ModelService {
+                    policy,
+                    algorithm,
+                    affinity_seconds,
+                    affinity_group,
+                    ..service(name, &frontends, &backends, &ranges)
+                };
+                for frontend in service.frontends.iter_mut().filter(|_| vip) {
+                    frontend.address = Some(Ipv4Addr::new(203, 0, 113, name).into());
+                }
+                service
             })
             .collect()
     })
@@ -387,5 +456,74 @@ fn every_range_belongs_to_its_family_s_service() {
             .map(|text| admits(contents, frontend.service, client(text)));
         // No range is of IPv6: nobody comes that way.
         assert_eq!(admitted, [key.address.family() == Family::V4, false, false], "{key:?}");
+    }
+}
+
+/// Services of ten backends each.
+fn tens(services: u8) -> Vec<ModelService> {
+    let backends: Vec<_> = (0..10).map(|port| (2, 8000 + port, 1)).collect();
+    (0..services)
+        .map(|name| service(name, &BTreeSet::from([(100 + u16::from(name), true)]), &backends, &[]))
+        .collect()
+}
+
+#[test]
+fn tables_are_as_dense_as_there_is_room_for() {
+    let mut node = Node::new();
+    node.capacity.lines = 400;
+    let mut sizes = |services| {
+        node.apply(&tens(services));
+        let crowded = node.cursors.is_crowded();
+        if crowded {
+            node.apply(&tens(services));
+        }
+        assert!(!node.cursors.is_crowded());
+        let sizes = node.actual.services.values().map(|service| service.table_size);
+        let mut sizes: Vec<_> = sizes.filter(|size| *size > 0).collect();
+        sizes.dedup();
+        (sizes, crowded)
+    };
+    // 350 of the 400 lines may be used: 5 × 64, 21 × 16, 87 × 4.
+    assert_eq!(sizes(5), (vec![1021], false));
+    assert_eq!(sizes(6), (vec![251], true));
+    assert_eq!(sizes(21), (vec![251], false));
+    assert_eq!(sizes(22), (vec![61], true));
+    assert_eq!(sizes(31), (vec![61], false));
+    assert_eq!(sizes(2), (vec![1021], false));
+}
+
+#[test]
+fn affinity_groups_keep_their_numbers() {
+    let mut node = Node::new();
+    let with = |name, group: Option<&str>| ModelService {
+        affinity_seconds: Some(60),
+        affinity_group: group.map(str::to_owned),
+        ..service(name, &BTreeSet::from([(80 + u16::from(name), true)]), &[(2, 8080, 1)], &[])
+    };
+    node.apply(&[with(1, Some("a")), with(2, Some("a")), with(3, None), with(4, None)]);
+    let groups = |node: &Node| -> Vec<u32> {
+        let front = |name: u16| {
+            let mut all = node.actual.frontends.iter();
+            let found = all.find(|(key, _)| key.port == Port::new(80 + name));
+            found.map_or(0, |(_, it)| node.actual.services[&it.service].affinity_group)
+        };
+        (1..=4).map(front).collect()
+    };
+    let before = groups(&node);
+    assert!(before.iter().all(|group| *group != 0), "{before:?}");
+    assert_eq!(before[0], before[1]);
+    assert_eq!(before[1..].iter().collect::<BTreeSet<_>>().len(), 3);
+    node.restart();
+    // The service that had the number first may go.
+    node.apply(&[with(2, Some("a")), with(3, None), with(4, None)]);
+    assert_eq!(groups(&node), [0, before[1], before[2], before[3]]);
+    for (key, info) in &node.actual.infos {
+        let info = Info::decode(info).expect("legible");
+        let group = node.actual.services[key].affinity_group;
+        let twin = node.actual.infos.iter().find(|(id, other)| {
+            *id != key && Info::decode(other).is_ok_and(|other| other.key == info.key)
+        });
+        let (id, _) = twin.expect("both families");
+        assert_eq!(node.actual.services[id].affinity_group, group, "families share");
     }
 }

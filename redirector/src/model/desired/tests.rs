@@ -40,7 +40,9 @@ fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[Backend
         backends: backends.to_vec(),
         policy: TrafficPolicy::Cluster,
         forwarding: Forwarding::Snat,
+        algorithm: Algorithm::default(),
         affinity_seconds: None,
+        affinity_group: None,
         source_ranges: Vec::new(),
     }
 }

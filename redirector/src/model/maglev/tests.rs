@@ -15,7 +15,7 @@ fn equal(count: u32) -> Vec<(u64, u16)> {
 
 fn size_for(backends: &[(u64, u16)]) -> u32 {
     let weights: Vec<u16> = backends.iter().map(|(_, weight)| *weight).collect();
-    table_size(&weights)
+    table_size(&weights, Density::FULL)
 }
 
 /// The table with identities in place of indices, which makes tables comparable.
@@ -40,7 +40,7 @@ fn sizes_are_prime() {
 
 #[test]
 fn size_grows_with_backends_and_with_uneven_weights() {
-    let equal = |count| table_size(&vec![1; count]);
+    let equal = |count| table_size(&vec![1; count], Density::FULL);
     let rows = [
         (equal(0), 0),
         (equal(1), 1),
@@ -52,12 +52,12 @@ fn size_grows_with_backends_and_with_uneven_weights() {
         (equal(100), 16381),
         (equal(200), 65521),
         (equal(5000), 65521),
-        (table_size(&[0, 0]), 0),
-        (table_size(&[7, 0, 0]), 1),
-        (table_size(&[7, 7, 0]), 251),
-        (table_size(&[1, 2]), 251),
-        (table_size(&[1, 100]), 1021),
-        (table_size(&[1, 65535]), 65521),
+        (table_size(&[0, 0], Density::FULL), 0),
+        (table_size(&[7, 0, 0], Density::FULL), 1),
+        (table_size(&[7, 7, 0], Density::FULL), 251),
+        (table_size(&[1, 2], Density::FULL), 251),
+        (table_size(&[1, 100], Density::FULL), 1021),
+        (table_size(&[1, 65535], Density::FULL), 65521),
     ];
     for (row, (found, wanted)) in rows.into_iter().enumerate() {
         assert_eq!(found, wanted, "row {row}");
@@ -87,6 +87,7 @@ fn a_hundred_equal_backends_differ_by_one_entry() {
     assert_eq!(counts.iter().sum::<u32>(), size);
     assert_eq!(counts.iter().min(), Some(&(size / 100)));
     assert_eq!(counts.iter().max(), Some(&(size / 100 + 1)));
+    assert!(100 <= size / 100, "one entry is more than 1 % of a share");
 }
 
 #[test]
@@ -103,23 +104,50 @@ fn shares_follow_weights() {
     }
 }
 
-#[test]
-fn one_leaving_moves_little_more_than_its_own() {
-    for count in [3, 10, 50, 100] {
-        let all = equal(count);
-        let size = size_for(&all);
-        let before = owners(&all, size);
-        for gone in [0, count / 2, count - 1] {
+/// Share of the table that changes when one of `count` equal backends goes: the mean over all of
+/// them, and the worst.
+fn disruption(count: u32) -> (f64, f64) {
+    let all = equal(count);
+    let size = size_for(&all);
+    let before = owners(&all, size);
+    let step = (count / 25).max(1);
+    let moved: Vec<f64> = (0..count)
+        .step_by(step as usize)
+        .map(|gone| {
             let mut rest = all.clone();
-            let (left, _) = rest.remove(gone as usize);
+            rest.remove(gone as usize);
             let after = owners(&rest, size);
             let moved = before.iter().zip(&after).filter(|(b, a)| b != a).count();
-            let own = before.iter().filter(|owner| **owner == left).count();
-            let moved = moved as f64 / f64::from(size);
-            let own = own as f64 / f64::from(size);
-            assert!(moved <= 1.2 * own + 0.02, "{count} backends: {moved} moved for {own}");
-        }
+            moved as f64 / f64::from(size)
+        })
+        .collect();
+    let mean = moved.iter().sum::<f64>() / moved.len() as f64;
+    (mean, moved.into_iter().fold(0.0, f64::max))
+}
+
+/// A share of 1 / N is that of the one that goes. The algorithm moves some entries of others too
+/// (§5.3 of the paper; the fewer, the more entries there are for each backend): 1 to 1.5 % of the
+/// table at these sizes. Mean, worst of the table, for 3, 10, 50, 100 backends: 0.338 0.342,
+/// 0.125 0.133, 0.030 0.032, 0.023 0.024.
+#[test]
+fn one_leaving_moves_little_more_than_its_own() {
+    for count in [2, 3, 5, 10, 20, 50, 100] {
+        let (mean, worst) = disruption(count);
+        let own = 1.0 / f64::from(count);
+        assert!(mean >= own * 0.99, "{count} backends: {mean} moved in the mean");
+        assert!(worst <= 1.2 * own + 0.015, "{count} backends: {worst} moved at worst");
     }
+}
+
+#[test]
+fn less_dense_tables_are_smaller() {
+    let sizes = |count: usize| Density::ALL.map(|density| table_size(&vec![1; count], density));
+    assert_eq!(sizes(0), [0; 4]);
+    assert_eq!(sizes(1), [1; 4]);
+    assert_eq!(sizes(2), [251, 61, 13, 13]);
+    assert_eq!(sizes(10), [1021, 251, 61, 13]);
+    assert_eq!(sizes(100), [16381, 4093, 1021, 251]);
+    assert_eq!(sizes(5000), [65521, 65521, 65521, 16381]);
 }
 
 #[test]

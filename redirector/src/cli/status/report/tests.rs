@@ -52,7 +52,12 @@ fn loaded() -> Loaded {
         infos: BTreeMap::new(),
         fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
-        node: NodeConfig { snat_first: 49152, snat_count: 8192, lookup_ifindex: 1 },
+        node: NodeConfig {
+            snat_first: 49152,
+            snat_count: 8192,
+            lookup_ifindex: 1,
+            ..NodeConfig::default()
+        },
         now,
     }
 }

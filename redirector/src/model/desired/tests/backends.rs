@@ -92,7 +92,19 @@ fn takers_of_new_flows() {
         assert_eq!(takers(&service), wanted, "{name}");
         assert_eq!(service.silent, silent, "{name}");
         assert_eq!(service.backends.len(), specs.len(), "{name}: all are listed");
-        assert_eq!(service.table().is_empty(), wanted.is_empty(), "{name}");
+        assert_eq!(
+            service.table(Origin::Outside, Density::FULL).is_empty(),
+            wanted.is_empty(),
+            "{name}"
+        );
+        let mut anywhere = mk_service("web", &[(None, 80)], &specs);
+        anywhere.policy = cluster;
+        let anywhere = only(anywhere, Family::V4);
+        let node = (
+            service.table(Origin::Node, Density::FULL),
+            anywhere.table(Origin::Outside, Density::FULL),
+        );
+        assert_eq!(node.0, node.1, "{name}: clients on the node know no policy");
     }
 }
 
@@ -108,9 +120,9 @@ fn policy_local_takes_the_local_program() {
 fn table_names_takers_by_their_position() {
     let specs = [weighted("10.0.0.4", 80, 0), weighted("10.0.0.5", 80, 3), backend("local", 80)];
     let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
-    let table = service.table();
+    let table = service.table(Origin::Outside, Density::FULL);
     assert_eq!(table.len(), 251);
-    assert_eq!(service.table_size(), 251);
+    assert_eq!(service.table_size(Origin::Outside, Density::FULL), 251);
     let count = |index| table.iter().filter(|entry| **entry == index).count();
     assert_eq!((count(0), count(1), count(2)), (0, 188, 63));
 }

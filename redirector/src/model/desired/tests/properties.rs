@@ -45,8 +45,11 @@ proptest! {
     #[test]
     fn tables_name_takers_alone(services in any_services()) {
         for service in build(&services, &node()).services.values() {
-            for index in service.table() {
+            for index in service.table(Origin::Outside, Density::FULL) {
                 prop_assert!(service.backends[usize::from(index)].takes_new_flows);
+            }
+            for index in service.table(Origin::Node, Density::FULL) {
+                prop_assert!(service.backends[usize::from(index)].takes_node_flows);
             }
         }
     }

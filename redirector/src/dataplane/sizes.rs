@@ -1,0 +1,108 @@
+//! How large the maps are made.
+
+use std::fs;
+
+use redirector_common::CacheSet;
+
+/// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// `FRONTENDS`.
+    pub frontends: u32,
+    /// `SERVICES` and `SERVICE_INFO`.
+    pub services: u32,
+    /// `BACKENDS`.
+    pub backends: u32,
+    /// `MAGLEV`, in lines of 16 entries.
+    pub maglev_lines: u32,
+    /// `FLOWS`; a flow takes two.
+    pub flows: u32,
+    /// `FLOW_CACHE`: elements that each CPU gets, a power of two.
+    pub cache_sets: u32,
+    /// CPUs that get a part of it.
+    pub cpus: u32,
+    /// `SLOTS`.
+    pub slots: u32,
+    /// `SOURCE_RANGES`.
+    pub source_ranges: u32,
+    /// `AFFINITY`; when it is full, the client that was not seen for longest is forgotten.
+    pub affinity: u32,
+    /// `TAKERS`.
+    pub takers: u32,
+    /// `VIPS`.
+    pub vips: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            frontends: 65536,
+            services: 65536,
+            backends: 65536,
+            maglev_lines: 262_144,
+            flows: 262_144,
+            cache_sets: 4096,
+            cpus: 1,
+            slots: 262_144,
+            source_ranges: 65536,
+            affinity: 65536,
+            takers: 262_144,
+            vips: 65536,
+        }
+    }
+}
+
+/// Of the machine's memory, the flow cache gets one part in so many.
+const CACHE_SHARE: u64 = 256;
+
+/// Elements of the flow cache that a CPU gets at most: 16 MiB, where 65 536 flows fit well.
+const MAX_CACHE_SETS: u64 = 65536;
+
+/// And at least: 64 KiB.
+const MIN_CACHE_SETS: u64 = 256;
+
+impl Sizes {
+    /// What suits this machine.
+    #[must_use]
+    pub fn of_machine() -> Self {
+        let cpus = count_cpus();
+        let sets = cache_sets(read_memory(), u64::from(cpus));
+        Self { cache_sets: sets, cpus, ..Self::default() }
+    }
+}
+
+/// A power of two.
+fn cache_sets(memory: u64, cpus: u64) -> u32 {
+    let share = memory / CACHE_SHARE / cpus.max(1) / size_of::<CacheSet>() as u64;
+    1 << share.clamp(MIN_CACHE_SETS, MAX_CACHE_SETS).ilog2()
+}
+
+/// One more than the largest number of a CPU that is online: others, should they come, do without
+/// a cache.
+fn count_cpus() -> u32 {
+    let online = aya::util::online_cpus().unwrap_or_default();
+    online.into_iter().max().map_or(1, |last| last.saturating_add(1))
+}
+
+/// Bytes of memory of this machine; 0 where it is not known.
+fn read_memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes = total.and_then(|total| total.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kibibytes.unwrap_or(0).saturating_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_fits_the_machine() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(cache_sets(24 * GIB, 2), 65536);
+        assert_eq!(cache_sets(GIB, 4), 4096);
+        assert_eq!(cache_sets(256 * GIB, 128), 32768);
+        assert_eq!(cache_sets(0, 0), 256);
+        assert!(read_memory() > 0 && count_cpus() > 0);
+    }
+}
