@@ -46,10 +46,25 @@ fn check_agent(daemonset: &Value) -> Result<()> {
     }
     // Options are looked at before help is printed.
     let arguments = agent["args"].as_array().context("no arguments")?;
-    let arguments = arguments.iter().filter_map(Value::as_str);
+    let arguments: Vec<String> = arguments
+        .iter()
+        .filter_map(Value::as_str)
+        .map(|word| expand(word, &agent["env"]))
+        .collect();
     let (known, _, complaint) = run(Command::new(program()?).args(arguments).arg("--help"))?;
     ensure!(known, "the agent does not know its arguments: {complaint}");
     Ok(())
+}
+
+/// An argument as the container gets it: variables that come from the pod, which all are
+/// addresses where arguments use them, have a value.
+fn expand(argument: &str, environment: &Value) -> String {
+    let variables = environment.as_array().into_iter().flatten();
+    let from_pod =
+        variables.filter(|it| it["valueFrom"]["fieldRef"]["fieldPath"] == "status.hostIP");
+    from_pod
+        .filter_map(|variable| variable["name"].as_str())
+        .fold(argument.to_owned(), |text, name| text.replace(&format!("$({name})"), "192.0.2.1"))
 }
 
 /// Reading, and telling by Events; nothing else.
