@@ -8,6 +8,12 @@ use crate::maps::{COUNTERS, INTERFACES};
 /// Counts one packet of `size` bytes at the interface's slot.
 #[inline(always)]
 pub(crate) fn count(ifindex: u32, reason: Reason, size: usize) {
+    count_number(ifindex, reason as u32, size);
+}
+
+/// As [`count`], by the Reason's number.
+#[inline(always)]
+pub(crate) fn count_number(ifindex: u32, reason: u32, size: usize) {
     let slot = INTERFACES.get(ifindex).map_or(0, |interface| u32::from(interface.slot));
     let slot = if slot < MAX_SLOTS { slot } else { 0 };
     let Some(block) = COUNTERS.get_ptr_mut(slot) else {

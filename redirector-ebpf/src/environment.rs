@@ -15,16 +15,17 @@ use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey,
-    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange,
-    Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRONTENDS, INTERFACES, MAGLEV,
-    NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
+    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::redirect;
+use crate::related::Notes;
 
 const EEXIST: i32 = 17;
 
@@ -40,6 +41,7 @@ pub(crate) struct Workspace {
     affinity_key: AffinityKey,
     affinity: Affinity,
     message: Message,
+    related: Notes,
 }
 
 /// The kernel, seen from a program with this context.
@@ -67,6 +69,13 @@ impl Kernel {
     pub(crate) fn message(&self) -> &'static mut Message {
         // SAFETY: as in `new`; called once for a packet.
         unsafe { &mut (*self.workspace).message }
+    }
+
+    /// What is known of a packet without ports.
+    #[inline(always)]
+    pub(crate) fn related(&self) -> &'static mut Notes {
+        // SAFETY: as in `new`; called once by each of the functions that share it.
+        unsafe { &mut (*self.workspace).related }
     }
 
     #[inline(always)]
@@ -250,6 +259,19 @@ impl Environment for Kernel {
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         INTERFACES.get(ifindex).copied()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        // SAFETY: copied at once; a note that is replaced meanwhile is of the same packet, or of
+        // one of 2^16 later.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        // The least recently used note makes room; without one, those after the first are lost.
+        let _ = FRAGMENTS.insert(key, first, 0);
     }
 
     #[inline(always)]

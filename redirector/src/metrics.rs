@@ -85,7 +85,8 @@ impl Metrics {
                 | MapName::SourceRanges
                 | MapName::Affinity
                 | MapName::Takers
-                | MapName::Vips => maps.entries(*name)?,
+                | MapName::Vips
+                | MapName::Fragments => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

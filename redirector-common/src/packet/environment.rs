@@ -5,6 +5,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::Packet;
 use crate::flow::moment;
+use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
     Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
@@ -84,6 +85,12 @@ pub trait Environment {
 
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
+
+    /// What was noted of the first fragment of a packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment>;
+
+    /// Notes the first fragment of a packet.
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment);
 
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;

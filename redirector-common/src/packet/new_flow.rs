@@ -72,7 +72,7 @@ pub(super) fn open<E: Environment>(
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
     let mut decision = if local {
-        deliver(packet, hook, Reason::LocalNew, outcome)
+        deliver(hook, Reason::LocalNew)
     } else {
         forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
             find_way(environment, packet, len, outcome)

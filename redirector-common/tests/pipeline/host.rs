@@ -12,9 +12,9 @@ use redirector_common::packet::{
     decide_reply,
 };
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction, Flow,
-    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange,
-    Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
+    FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol,
+    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -48,6 +48,7 @@ pub(crate) struct Host {
     pub(crate) caches: bool,
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
+    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -88,6 +89,7 @@ impl Host {
                 .map(|_| UnsafeCell::new(CacheSet { ways: [CachedFlow::EMPTY; WAYS] }))
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
+            fragments: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
@@ -310,6 +312,14 @@ impl Environment for Host {
 
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         self.interface.filter(|_| ifindex == IFINDEX)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        self.fragments.borrow_mut().insert(*key, *first);
     }
 
     fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {

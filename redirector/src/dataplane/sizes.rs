@@ -31,6 +31,8 @@ pub struct Sizes {
     pub takers: u32,
     /// `VIPS`.
     pub vips: u32,
+    /// `FRAGMENTS`: packets in pieces that are remembered at once.
+    pub fragments: u32,
 }
 
 impl Default for Sizes {
@@ -48,6 +50,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
+            fragments: 8192,
         }
     }
 }

@@ -4,8 +4,10 @@
 mod connections;
 mod deployed;
 mod edges;
+mod fragments;
 mod modes;
 mod ports;
+mod quoted;
 mod refusals;
 mod reload;
 mod services;

@@ -98,6 +98,17 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
             record! {"path": path, "before": before}
         }),
+        MapName::Fragments => of(maps.fragments()?, |(key, first)| {
+            record! {
+                "source": address(key.source),
+                "destination": address(key.destination),
+                "protocol": key.protocol,
+                "identification": key.number(),
+                "sourcePort": first.source_port.number(),
+                "destinationPort": first.destination_port.number(),
+                "seen": first.seen,
+            }
+        }),
         MapName::SourceRanges => of(maps.source_ranges()?, |range| {
             record! {"service": range.bits.service, "range": format_range(&range)}
         }),
