@@ -15,7 +15,6 @@ use redirector_tests::{
     topology::FAMILIES,
     wait,
 };
-use serde_json::Value;
 use std::{ffi::OsStr, process::Command, time::Duration};
 
 /// How long an agent may take to start in an emulated machine.
@@ -66,7 +65,7 @@ fn check_hooks(lab: &Lab, tc: &str) -> Result<()> {
     let interfaces = status["interfaces"].as_array().context("no interfaces")?;
     ensure!(interfaces.len() == 2, "{status}");
     for interface in interfaces {
-        let has = |key: &str, value: &str| interface[key] == Value::from(value);
+        let has = |key: &str, value: &str| interface[key] == *value;
         ensure!(has("xdp", "native") && has("tc", tc), "expected native and {tc}: {interface}");
     }
     Ok(())
