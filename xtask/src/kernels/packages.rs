@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
@@ -27,25 +28,16 @@ pub(super) fn fetch(series: &str) -> Result<Kernel> {
     if let Some(kernel) = find(&directory)? {
         return Ok(kernel);
     }
-    let mut known = known(series)?;
-    if newest(&known, series).is_none() && process::is_root() {
-        let mut update = Command::new("apt-get");
-        update.args(["update", "--quiet", "-o", "DPkg::Lock::Timeout=300"]);
-        println!("kernels: running {}", describe(&update));
-        process::run(&mut update)?;
-        known = self::known(series)?;
-    }
-    let Some(package) = newest(&known, series) else {
-        bail!(
-            "the package sources of this machine have no kernel {series} (linux-image-{series}…-cloud-amd64): \
-             run apt-get update, or add Debian 12's security or backports archive"
-        );
-    };
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {directory:?}"))?;
-    let mut download = Command::new("apt-get");
-    download.args(["download", package]).current_dir(&directory);
-    println!("kernels: running {}", describe(&download));
-    process::run(&mut download)?;
+    // The archive may have moved on since the lists were fetched, if they were at all.
+    let package = match download(series, &directory) {
+        Err(error) if process::is_root() => {
+            println!("kernels: {error:#}");
+            update()?;
+            download(series, &directory)?
+        }
+        result => result?,
+    };
     let archive = files(&directory)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -53,6 +45,32 @@ pub(super) fn fetch(series: &str) -> Result<Kernel> {
     process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(directory.join("root")))?;
     fs::remove_file(&archive).with_context(|| format!("cannot remove {archive:?}"))?;
     find(&directory)?.with_context(|| format!("{package} has no boot/vmlinuz-…"))
+}
+
+/// Fetches the newest package of a series and returns its name.
+fn download(series: &str, directory: &Path) -> Result<String> {
+    let known = known(series)?;
+    let Some(package) = newest(&known, series) else {
+        bail!(
+            "the package sources of this machine have no kernel {series} (linux-image-{series}…-cloud-amd64): \
+             run apt-get update, or add Debian 12's security or backports archive"
+        );
+    };
+    let mut download = Command::new("apt-get");
+    download.args(["download", package]).current_dir(directory);
+    println!("kernels: running {}", describe(&download));
+    process::run(&mut download)?;
+    Ok(package.to_owned())
+}
+
+fn update() -> Result<()> {
+    // Both machines may want it.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut update = Command::new("apt-get");
+    update.args(["update", "--quiet", "-o", "DPkg::Lock::Timeout=300"]);
+    println!("kernels: running {}", describe(&update));
+    process::run(&mut update)
 }
 
 /// Names of packages, one a line.
