@@ -122,6 +122,10 @@ reasons! {
     RewriteFailed = 24, Drop, "rewrite-failed";
     /// New flow of a client outside of the service's source ranges.
     SourceDenied = 25, Drop, "source-denied";
+    /// New connection handed to the listening socket of a program in this host's own stack.
+    SteeredNew = 26, Deliver, "steered-new";
+    /// To a frontend, for a connection that a program in this host's own stack has there.
+    SteeredEstablished = 27, Deliver, "steered-established";
     /// A later fragment whose first was not seen, or is not ours: left to the kernel.
     FragmentWithoutFirst = 30, Pass, "fragment-without-first";
     /// An ICMP error about a packet of ours, to the client or to a backend elsewhere.

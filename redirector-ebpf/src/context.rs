@@ -109,11 +109,11 @@ impl Skb {
         unsafe { (*self.skb).ifindex }
     }
 
-    /// Whether it was received, and not made by a socket of this host.
+    /// Index of the interface that it was received by; 0 if a socket of this host made it.
     #[inline(always)]
-    pub(crate) fn came_from_outside(&self) -> bool {
+    pub(crate) fn ingress_ifindex(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.skb).ingress_ifindex != 0 }
+        unsafe { (*self.skb).ingress_ifindex }
     }
 
     /// Whether the network card or driver took a VLAN tag out of the frame.

@@ -12,7 +12,9 @@ use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
+use redirector_common::packet::{
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
+};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
@@ -24,8 +26,8 @@ use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
     MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
-use crate::redirect;
 use crate::related::Notes;
+use crate::{redirect, steer};
 
 const EEXIST: i32 = 17;
 
@@ -42,6 +44,7 @@ pub(crate) struct Workspace {
     affinity: Affinity,
     message: Message,
     related: Notes,
+    sockets: steer::Query,
 }
 
 /// The kernel, seen from a program with this context.
@@ -93,6 +96,12 @@ impl Kernel {
         *place = *key;
         place
     }
+}
+
+/// Whether our programs are on the interface.
+#[inline(always)]
+pub(crate) fn is_ours(ifindex: u32) -> bool {
+    ifindex != 0 && INTERFACES.get(ifindex).is_some_and(Interface::is_ours)
 }
 
 impl Environment for Kernel {
@@ -280,6 +289,19 @@ impl Environment for Kernel {
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
+    }
+
+    #[inline(always)]
+    fn socket(&self, packet: &Packet) -> Socket {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::socket(self.ctx, packet, unsafe { &mut (*self.workspace).sockets })
+    }
+
+    #[inline(always)]
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let to = (to.destination, to.destination_port);
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::assign(self.ctx, packet, to, unsafe { &mut (*self.workspace).sockets })
     }
 
     #[inline(always)]

@@ -16,6 +16,7 @@ mod maps;
 mod redirect;
 mod reject;
 mod related;
+mod steer;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
@@ -128,8 +129,8 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
 #[classifier]
 pub fn redirector_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
-    if skb.came_from_outside() {
-        // Forwarded or redirected, perhaps by us: no local program's reply.
+    if environment::is_ours(skb.ingress_ifindex()) {
+        // Forwarded or redirected, perhaps by us: no reply of a backend on this host.
         return TC_ACT_OK;
     }
     skb.pull_headers();

@@ -1,8 +1,9 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
 use super::cached::{self, Place};
+use super::steer::Steering;
 use super::track::{is_over, track};
-use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
+use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, new_flow};
 use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
@@ -158,6 +159,14 @@ pub fn decide<E: Environment>(
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
     }
+    let steering = Steering::of(packet, flags);
+    let mut socket = Socket::None;
+    if steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+        if matches!(socket, Socket::Open) {
+            return Decision::pass(Reason::SteeredEstablished);
+        }
+    }
     let place = Place::of(environment, &packet.tuple);
     if let Some(decision) = cached::decide(environment, packet, place, hook, len, outcome) {
         return decision;
@@ -172,7 +181,13 @@ pub fn decide<E: Environment>(
     } else if !flags.intersects(PortFlags::FRONTEND) {
         return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, place, hook, len, flags, outcome)
+    if steering.is_possible() && !steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+    }
+    if socket.owns(packet) {
+        return Decision::pass(Reason::SteeredEstablished);
+    }
+    new_flow::open(environment, packet, place, hook, len, steering.given(socket), outcome)
 }
 
 /// Decides about a packet that no frontend and no flow claims. To an address that only frontends

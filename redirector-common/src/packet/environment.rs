@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::Packet;
+use super::{Packet, Socket};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
@@ -94,6 +94,15 @@ pub trait Environment {
 
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
+
+    /// What this host's own stack has for a TCP packet as it is.
+    fn socket(&self, packet: &Packet) -> Socket;
+
+    /// Hands the packet to the listening socket that would get it with the destination of `to`;
+    /// where it opens no connection, only if it ends a handshake that the kernel has kept no state
+    /// of (a SYN cookie). Whether that was done: there may be no such socket, and the kernel may
+    /// refuse. At TC ingress alone.
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
 
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;

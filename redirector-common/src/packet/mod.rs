@@ -19,6 +19,7 @@ pub mod quoted;
 pub mod related;
 pub mod rewrite;
 pub mod select;
+pub mod steer;
 pub mod track;
 
 pub use checksum::Delta;
@@ -28,6 +29,7 @@ pub use parse::{Packet, TcpFlags, parse};
 pub use quoted::Quoted;
 pub use related::Kind;
 pub use rewrite::rewrite;
+pub use steer::Socket;
 
 /// Types that may be read from and written to packet bytes.
 ///

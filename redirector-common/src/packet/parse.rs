@@ -55,6 +55,13 @@ impl TcpFlags {
         self.0 & bits != 0
     }
 
+    /// Whether this is of a connection whose handshake has begun: ACK without SYN or RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn acknowledges(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
+    }
+
     /// Whether this opens a connection: SYN without ACK, RST or FIN.
     #[inline(always)]
     #[must_use]

@@ -6,7 +6,7 @@ use super::fragment::{find_first, rewrite_later};
 use super::parse::{parse_link, parse_network};
 use super::quoted::{ICMP_LEN, Quoted, is_error, parse_quoted, rewrite_error};
 use super::{Environment, FlowEntry, Packet, PacketBuf, Route, TcpFlags};
-use crate::{Port, PortFlags, Protocol, Reason, Tuple};
+use crate::{Port, PortFlags, Protocol, Reason, Tuple, words};
 
 /// What the packet is.
 #[repr(u32)]
@@ -106,7 +106,7 @@ pub fn decide_related<E: Environment>(
     let Some(entry) = environment.flow(&packet.tuple) else {
         return Decision::pass(stranger(kind));
     };
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let decision = if !entry.is_local() {
         forward(environment, packet, kind, entry, outcome)
     } else if entry.is_reply() {
@@ -138,7 +138,7 @@ pub fn decide_related_reply<E: Environment>(
         Some(entry) if entry.is_reply() && entry.is_local() => entry,
         Some(_) | None => return Decision::pass(stranger(kind)),
     };
-    outcome.translated = *entry.translated();
+    words::copy(entry.translated(), &mut outcome.translated);
     let decision = Decision::deliver(match kind {
         Kind::Fragment => Reason::LocalReply,
         Kind::Error => Reason::ErrorReply,

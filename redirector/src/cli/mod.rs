@@ -3,6 +3,7 @@
 //! Reading commands load the pinned maps, make typed rows of them, sort them and print them;
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
+pub mod audit;
 pub mod completions;
 pub mod config;
 pub mod counters;
@@ -59,6 +60,8 @@ enum Command {
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
+    /// Show ports that pods of a cluster ask for and silently do not get
+    Audit(audit::AuditArgs),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -144,6 +147,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
+        Command::Audit(args) => audit::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),

@@ -11,6 +11,7 @@ pub mod epochs;
 pub mod gc;
 pub mod ids;
 pub mod info;
+pub mod kube_proxy;
 pub mod loader;
 pub mod lock;
 pub mod maps;

@@ -66,7 +66,8 @@ fn a_thousand_connections_at_once() -> Result<()> {
             client::echo(stream, &number.to_be_bytes())?;
         }
         let flows = lab.cli().rows(&["flow", "list"])?;
-        ensure!(flows.len() == 1000, "{} flows are listed", flows.len());
+        // The others are sockets of the node itself.
+        ensure!(flows.len() == 500, "{} flows are listed", flows.len());
         for (number, stream) in &streams {
             client::echo(stream, &number.to_le_bytes())?;
             client::finish(stream)?;
@@ -155,7 +156,8 @@ fn idle() -> Result<()> {
         let silence = Duration::from_secs(15);
         wait::until_true("the flows to have been idle", silence * 2, || {
             let flows = lab.cli().rows(&["flow", "list"])?;
-            ensure!(flows.len() == streams.len(), "{} flows", flows.len());
+            // Those to backends elsewhere: the others are sockets of the node itself.
+            ensure!(flows.len() == streams.len() / 2, "{} flows", flows.len());
             let idle = |flow: &serde_json::Value| flow["idleSeconds"].as_f64().unwrap_or(0.0);
             Ok(flows.iter().all(|flow| idle(flow) >= silence.as_secs_f64()))
         })?;

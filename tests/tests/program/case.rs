@@ -221,8 +221,17 @@ impl Case {
 
 /// Runs every row and fails with all that failed.
 pub(crate) fn check_all(cases: Vec<Case>) -> Result<()> {
+    check_all_with(|| Ok(()), cases)
+}
+
+/// As [`check_all`], with what `prepare` makes on the node.
+pub(crate) fn check_all_with<T>(
+    prepare: impl FnOnce() -> Result<T> + Send + 'static,
+    cases: Vec<Case>,
+) -> Result<()> {
     let node = world::build_node()?;
     node.enter(move || {
+        let _prepared = prepare()?;
         let mut programs = Programs::load()?;
         world::fill_maps(&mut programs)?;
         let mut failures = Vec::new();

@@ -13,4 +13,5 @@ mod quoted;
 mod refused;
 mod sources;
 mod states;
+mod steering;
 mod world;

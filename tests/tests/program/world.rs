@@ -120,6 +120,13 @@ pub(crate) const REMOTE_CLOSED: u16 = 103;
 /// Without a backend, for [`CLIENT`] alone.
 pub(crate) const EMPTY_LIMITED: u16 = 104;
 
+/// As [`LOCAL`], whose backend may be handed connections, on [`STEERED_PORT`].
+pub(crate) const STEERED: u16 = 110;
+/// The same, where other flows of the port may go elsewhere.
+pub(crate) const STEERED_MIXED: u16 = 111;
+
+/// Where the backend of [`STEERED`] listens, if it does.
+pub(crate) const STEERED_PORT: u16 = 8082;
 /// Where local backends listen.
 pub(crate) const LOCAL_PORT: u16 = 8080;
 /// Where backends elsewhere listen.
@@ -129,7 +136,7 @@ pub(crate) const SNAT: u16 = 50000;
 /// Ports that are marked as the translation block's.
 const SNAT_MARKED: u16 = 8;
 
-const SERVICES: [(u16, Target); 18] = [
+const SERVICES: [(u16, Target); 20] = [
     (LOCAL, Target::Local(LOCAL_PORT)),
     (LOCAL_ALIAS, Target::Local(LOCAL_PORT)),
     (LOCAL_INSIDE, Target::LocalAt(NODE_INSIDE, LOCAL_PORT + 1)),
@@ -148,6 +155,8 @@ const SERVICES: [(u16, Target); 18] = [
     (REMOTE_LIMITED, Target::Remote(BACKEND, REMOTE_PORT)),
     (REMOTE_CLOSED, Target::Remote(BACKEND, REMOTE_PORT)),
     (EMPTY_LIMITED, Target::Empty),
+    (STEERED, Target::Local(STEERED_PORT)),
+    (STEERED_MIXED, Target::Local(STEERED_PORT)),
 ];
 
 /// A port of a host.
@@ -206,11 +215,12 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
         for port in SNAT..SNAT + SNAT_MARKED {
             mark(programs, protocol, port, PortFlags::SNAT)?;
         }
-        for port in [LOCAL_PORT, LOCAL_PORT + 1] {
+        for port in [LOCAL_PORT, LOCAL_PORT + 1, STEERED_PORT] {
             mark(programs, protocol, port, PortFlags::LOCAL_BACKEND)?;
         }
     }
-    Ok(())
+    mark(programs, Protocol::Tcp, STEERED, PortFlags::STEER)?;
+    mark(programs, Protocol::Tcp, STEERED_MIXED, PortFlags::STEER.union(PortFlags::REMOTE))
 }
 
 /// How many ports, from [`SNAT`] on, the translation block has. With one, results are certain.

@@ -292,6 +292,7 @@ fn flag_names(flags: PortFlags) -> Vec<&'static str> {
         (PortFlags::SNAT, "snat"),
         (PortFlags::LOCAL_BACKEND, "local-backend"),
         (PortFlags::REMOTE, "remote"),
+        (PortFlags::STEER, "steer"),
     ]
     .into_iter()
     .filter(|(flag, _)| flags.intersects(*flag))
