@@ -4,6 +4,7 @@
 mod affinity;
 mod choosing;
 mod connections;
+mod deployed;
 mod edges;
 mod explain;
 mod fragments;
