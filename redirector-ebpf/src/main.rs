@@ -1,4 +1,4 @@
-//! redirector's programs: XDP, TC ingress, TC egress.
+//! redirector's programs: XDP, TC ingress, TC egress; those for sockets are in [`clients`].
 //!
 //! Each entry point is the whole table from a [`Step`] to the kernel's verdict. What a packet
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
 
+mod clients;
 mod context;
 mod counters;
 mod environment;

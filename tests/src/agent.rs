@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use crate::{
     bpffs::Bpffs,
-    cli::Cli,
+    cli::{Cli, NO_LOCAL_CLIENTS},
     client,
     namespace::{Namespace, prefix},
     topology::Topology,
@@ -166,6 +166,9 @@ impl Lab {
         let mut command = self.run_command()?;
         if !options.contains(&"--interface") {
             command.args(["--interface", "eth0", "--interface", "eth1"]);
+        }
+        if options.contains(&"--cgroup") {
+            command.env_remove(NO_LOCAL_CLIENTS);
         }
         command.args(options);
         self.start_command(command)

@@ -9,6 +9,7 @@ use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
 use super::account::Account;
+use super::clients;
 use super::interfaces::{self, Lending, Slots};
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
@@ -30,6 +31,7 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
+use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
 use crate::k8s::report::Mouth;
@@ -62,6 +64,7 @@ pub(super) struct Node {
     slots: Slots,
     chosen: Vec<String>,
     has_kube_proxy: bool,
+    netns_cookie: u64,
     account: Account,
 }
 
@@ -109,6 +112,7 @@ impl Node {
             attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
         }
         self.write_entries(host, &attached, true)?;
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
@@ -235,6 +239,7 @@ impl Node {
                 Err(error) => absent(name, slot, error.to_string()),
             });
         }
+        self.keep_clients()?;
         self.detach_others(&self.chosen)?;
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
@@ -277,6 +282,7 @@ impl Node {
                 lookup_ifindex: LOOPBACK,
                 cache_sets: self.cache_sets,
                 reserved: 0,
+                netns_cookie: self.netns_cookie,
             },
         )?;
         self.listed = encoded.listed();
@@ -376,6 +382,13 @@ impl Node {
         }
     }
 
+    fn keep_clients(&mut self) -> anyhow::Result<()> {
+        let options = self.wishes.options();
+        let got = clients::keep(&mut self.attacher, &options.pins, &options.clients)?;
+        self.account.clients(got);
+        Ok(())
+    }
+
     fn detach_others(&self, chosen: &[String]) -> anyhow::Result<()> {
         let attached = self.pins().attached().context("cannot list the pins")?;
         for name in attached.iter().filter(|name| !chosen.contains(name)) {
@@ -443,6 +456,7 @@ struct Parts {
     installed_for: Option<String>,
     cache_sets: u32,
     epochs: Epochs,
+    netns_cookie: u64,
 }
 
 impl Parts {
@@ -460,6 +474,8 @@ impl Parts {
             cache_sets: cache_sets(pins, sizes.cpus)?,
             epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
+            netns_cookie: netns_cookie()
+                .context("cannot tell this network namespace from others")?,
             installed_for: earlier.and_then(|status| match status.config {
                 Some(config) => Some(config.display().to_string()),
                 None => status.kubernetes.then(|| "the Kubernetes agent".to_owned()),
@@ -508,6 +524,7 @@ impl Parts {
             slots: self.slots,
             chosen: Vec::new(),
             has_kube_proxy: false,
+            netns_cookie: self.netns_cookie,
         };
         (node, mouth)
     }

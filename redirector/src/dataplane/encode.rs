@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey,
-    SlotValue, SourceRange, Taker, TakerKey,
+    Address, BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId,
+    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, lines_of};
@@ -313,6 +313,12 @@ impl Encoder<'_> {
     }
 
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
+        for key in &service.localhost {
+            let local_address = Address::loopback(key.address.family());
+            let value = Frontend { service: id, reserved: 0, local_address };
+            self.contents.frontends.insert(*key, value);
+            self.contents.ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
+        }
         let remote = service
             .backends
             .iter()

@@ -27,7 +27,7 @@ mod regions;
 pub mod sizes;
 pub mod status;
 pub mod sync;
-mod syscall;
+pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
 

@@ -19,9 +19,9 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend,
-    FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo,
-    SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -149,6 +149,15 @@ impl Pinned {
         let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
         let map = LpmTrie::try_from(map).map_err(refused)?;
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
+    }
+
+    /// What sockets on this machine asked for, by what they got.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
+        self.table(MapName::Sockets)
     }
 
     /// Clients that are remembered, and the backends that they stay with; also those past their
@@ -304,7 +313,7 @@ impl Pinned {
             MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
-            MapName::Maglev => self.maglev()?.len(),
+            MapName::Maglev => lines_in_use(self.services()?.values()),
             MapName::Backends => self.backends()?.len(),
             MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
             MapName::FlowCache => self.cached_flows()?.len(),
@@ -320,6 +329,7 @@ impl Pinned {
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
             MapName::Fragments => self.fragments()?.len(),
+            MapName::Sockets => self.sockets()?.len(),
         })
     }
 
@@ -389,6 +399,13 @@ impl Pinned {
             _ => unreadable(name, chain(&error)),
         })
     }
+}
+
+/// Lines of `MAGLEV` that services use. They are not read: the map is large, and this is asked
+/// often.
+fn lines_in_use<'a>(services: impl Iterator<Item = &'a Service>) -> usize {
+    let regions: BTreeMap<u32, u32> = services.flat_map(lines_of).collect();
+    regions.into_values().map(|lines| lines as usize).sum()
 }
 
 /// Whether one of a service's tables reaches into a line of `MAGLEV`.
@@ -461,6 +478,9 @@ mod tests {
         };
         let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
         assert_eq!(used, [2, 3, 5]);
+        let shared = Service { internal_offset: 32, internal_size: 17, ..service };
+        assert_eq!(lines_in_use([service].iter()), 3);
+        assert_eq!(lines_in_use([shared].iter()), 2);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 
 use redirector_common::CacheSet;
+use redirector_common::service::MaglevLine;
 
 /// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Sizes {
     pub vips: u32,
     /// `FRAGMENTS`: packets in pieces that are remembered at once.
     pub fragments: u32,
+    /// `SOCKETS`.
+    pub sockets: u32,
 }
 
 impl Default for Sizes {
@@ -51,6 +54,7 @@ impl Default for Sizes {
             takers: 262_144,
             vips: 65536,
             fragments: 8192,
+            sockets: 65536,
         }
     }
 }
@@ -64,14 +68,29 @@ const MAX_CACHE_SETS: u64 = 65536;
 /// And at least: 64 KiB.
 const MIN_CACHE_SETS: u64 = 256;
 
+/// Of the machine's memory, Maglev tables get one part in so many.
+const TABLE_SHARE: u64 = 1024;
+
+/// Lines of Maglev tables at most: 32 MiB.
+const MAX_LINES: u64 = 524_288;
+
+/// And at least: 4 MiB.
+const MIN_LINES: u64 = 65536;
+
 impl Sizes {
     /// What suits this machine.
     #[must_use]
     pub fn of_machine() -> Self {
         let cpus = count_cpus();
-        let sets = cache_sets(read_memory(), u64::from(cpus));
-        Self { cache_sets: sets, cpus, ..Self::default() }
+        let memory = read_memory();
+        let sets = cache_sets(memory, u64::from(cpus));
+        Self { cache_sets: sets, cpus, maglev_lines: maglev_lines(memory), ..Self::default() }
     }
+}
+
+fn maglev_lines(memory: u64) -> u32 {
+    let share = memory / TABLE_SHARE / size_of::<MaglevLine>() as u64;
+    u32::try_from(share.clamp(MIN_LINES, MAX_LINES)).unwrap_or(u32::MAX)
 }
 
 /// A power of two.
@@ -98,6 +117,15 @@ fn read_memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_fit_the_machine() {
+        const GIB: u64 = 1 << 30;
+        let rows = [(0, 65536), (2 * GIB, 65536), (16 * GIB, 262_144), (999 * GIB, 524_288)];
+        for (memory, lines) in rows {
+            assert_eq!(maglev_lines(memory), lines, "{memory}");
+        }
+    }
 
     #[test]
     fn the_cache_fits_the_machine() {

@@ -115,6 +115,8 @@ pub struct Conflict {
 pub struct DesiredService {
     /// Exact frontends, each with the address that a local backend is delivered at.
     pub frontends: BTreeMap<FrontendKey, Address>,
+    /// `localhost` frontends, for clients on the node itself: of frontends without an address.
+    pub localhost: BTreeSet<FrontendKey>,
     /// Frontends that an earlier service has.
     pub conflicts: BTreeSet<FrontendKey>,
     /// Backends of this family, in the order of the service.
@@ -207,6 +209,7 @@ impl DesiredBackend {
 pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut desired = Desired::default();
     let mut claimed = BTreeMap::new();
+    let mut claimed_localhost = BTreeSet::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
             let frontends = expand_frontends(service, family, node);
@@ -236,10 +239,26 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                     }
                 }
             }
+            // Whose it is was told for the node's addresses, where it matters more.
+            let localhost = expand_localhost(service, family);
+            entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
             desired.services.insert(key, entry);
         }
     }
     desired
+}
+
+/// `localhost` for frontends without an address, where the networks that limit them have it.
+fn expand_localhost(service: &Service, family: Family) -> impl Iterator<Item = FrontendKey> + '_ {
+    let loopback = IpAddr::from(Address::loopback(family));
+    let networks = service.node_networks.as_deref();
+    let is_meant =
+        networks.is_none_or(|networks| networks.iter().any(|network| network.contains(&loopback)));
+    service
+        .frontends
+        .iter()
+        .filter(move |spec| is_meant && spec.address.is_none())
+        .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
 }
 
 fn expand_frontends(
@@ -279,6 +298,7 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
     DesiredService {
         frontends: BTreeMap::new(),
+        localhost: BTreeSet::new(),
         conflicts: BTreeSet::new(),
         backends,
         policy: service.policy,

@@ -1,13 +1,17 @@
 //! Netns tier: real clients and servers through the agent's data path, between network
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
+mod affinity;
+mod choosing;
 mod connections;
 mod deployed;
 mod edges;
 mod fragments;
 mod kube_proxy;
+mod local_clients;
 mod modes;
 mod pods;
+mod policies;
 mod ports;
 mod quoted;
 mod refusals;

@@ -230,7 +230,7 @@ pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
         snat_count: count,
         lookup_ifindex: ifindex("lo")?,
         cache_sets: redirector_tests::program::CACHE_SETS,
-        reserved: 0,
+        ..NodeConfig::default()
     };
     programs.set(MapName::Node, 0, node)
 }

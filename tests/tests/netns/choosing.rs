@@ -1,0 +1,184 @@
+//! Which backend a new flow goes to, and that flows that are there stay.
+
+use std::{
+    collections::BTreeMap,
+    io::ErrorKind,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use redirector_common::Family;
+use redirector_tests::{
+    agent::Lab,
+    client::{self, Pulse},
+    crowd::{self, TCP, UDP, all, apply, ask_tcp, config},
+    server::{Server, Service},
+    topology::{FAMILIES, NODE1},
+};
+
+/// Who answers how many of so many connections.
+fn counts(lab: &Lab, family: Family, connections: usize) -> Result<BTreeMap<String, usize>> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..connections {
+        *counts.entry(ask_tcp(lab, family)?).or_insert(0) += 1;
+    }
+    Ok(counts)
+}
+
+/// By weight, wherever the backends are: the one here must not get what XDP leaves over.
+#[test]
+fn random_shares() -> Result<()> {
+    Lab::run_with(&config("algorithm: random\n", all), |lab| {
+        let _servers = crowd::serve(lab)?;
+        for family in FAMILIES {
+            // 100 each; six standard deviations are 49.
+            let counts = counts(lab, family, 300)?;
+            ensure!(counts.len() == 3, "{counts:?}");
+            ensure!(counts.values().all(|count| (51..150).contains(count)), "{counts:?}");
+        }
+        let algorithm = &lab.cli().json(&["service", "get", "crowd"])?["algorithm"];
+        ensure!(algorithm == "random", "{algorithm}");
+        Ok(())
+    })
+}
+
+/// The algorithm, the weights and the backends change; every flow goes on where it was.
+#[test]
+fn flows_stay_whatever_changes() -> Result<()> {
+    Lab::run_with(&config("", all), |lab| {
+        let mut servers = Vec::new();
+        for (host, port) in [(&lab.net.node1, 8080), (&lab.net.node2, 8080), (&lab.net.node2, 8081)]
+        {
+            servers.push(Server::tcp(host, port, Service::Echo)?);
+            servers.push(Server::udp(host, port, Service::Echo)?);
+        }
+        let mut streams = Vec::new();
+        let mut pulses = Vec::new();
+        for family in FAMILIES {
+            for _ in 0..12 {
+                streams
+                    .push(client::tcp(&lab.net.client, SocketAddr::new(NODE1.of(family), TCP[0]))?);
+            }
+            for _ in 0..4 {
+                let frontend = SocketAddr::new(NODE1.of(family), UDP[0]);
+                let socket = client::udp(&lab.net.client, frontend)?;
+                pulses.push(Pulse::start(socket, Duration::from_millis(5))?);
+            }
+        }
+        let drained = |name: &str| Some(if name == "there" { ", weight: 0" } else { "" });
+        let ending = |name: &str| Some(if name == "here" { ", state: terminating" } else { "" });
+        let ended = |_: &str| Some(", state: terminating");
+        let heavy = |name: &str| Some(if name == "beyond" { ", weight: 50" } else { "" });
+        let local = "trafficPolicy: Local\n";
+        let steps = [
+            config("algorithm: random\n", all),
+            config("sessionAffinitySeconds: 60\n", drained),
+            config("algorithm: random\n", ending),
+            config("", ended),
+            config(local, heavy),
+            config(local, ending),
+            config("", all),
+        ];
+        for step in steps {
+            apply(lab, &step)?;
+            for stream in &streams {
+                client::echo(stream, b"and on").with_context(|| step.clone())?;
+            }
+            for pulse in &pulses {
+                pulse.beat(20).with_context(|| step.clone())?;
+            }
+        }
+        for pulse in pulses {
+            pulse.finish()?;
+        }
+        streams.iter().try_for_each(client::finish)
+    })
+}
+
+/// A terminating backend and a drained one keep their flows, are seen to, and get no new ones.
+#[test]
+fn ending_backends() -> Result<()> {
+    Lab::run_with(&config("", all), |lab| {
+        let _servers = crowd::serve(lab)?;
+        let member = |name: &str| {
+            Some(match name {
+                "here" => ", state: terminating",
+                "there" => ", weight: 0",
+                _ => "",
+            })
+        };
+        apply(lab, &config("", member))?;
+        for family in FAMILIES {
+            let counts = counts(lab, family, 30)?;
+            ensure!(counts.keys().eq(["beyond"]), "{counts:?}");
+        }
+        let shown = lab.cli().text(&["service", "get", "crowd"])?;
+        let is_shown = |word| shown.lines().filter(|line| line.contains(word)).count();
+        ensure!(is_shown("terminating") == 1 && is_shown("draining") == 2, "{shown}");
+        let listed = lab.cli().text(&["service", "list"])?;
+        ensure!(listed.contains("(draining)"), "{listed}");
+
+        // Better than none at all.
+        let member = |name: &str| (name == "here").then_some(", state: terminating");
+        apply(lab, &config("", member))?;
+        for family in FAMILIES {
+            let counts = counts(lab, family, 5)?;
+            ensure!(counts.keys().eq(["here"]), "{counts:?}");
+        }
+        Ok(())
+    })
+}
+
+/// Within a second, a client that keeps its socket hears of another backend, also where there was
+/// none for a while.
+#[test]
+fn datagrams_leave_backends_that_go() -> Result<()> {
+    Lab::run_with(&config("", all), |lab| {
+        let _servers = crowd::serve(lab)?;
+        for family in FAMILIES {
+            let socket = client::udp(&lab.net.client, SocketAddr::new(NODE1.of(family), UDP[0]))?;
+            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            for _ in 0..2 {
+                apply(lab, &config("", all))?;
+                let first = answer(&socket, None)?;
+                // A terminating one keeps it.
+                let name = first.clone();
+                let ending =
+                    move |it: &str| Some(if it == name { ", state: terminating" } else { "" });
+                apply(lab, &config("", ending))?;
+                ensure!(answer(&socket, None)? == first, "{first} lost its flow");
+                let name = first.clone();
+                apply(lab, &config("", move |it| (it != name).then_some("")))?;
+                answer(&socket, Some(&first))?;
+
+                apply(lab, &config("", |_| None))?;
+                let refused = socket.send(b"who?").and_then(|_| socket.recv(&mut [0; 100])).err();
+                let kind = refused.map(|error| error.kind());
+                ensure!(kind == Some(ErrorKind::ConnectionRefused), "{family:?}: {kind:?}");
+                apply(lab, &config("", |it| (it == "there").then_some("")))?;
+                ensure!(answer(&socket, None)? == "there", "over {family:?}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Who answers, which must be another than `gone`; asked again for a second at most.
+fn answer(socket: &std::net::UdpSocket, gone: Option<&str>) -> Result<String> {
+    let start = Instant::now();
+    loop {
+        let sent = socket.send(b"who?");
+        let mut buffer = [0; 100];
+        if sent.is_ok()
+            && let Ok(count) = socket.recv(&mut buffer)
+        {
+            let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or(&[])).into_owned();
+            let name = text.split([' ', '=']).nth(1).unwrap_or_default().to_owned();
+            if Some(name.as_str()) != gone {
+                return Ok(name);
+            }
+        }
+        ensure!(start.elapsed() < Duration::from_secs(1), "nobody but {gone:?} in a second");
+    }
+}
