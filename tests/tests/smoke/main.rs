@@ -56,6 +56,7 @@ fn start(lab: &mut Lab) -> Result<()> {
     command.args(&words[..program]).arg("setpriv").args(deployed::confinement()?);
     command.arg("--").args(&words[program..]);
     command.args(["--interface", "eth0", "--interface", "eth1"]);
+    command.envs(agent.get_envs().filter_map(|(name, value)| Some((name, value?))));
     lab.start_command(command)
 }
 
