@@ -25,6 +25,7 @@ pub mod pins;
 pub mod ports;
 pub mod prerequisites;
 mod regions;
+pub mod routes;
 pub mod sizes;
 pub mod status;
 pub mod sync;

@@ -5,15 +5,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
-use redirector_common::Protocol::Udp;
+use anyhow::{Context as _, Result, ensure};
+use redirector_common::Protocol::{Tcp, Udp};
 use redirector_tests::{
     client,
     cluster::{
         Cluster,
         build::{balance, mk_port, mk_service, spec},
     },
+    frame,
     namespace::Namespace,
+    packet::{Flags, Packet},
     server::Service,
     topology::FAMILIES,
     wait,
@@ -139,5 +141,56 @@ fn udp_when_the_target_port_changes() -> Result<()> {
             spec(dns).ports = Some(vec![mk_port(Udp, 53, 9091, 30053)]);
         })?;
         askers.iter().try_for_each(|asker| asker.await_server("new"))
+    })
+}
+
+/// "proxy implementation should not be vulnerable to the invalid conntrack state bug": segments of
+/// the backend that are outside all windows reach the client as what they are, from the frontend;
+/// from anybody else they would make it reset the connection.
+#[test]
+fn invalid_segments() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        // On the node that is asked: the backend sees the client's own address.
+        let pod = cluster.start_pod_with(own("pod", "web", 1), &Service::Echo)?;
+        cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, 30080)]))?;
+        let host = &cluster.net.client;
+        for family in FAMILIES {
+            let to = cluster.at(1, family, 30080);
+            let stream = wait::until("a connection", wait::SOON, || {
+                Ok(client::tcp_within(host, to, Duration::from_secs(2)).ok())
+            })?;
+            stream.set_read_timeout(Some(client::PATIENCE))?;
+            client::echo(&stream, b"before")?;
+            let resets = sent_resets(host)?;
+            let backend = SocketAddr::new(pod.addresses.of(family), 8080);
+            let (node, pod_mac) = (cluster.host(1).mac("pod1")?, pod.host(cluster).mac("eth0")?);
+            let mut wire = frame::Tap::new(host, "eth0")?;
+            for flags in [Flags::ACK, Flags::NONE, Flags::FIN_ACK] {
+                let packet = Packet::tcp(flags, backend, stream.local_addr()?);
+                let bytes = packet.macs(node, pod_mac).bytes();
+                frame::inject(pod.host(cluster), "eth0", &bytes)?;
+            }
+            let mut seen = 0;
+            wait::until_true("the segments", wait::SOON, || {
+                seen += wire.seen(stream.local_addr()?)?;
+                Ok(seen >= 3)
+            })?;
+            client::echo(&stream, b"after")?;
+            ensure!(sent_resets(host)? == resets, "the client reset the connection");
+            client::finish(&stream)?;
+        }
+        Ok(())
+    })
+}
+
+/// Segments with RST that a host has sent.
+fn sent_resets(host: &Namespace) -> Result<u64> {
+    host.enter(|| {
+        let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        let (_, value) = pairs.find(|(name, _)| *name == "OutRsts").context("no OutRsts")?;
+        Ok(value.parse()?)
     })
 }
