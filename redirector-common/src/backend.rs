@@ -23,6 +23,7 @@ const _: () = assert!(size_of::<Backend>() == 24);
 
 impl Backend {
     const LOCAL: u16 = 1;
+    const ROUTED: u16 = 2;
 
     /// What an unused entry of the array holds.
     pub const NONE: Self =
@@ -40,17 +41,40 @@ impl Backend {
         Self { address, port, flags: Self::LOCAL, reserved: 0 }
     }
 
+    /// A backend on this host, in a network of its own: packets to it go through this host's
+    /// stack, which routes them there, and so do its answers.
+    #[must_use]
+    pub const fn routed(address: Address, port: Port) -> Self {
+        Self { address, port, flags: Self::LOCAL | Self::ROUTED, reserved: 0 }
+    }
+
     /// A backend elsewhere.
     #[must_use]
     pub const fn remote(address: Address, port: Port) -> Self {
         Self { address, port, flags: 0, reserved: 0 }
     }
 
-    /// Whether this is a host-network program on this host.
+    /// Whether this host's own stack takes packets to it: a host-network program on this host, or
+    /// [one that is routed to](Self::is_routed).
     #[inline(always)]
     #[must_use]
     pub const fn is_local(&self) -> bool {
         self.flags & Self::LOCAL != 0
+    }
+
+    /// Whether it is a host-network program on this host, with sockets in this network namespace.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        self.flags & (Self::LOCAL | Self::ROUTED) == Self::LOCAL
+    }
+
+    /// Whether it is on this host, in a network of its own: no socket of this network namespace is
+    /// its.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_routed(&self) -> bool {
+        self.flags & Self::ROUTED != 0
     }
 
     /// Whether the entry is in use.

@@ -15,6 +15,7 @@ pub mod affinity;
 pub mod backend;
 pub mod cache;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod map_name;
 pub mod node;
@@ -29,6 +30,7 @@ pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Tuple};
+pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
@@ -55,6 +57,8 @@ pod!(
     Flow,
     CachedFlow,
     CacheSet,
+    FragmentKey,
+    FirstFragment,
     FrontendKey,
     Frontend,
     Backend,

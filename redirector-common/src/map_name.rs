@@ -76,4 +76,6 @@ maps! {
     /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
     /// nowhere.
     Vips = "VIPS", 1;
+    /// Ports of the first fragments of packets, for the fragments after them.
+    Fragments = "FRAGMENTS", 1;
 }

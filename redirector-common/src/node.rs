@@ -38,6 +38,9 @@ impl PortFlags {
     /// otherwise.
     pub const VIPS: Self = Self(16);
 
+    /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
+    pub const STEER: Self = Self(32);
+
     /// Whether any bit of `other` is set.
     #[inline(always)]
     #[must_use]
@@ -127,6 +130,13 @@ impl Interface {
     #[must_use]
     pub const fn xdp_transmit(&self) -> bool {
         self.flags & Self::XDP_TRANSMIT != 0
+    }
+
+    /// Whether our programs are on it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_ours(&self) -> bool {
+        self.slot != 0
     }
 
     /// The address to translate sources to, unspecified if there is none.

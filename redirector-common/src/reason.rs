@@ -71,13 +71,13 @@ macro_rules! reasons {
 reasons! {
     /// Not IPv4 or IPv6: ARP and all else.
     NotIp = 0, Pass, "not-ip";
-    /// IP, but neither TCP nor UDP.
+    /// IP, but neither TCP, UDP nor ICMP.
     NotTcpUdp = 1, Pass, "not-tcp-udp";
     /// No frontend and no translation uses this port.
     NotOurs = 2, Pass, "not-ours";
     /// Truncated, or a header contradicts itself: left to the kernel.
     Malformed = 3, Pass, "malformed";
-    /// A fragment, left to the kernel.
+    /// A later fragment of something other than TCP or UDP.
     Fragment = 4, Pass, "fragment";
     /// IPv6 with more extension headers than are walked, or with a routing header in use.
     ExtensionHeaders = 5, Pass, "extension-headers";
@@ -114,7 +114,7 @@ reasons! {
     /// Larger than the way to the destination: answered with "fragmentation needed" or
     /// "packet too big".
     TooBig = 21, Drop, "too-big";
-    /// The first fragment of a packet whose address would change: the others would be lost.
+    /// A later fragment of ours that can't go on: its TTL ran out, or it is larger than the way.
     FragmentNotForwarded = 22, Drop, "fragment-not-forwarded";
     /// The maps contradict each other: a table names a backend that is not there.
     Inconsistent = 23, Drop, "inconsistent";
@@ -122,6 +122,22 @@ reasons! {
     RewriteFailed = 24, Drop, "rewrite-failed";
     /// New flow of a client outside of the service's source ranges.
     SourceDenied = 25, Drop, "source-denied";
+    /// New connection handed to the listening socket of a program in this host's own stack.
+    SteeredNew = 26, Deliver, "steered-new";
+    /// To a frontend, for a connection that a program in this host's own stack has there.
+    SteeredEstablished = 27, Deliver, "steered-established";
+    /// A later fragment whose first was not seen, or is not ours: left to the kernel.
+    FragmentWithoutFirst = 30, Pass, "fragment-without-first";
+    /// An ICMP error about a packet of ours, to the client or to a backend elsewhere.
+    ErrorForwarded = 31, Forward, "icmp-error-forwarded";
+    /// An ICMP error about a reply of a program in this host's own stack, to that program.
+    ErrorDelivered = 32, Deliver, "icmp-error-delivered";
+    /// An ICMP error of this host's own stack about a packet of ours, to the client.
+    ErrorReply = 33, Forward, "icmp-error-reply";
+    /// An ICMP error about a packet of ours that can't go on: its TTL ran out, or it is too large.
+    ErrorNotForwarded = 34, Drop, "icmp-error-not-forwarded";
+    /// ICMP that is about none of our flows.
+    Icmp = 35, Pass, "icmp";
     /// More errors would have had to be sent than the node sends at a time: dropped silently.
     ErrorLimited = 36, Drop, "error-limited";
     /// To a port that no service defines, of an address that only frontends have.

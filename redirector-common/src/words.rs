@@ -7,9 +7,9 @@
 #[inline(always)]
 pub fn copy<T: Copy>(from: &T, to: &mut T) {
     const {
-        assert!(align_of::<T>() >= 4 && size_of::<T>() % 4 == 0, "made of whole words");
+        assert!(align_of::<T>() >= 4 && size_of::<T>().is_multiple_of(4), "made of whole words");
     }
-    if const { align_of::<T>() >= 8 && size_of::<T>() % 8 == 0 } {
+    if const { align_of::<T>() >= 8 && size_of::<T>().is_multiple_of(8) } {
         by::<T, u64>(from, to);
     } else {
         by::<T, u32>(from, to);

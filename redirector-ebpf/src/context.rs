@@ -79,12 +79,21 @@ impl PacketBuf for Frame {
 /// A socket buffer in a TC program.
 pub(crate) struct Skb {
     skb: *mut __sk_buff,
+    /// Whether the packet's bounds are asked for anew at each access.
+    reloads: bool,
 }
 
 impl Skb {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
-        Self { skb: ctx.skb.skb }
+        Self { skb: ctx.skb.skb, reloads: false }
+    }
+
+    /// Where speed does not matter: between accesses the compiler might keep the packet's bounds,
+    /// which are 32 bits wide to it, as such, and so make numbers of them.
+    #[inline(always)]
+    pub(crate) const fn from_raw(skb: *mut __sk_buff) -> Self {
+        Self { skb, reloads: true }
     }
 
     /// The raw context, for helpers.
@@ -100,11 +109,11 @@ impl Skb {
         unsafe { (*self.skb).ifindex }
     }
 
-    /// Whether it was received, and not made by a socket of this host.
+    /// Index of the interface that it was received by; 0 if a socket of this host made it.
     #[inline(always)]
-    pub(crate) fn came_from_outside(&self) -> bool {
+    pub(crate) fn ingress_ifindex(&self) -> u32 {
         // SAFETY: the context is valid while the program runs.
-        unsafe { (*self.skb).ingress_ifindex != 0 }
+        unsafe { (*self.skb).ingress_ifindex }
     }
 
     /// Whether the network card or driver took a VLAN tag out of the frame.
@@ -117,12 +126,18 @@ impl Skb {
     /// Makes the headers directly accessible where they lie in other pages.
     #[inline(always)]
     pub(crate) fn pull_headers(&mut self) {
+        self.pull(PULLED);
+    }
+
+    /// Makes so many bytes directly accessible, or as many as there are.
+    #[inline(always)]
+    pub(crate) fn pull(&mut self, wanted: u32) {
         // SAFETY: the context is valid while the program runs.
         let (linear, len) = unsafe { ((*self.skb).data_end - (*self.skb).data, (*self.skb).len) };
-        if linear < len && linear < PULLED {
+        if linear < len && linear < wanted {
             // Failure shows as a packet that ends too early, which is left alone.
             // SAFETY: as above.
-            let _ = unsafe { bpf_skb_pull_data(self.skb, len.min(PULLED)) };
+            let _ = unsafe { bpf_skb_pull_data(self.skb, len.min(wanted)) };
         }
     }
 
@@ -141,8 +156,9 @@ impl Skb {
 impl PacketBuf for Skb {
     #[inline(always)]
     fn at<T: Header>(&self, offset: usize) -> Option<*mut T> {
+        let skb = if self.reloads { opaque(self.skb as usize) as *mut __sk_buff } else { self.skb };
         // SAFETY: the context is valid while the program runs.
-        let (start, end) = unsafe { ((*self.skb).data as usize, (*self.skb).data_end as usize) };
+        let (start, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
         within(start, end, offset)
     }
 
@@ -189,12 +205,18 @@ impl PacketBuf for Skb {
             if self.is_ipv6() {
                 // In IPv6 the changed addresses lie in what the card summed, so that sum does not
                 // change; the helper assumes IPv4, where they are balanced by the header's own
-                // checksum. Undo that; without a card's sum this does nothing.
-                // SAFETY: the context is valid.
-                unsafe { bpf_csum_update(self.skb, addresses.to_u32()) };
+                // checksum. Undo that.
+                self.add_to_sum(addresses);
             }
         }
         Some(())
+    }
+
+    /// Where there is no card's sum, this does nothing.
+    #[inline(always)]
+    fn add_to_sum(&mut self, change: Delta) {
+        // SAFETY: the context is valid.
+        unsafe { bpf_csum_update(self.skb, change.to_u32()) };
     }
 }
 

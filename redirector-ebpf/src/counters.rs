@@ -3,11 +3,18 @@
 use redirector_common::Reason;
 use redirector_common::node::MAX_SLOTS;
 
+use crate::context::opaque;
 use crate::maps::{COUNTERS, INTERFACES};
 
 /// Counts one packet of `size` bytes at the interface's slot.
 #[inline(always)]
 pub(crate) fn count(ifindex: u32, reason: Reason, size: usize) {
+    count_number(ifindex, reason as u32, size);
+}
+
+/// As [`count`], by the Reason's number.
+#[inline(always)]
+pub(crate) fn count_number(ifindex: u32, reason: u32, size: usize) {
     let slot = INTERFACES.get(ifindex).map_or(0, |interface| u32::from(interface.slot));
     let slot = if slot < MAX_SLOTS { slot } else { 0 };
     let Some(block) = COUNTERS.get_ptr_mut(slot) else {
@@ -15,7 +22,8 @@ pub(crate) fn count(ifindex: u32, reason: Reason, size: usize) {
     };
     // SAFETY: this CPU's element, which no other packet touches while this one is handled.
     let block = unsafe { &mut *block };
-    if let Some(counter) = block.reasons.get_mut(reason as usize) {
+    // Every Reason has a counter, as the compiler knows and 6.1's verifier does not.
+    if let Some(counter) = block.reasons.get_mut(opaque(reason as usize)) {
         counter.packets += 1;
         counter.bytes += size as u64;
     }

@@ -12,19 +12,22 @@ use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch};
+use redirector_common::packet::{
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
+};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey,
-    Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId, SourceBits, SourceRange,
-    Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
+    SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRONTENDS, INTERFACES, MAGLEV,
-    NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
+    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
-use crate::redirect;
+use crate::related::Notes;
+use crate::{redirect, steer};
 
 const EEXIST: i32 = 17;
 
@@ -40,6 +43,8 @@ pub(crate) struct Workspace {
     affinity_key: AffinityKey,
     affinity: Affinity,
     message: Message,
+    related: Notes,
+    sockets: steer::Query,
 }
 
 /// The kernel, seen from a program with this context.
@@ -69,6 +74,13 @@ impl Kernel {
         unsafe { &mut (*self.workspace).message }
     }
 
+    /// What is known of a packet without ports.
+    #[inline(always)]
+    pub(crate) fn related(&self) -> &'static mut Notes {
+        // SAFETY: as in `new`; called once by each of the functions that share it.
+        unsafe { &mut (*self.workspace).related }
+    }
+
     #[inline(always)]
     fn partner_key(&self, entry: FlowEntry) -> &Tuple {
         // SAFETY: as in `new`; the reference is gone before the next call.
@@ -84,6 +96,12 @@ impl Kernel {
         *place = *key;
         place
     }
+}
+
+/// Whether our programs are on the interface.
+#[inline(always)]
+pub(crate) fn is_ours(ifindex: u32) -> bool {
+    ifindex != 0 && INTERFACES.get(ifindex).is_some_and(Interface::is_ours)
 }
 
 impl Environment for Kernel {
@@ -253,11 +271,37 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        // SAFETY: copied at once; a note that is replaced meanwhile is of the same packet, or of
+        // one of 2^16 later.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        // The least recently used note makes room; without one, those after the first are lost.
+        let _ = FRAGMENTS.insert(key, first, 0);
+    }
+
+    #[inline(always)]
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
         // SAFETY: as in `new`; the reference is gone before the next call.
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
+    }
+
+    #[inline(always)]
+    fn socket(&self, packet: &Packet) -> Socket {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::socket(self.ctx, packet, unsafe { &mut (*self.workspace).sockets })
+    }
+
+    #[inline(always)]
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let to = (to.destination, to.destination_port);
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        steer::assign(self.ctx, packet, to, unsafe { &mut (*self.workspace).sockets })
     }
 
     #[inline(always)]

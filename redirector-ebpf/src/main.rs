@@ -15,6 +15,8 @@ mod environment;
 mod maps;
 mod redirect;
 mod reject;
+mod related;
+mod steer;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
@@ -26,6 +28,7 @@ use redirector_common::packet::{
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
+use crate::related::{handle_in, handle_out, related_note};
 
 /// XDP in the driver.
 #[xdp(frags)]
@@ -78,6 +81,9 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
     };
     let (size, ifindex) = (skb.size(), skb.ifindex());
     if let Err(reason) = parse(&skb, packet) {
+        if matches!(reason, Reason::Fragment | Reason::Icmp) {
+            return handle_in(skb.raw());
+        }
         counters::count(ifindex, reason, size);
         return TC_ACT_OK;
     }
@@ -108,38 +114,40 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
 /// once.
 #[inline(always)]
 fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) -> Option<i32> {
+    if packet.is_first_fragment() {
+        related_note(skb.raw());
+    }
     let forwards = !matches!(step, Step::Deliver);
     if forwards {
         redirect::untag(skb, packet)?;
     }
     rewrite(skb, packet, &outcome.translated, forwards)?;
-    match step {
-        Step::Forward => redirect::send_skb(skb, &outcome.next_hop),
-        Step::ForwardUnresolved => redirect::send_skb_unresolved(&outcome.next_hop),
-        Step::Deliver | Step::Pass | Step::HandOver | Step::Drop | Step::Reject => Some(TC_ACT_OK),
-    }
+    redirect::finish(skb, &outcome.next_hop, step)
 }
 
 /// Gives replies of local backends the frontend's address and port back.
 #[classifier]
 pub fn redirector_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
-    if skb.came_from_outside() {
-        // Forwarded or redirected, perhaps by us: no local program's reply.
+    if environment::is_ours(skb.ingress_ifindex()) {
+        // Forwarded or redirected, perhaps by us: no reply of a backend on this host.
         return TC_ACT_OK;
     }
     skb.pull_headers();
     let Some((environment, packet, outcome)) = Kernel::new(ctx.skb.skb.cast()) else {
         return TC_ACT_OK;
     };
-    let Ok(()) = parse(&skb, packet) else {
+    if let Err(reason) = parse(&skb, packet) {
+        if matches!(reason, Reason::Fragment | Reason::Icmp) {
+            return handle_out(skb.raw());
+        }
         return TC_ACT_OK;
-    };
+    }
     let (size, ifindex) = (skb.size(), skb.ifindex());
     let decision = decide_reply(&environment, packet, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Deliver => match rewrite(&mut skb, packet, &outcome.translated, false) {
-            Some(()) => (decision.reason, TC_ACT_OK),
+        Step::Deliver => match translate(&mut skb, packet, outcome, Step::Deliver) {
+            Some(verdict) => (decision.reason, verdict),
             None => (Reason::RewriteFailed, TC_ACT_SHOT),
         },
         Step::Drop => (decision.reason, TC_ACT_SHOT),

@@ -9,9 +9,9 @@ use redirector_common::node::{
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, CacheSet, Flow, Frontend, FrontendKey, Interface,
-    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits, Taker, TakerKey, Tuple,
-    cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits,
+    Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -46,6 +46,9 @@ pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_14
 pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(cache::EPOCHS, 0);
+#[map]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> =
+    LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
 #[map]

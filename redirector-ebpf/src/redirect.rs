@@ -4,13 +4,13 @@ use core::ffi::c_void;
 use core::ptr;
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK,
     bpf_fib_lookup as FibLookup, xdp_action,
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop,
 };
-use redirector_common::packet::{LinkAddresses, NextHop, Packet, PacketBuf, Route};
+use redirector_common::packet::{LinkAddresses, NextHop, Packet, PacketBuf, Route, Step};
 use redirector_common::{Family, Tuple};
 
 use crate::context::{Frame, Skb};
@@ -93,9 +93,19 @@ pub(crate) fn send_frame(frame: &Frame, next_hop: &NextHop) -> u32 {
     unsafe { bpf_redirect(next_hop.ifindex, 0) as u32 }
 }
 
+/// The verdict on a packet that was translated at TC: sends it, or lets it go on.
+#[inline(always)]
+pub(crate) fn finish(skb: &Skb, next_hop: &NextHop, step: Step) -> Option<i32> {
+    match step {
+        Step::Forward => send_skb(skb, next_hop),
+        Step::ForwardUnresolved => send_skb_unresolved(next_hop),
+        Step::Deliver | Step::Pass | Step::HandOver | Step::Drop | Step::Reject => Some(TC_ACT_OK),
+    }
+}
+
 /// Sends a packet from TC to a neighbour that is known.
 #[inline(always)]
-pub(crate) fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
+fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
     write_link(skb, next_hop)?;
     // SAFETY: takes integers.
     Some(unsafe { bpf_redirect(next_hop.ifindex, 0) as i32 })
@@ -103,7 +113,7 @@ pub(crate) fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
 
 /// Sends a packet from TC to a neighbour that the kernel must find.
 #[inline(always)]
-pub(crate) fn send_skb_unresolved(next_hop: &NextHop) -> Option<i32> {
+fn send_skb_unresolved(next_hop: &NextHop) -> Option<i32> {
     // SAFETY: no parameters: the kernel asks the routing table itself.
     Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, ptr::null_mut(), 0, 0) as i32 })
 }

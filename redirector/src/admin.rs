@@ -109,6 +109,10 @@ fn readiness(account: &Snapshot) -> (StatusCode, String) {
     if status.last_sync.is_none() {
         reasons.push("the maps have not yet been brought in line".to_owned());
     }
+    if !account.waiting_for.is_empty() {
+        let kinds = account.waiting_for.join(", ");
+        reasons.push(format!("waiting for the API server's first lists of {kinds}"));
+    }
     reasons.extend(status.last_error.iter().cloned());
     reasons.extend(status.config_error.iter().cloned());
     if reasons.is_empty() {
@@ -140,6 +144,7 @@ mod tests {
             started_at: 1,
             stopped: false,
             config: None,
+            kubernetes: false,
             node_name: "node".to_owned(),
             interfaces: Vec::new(),
             in_sync: false,

@@ -1,6 +1,7 @@
 //! redirector as a library: what the `redirector` program and its tests are made of.
 //!
 //! * [`config`]: the file;
+//! * [`k8s`]: the Kubernetes API;
 //! * [`model`]: desired state, pure;
 //! * [`dataplane`]: programs, maps and their synchronisation with the desired state;
 //! * [`agent`]: keeps them in line while it runs;
@@ -12,5 +13,6 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod dataplane;
+pub mod k8s;
 pub mod metrics;
 pub mod model;

@@ -5,6 +5,7 @@ mod traffic;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet, text};
@@ -13,7 +14,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 use redirector_common::map_name::MapName;
 
-use crate::agent::{Shared, Snapshot, Syncs};
+use crate::agent::{Programming, Shared, Snapshot, Syncs};
 use crate::cli::counters::{self, CounterRow};
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::pins::Pins;
@@ -85,7 +86,8 @@ impl Metrics {
                 | MapName::SourceRanges
                 | MapName::Affinity
                 | MapName::Takers
-                | MapName::Vips => maps.entries(*name)?,
+                | MapName::Vips
+                | MapName::Fragments => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }
@@ -167,13 +169,22 @@ impl Scrape {
     }
 
     fn encode_agent(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Snapshot { status, syncs, .. } = &self.agent;
+        let Snapshot { status, syncs, programming, .. } = &self.agent;
         histogram(
             to,
-            "sync_duration_seconds",
-            "How long it took to bring the maps in line",
-            syncs,
+            ("sync_duration_seconds", "How long it took to bring the maps in line"),
+            (&Syncs::BOUNDS, &syncs.buckets),
+            (syncs.count, syncs.total),
         )?;
+        if status.kubernetes {
+            let help = "How long endpoints took from their change in the cluster to the maps";
+            histogram(
+                to,
+                ("network_programming_duration_seconds", help),
+                (&Programming::BOUNDS, &programming.buckets),
+                (programming.count, programming.total),
+            )?;
+        }
         let errors = [([], syncs.errors)];
         counter(to, "sync_errors", "Times that the maps could not be brought in line", errors)?;
         let stale = i64::from(status.config_error.is_some());
@@ -235,12 +246,17 @@ where
     Ok(())
 }
 
-fn histogram(to: &mut DescriptorEncoder<'_>, name: &str, help: &str, syncs: &Syncs) -> fmt::Result {
-    let bounds = Syncs::BOUNDS.into_iter().chain([f64::INFINITY]);
-    let buckets: Vec<_> = bounds.zip(syncs.buckets).collect();
+fn histogram(
+    to: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    (bounds, buckets): (&[f64], &[u64]),
+    (count, total): (u64, Duration),
+) -> fmt::Result {
+    let bounds = bounds.iter().copied().chain([f64::INFINITY]);
+    let buckets: Vec<_> = bounds.zip(buckets.iter().copied()).collect();
     to.encode_descriptor(name, help, None, MetricType::Histogram)?.encode_histogram::<NoLabelSet>(
-        syncs.total.as_secs_f64(),
-        syncs.count,
+        total.as_secs_f64(),
+        count,
         &buckets,
         None,
     )

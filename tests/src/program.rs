@@ -13,8 +13,8 @@ use aya::{
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    Affinity, AffinityKey, CacheSet, CachedFlow, Flow, Reason, SourceBits, SourceRange, Tuple,
-    cache,
+    Affinity, AffinityKey, CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason,
+    SourceBits, SourceRange, Tuple, cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
     reason::REASON_CAPACITY,
@@ -315,6 +315,22 @@ impl Programs {
             map.remove(&key)?;
         }
         self.raise_epochs()
+    }
+
+    /// Forgets the first fragments of all packets.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be written.
+    pub fn clear_fragments(&mut self) -> Result<()> {
+        let name = MapName::Fragments.name();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map: HashMap<&mut MapData, FragmentKey, FirstFragment> = HashMap::try_from(map)?;
+        let keys: Result<Vec<FragmentKey>, _> = map.keys().collect();
+        for key in keys? {
+            map.remove(&key)?;
+        }
+        Ok(())
     }
 
     /// By Reason, over all interfaces and CPUs.

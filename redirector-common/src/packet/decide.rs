@@ -1,8 +1,9 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
 use super::cached::{self, Place};
+use super::steer::Steering;
 use super::track::{is_over, track};
-use super::{Environment, FlowEntry, NextHop, Packet, Route, new_flow};
+use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, new_flow};
 use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
@@ -76,6 +77,18 @@ impl Decision {
         Self::new(Step::Drop, reason)
     }
 
+    /// Translated, into this host's own stack.
+    #[inline(always)]
+    pub(super) const fn deliver(reason: Reason) -> Self {
+        Self::new(Step::Deliver, reason)
+    }
+
+    /// Translated, and out again by one of the two ways.
+    #[inline(always)]
+    pub(super) const fn forward(step: Step, reason: Reason) -> Self {
+        Self::new(step, reason)
+    }
+
     /// Handed over by XDP, which cannot do it; at TC, as given.
     #[inline(always)]
     pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
@@ -140,9 +153,19 @@ pub fn decide<E: Environment>(
         return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
-        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT)) || packet.vlan_tags != 0)
+        && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
+            || packet.vlan_tags != 0
+            || packet.is_first_fragment())
     {
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
+    }
+    let steering = Steering::of(packet, flags);
+    let mut socket = Socket::None;
+    if steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+        if matches!(socket, Socket::Open) {
+            return Decision::pass(Reason::SteeredEstablished);
+        }
     }
     let place = Place::of(environment, &packet.tuple);
     if let Some(decision) = cached::decide(environment, packet, place, hook, len, outcome) {
@@ -158,7 +181,13 @@ pub fn decide<E: Environment>(
     } else if !flags.intersects(PortFlags::FRONTEND) {
         return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
-    new_flow::open(environment, packet, place, hook, len, flags, outcome)
+    if steering.is_possible() && !steering.comes_first() && matches!(hook, Hook::Ingress) {
+        socket = environment.socket(packet);
+    }
+    if socket.owns(packet) {
+        return Decision::pass(Reason::SteeredEstablished);
+    }
+    new_flow::open(environment, packet, place, hook, len, steering.given(socket), outcome)
 }
 
 /// Decides about a packet that no frontend and no flow claims. To an address that only frontends
@@ -201,7 +230,7 @@ pub fn decide_reply<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     words::copy(entry.translated(), &mut outcome.translated);
-    let decision = deliver(packet, Hook::Ingress, Reason::LocalReply, outcome);
+    let decision = deliver(Hook::Ingress, Reason::LocalReply);
     if matches!(decision.step, Step::Deliver) {
         track(environment, packet, entry, environment.now());
         cached::keep(environment, packet, place, entry, decision, outcome);
@@ -256,7 +285,7 @@ pub(super) fn established<E: Environment>(
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
     } else {
-        deliver(packet, hook, Reason::LocalEstablished, outcome)
+        deliver(hook, Reason::LocalEstablished)
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry, now);
@@ -276,22 +305,10 @@ pub(super) fn find_way<E: Environment>(
     environment.route(packet, &outcome.translated, len, &mut outcome.next_hop)
 }
 
-/// Decides about a packet to this host's own stack, given how it is translated.
+/// Decides about a packet to this host's own stack.
 #[inline(always)]
-pub(super) fn deliver(packet: &Packet, hook: Hook, reason: Reason, outcome: &Outcome) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
+pub(super) const fn deliver(hook: Hook, reason: Reason) -> Decision {
     Decision::new(Step::Deliver, reason).unless_xdp(hook)
-}
-
-/// Whether translating the packet would part it from the fragments that follow it: they have no
-/// ports, are left alone, and find each other by their addresses.
-#[inline(always)]
-fn loses_fragments(packet: &Packet, translated: &Tuple) -> bool {
-    packet.first_fragment != 0
-        && (translated.source != packet.tuple.source
-            || translated.destination != packet.tuple.destination)
 }
 
 /// Decides how a packet that leaves this host again goes, given where to and how to find the way.
@@ -304,9 +321,6 @@ pub(super) fn forward<E: Environment>(
     outcome: &mut Outcome,
     find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
-    if loses_fragments(packet, &outcome.translated) {
-        return Decision::drop(Reason::FragmentNotForwarded).unless_xdp(hook);
-    }
     if packet.ttl <= 1 {
         let error = IcmpError::TimeExceeded;
         return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);

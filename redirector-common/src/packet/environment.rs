@@ -3,8 +3,9 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::Packet;
+use super::{Packet, Socket};
 use crate::flow::moment;
+use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
     Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
@@ -85,8 +86,23 @@ pub trait Environment {
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
 
+    /// What was noted of the first fragment of a packet.
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment>;
+
+    /// Notes the first fragment of a packet.
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment);
+
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
+
+    /// What this host's own stack has for a TCP packet as it is.
+    fn socket(&self, packet: &Packet) -> Socket;
+
+    /// Hands the packet to the listening socket that would get it with the destination of `to`;
+    /// where it opens no connection, only if it ends a handshake that the kernel has kept no state
+    /// of (a SYN cookie). Whether that was done: there may be no such socket, and the kernel may
+    /// refuse. At TC ingress alone.
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
 
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;

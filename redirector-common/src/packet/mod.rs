@@ -10,19 +10,26 @@ pub mod cached;
 pub mod checksum;
 pub mod decide;
 pub mod environment;
+pub mod fragment;
 pub mod icmp;
 pub mod limit;
 pub mod new_flow;
 pub mod parse;
+pub mod quoted;
+pub mod related;
 pub mod rewrite;
 pub mod select;
+pub mod steer;
 pub mod track;
 
 pub use checksum::Delta;
 pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply};
 pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
 pub use parse::{Packet, TcpFlags, parse};
+pub use quoted::Quoted;
+pub use related::Kind;
 pub use rewrite::rewrite;
+pub use steer::Socket;
 
 /// Types that may be read from and written to packet bytes.
 ///
@@ -84,6 +91,12 @@ pub trait PacketBuf {
         // SAFETY: as above.
         unsafe { field.write_unaligned(new) };
         Some(())
+    }
+
+    /// Adds a change of bytes that no checksum of the packet's makes up for to the sum of it that
+    /// a network card may have computed.
+    fn add_to_sum(&mut self, change: Delta) {
+        let _ = change;
     }
 
     /// Reads a `T` at `offset`.

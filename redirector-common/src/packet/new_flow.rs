@@ -4,10 +4,9 @@ use super::cached::Place;
 use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
 use super::environment::Inserted;
 use super::select::{choose, remember};
-use super::{Environment, Hook, IcmpError, Packet, Scratch};
-use crate::{
-    Address, Direction, FrontendKey, Origin, Port, PortFlags, Protocol, Reason, Service, Tuple,
-};
+use super::steer::{Steering, steer};
+use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket};
+use crate::{Address, Direction, FrontendKey, Origin, Port, Protocol, Reason, Service, Tuple};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
@@ -21,15 +20,20 @@ pub(super) fn open<E: Environment>(
     place: Place,
     hook: Hook,
     len: u16,
-    flags: PortFlags,
+    steering: Steering,
     outcome: &mut Outcome,
 ) -> Decision {
     let tuple = &packet.tuple;
     let key = FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
     let Some(frontend) = environment.frontend(&key) else {
-        return unclaimed(environment, packet, flags, Reason::NotOurs);
+        return unclaimed(environment, packet, steering.flags(), Reason::NotOurs);
     };
-    if matches!(tuple.protocol(), Protocol::Tcp) && !packet.flags.opens() {
+    // An acknowledgement may end a handshake that was steered and of which the kernel has kept no
+    // state: it goes the way of its SYN.
+    let opens = matches!(tuple.protocol(), Protocol::Udp) || packet.flags.opens();
+    let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
+    let may_answer = may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges();
+    if !opens && !may_answer {
         return Decision::pass(Reason::NoFlow);
     }
     let Some(service) = environment.service(frontend.service) else {
@@ -37,11 +41,18 @@ pub(super) fn open<E: Environment>(
     };
     // Only here: flows that are open go on when the ranges change, and a service without ranges
     // pays for none.
-    if service.limits_sources() && !environment.source_allowed(frontend.service, &tuple.source) {
+    if opens
+        && service.limits_sources()
+        && !environment.source_allowed(frontend.service, &tuple.source)
+    {
         return Decision::drop(Reason::SourceDenied);
     }
     if service.table_size == 0 {
-        return no_backend(environment, &service, hook, outcome);
+        return if opens {
+            no_backend(environment, &service, hook, outcome)
+        } else {
+            Decision::pass(Reason::NoFlow)
+        };
     }
     if matches!(hook, Hook::Xdp) && service.is_random() {
         // Chosen once: what XDP leaves to TC ingress would otherwise be chosen twice, and backends
@@ -71,8 +82,26 @@ pub(super) fn open<E: Environment>(
         (true, false) | (false, _) => backend.address,
     };
     outcome.translated = Tuple::new(tuple.protocol(), client, (address, backend.port));
+    if may_steer && backend.is_own() && steer(environment, packet, hook, &outcome.translated) {
+        if !opens {
+            return Decision::pass(Reason::SteeredEstablished);
+        }
+        remember(environment, scratch.affinity_group, &tuple.source, id);
+        return Decision::pass(Reason::SteeredNew);
+    }
+    if !opens {
+        return Decision::pass(Reason::NoFlow);
+    }
+    // The choice was made by the first SYN, and backends may have changed since.
+    if matches!(hook, Hook::Xdp)
+        && steering.is_possible()
+        && !local
+        && matches!(environment.socket(packet), Socket::Open)
+    {
+        return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
+    }
     let mut decision = if local {
-        deliver(packet, hook, Reason::LocalNew, outcome)
+        deliver(hook, Reason::LocalNew)
     } else {
         forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
             find_way(environment, packet, len, outcome)

@@ -19,6 +19,11 @@ const MAX_VLAN_TAGS: usize = 2;
 /// IPv6 extension headers that are walked.
 const MAX_EXTENSION_HEADERS: usize = 4;
 
+/// IPv4's control messages.
+pub(super) const ICMP: u8 = 1;
+/// IPv6's.
+pub(super) const ICMPV6: u8 = 58;
+
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
@@ -50,6 +55,13 @@ impl TcpFlags {
         self.0 & bits != 0
     }
 
+    /// Whether this is of a connection whose handshake has begun: ACK without SYN or RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn acknowledges(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
+    }
+
     /// Whether this opens a connection: SYN without ACK, RST or FIN.
     #[inline(always)]
     #[must_use]
@@ -78,10 +90,11 @@ pub struct Packet {
     pub ttl: u8,
     /// TCP's control bits; zero for UDP.
     pub flags: TcpFlags,
-    /// 1 for the first of several fragments (later ones carry no ports and are not parsed).
-    pub first_fragment: u8,
     /// VLAN tags in the frame.
     pub vlan_tags: u8,
+    /// Offset of the identification from the start of the frame, in bytes, where this is one of
+    /// several fragments; 0 where it is a whole packet.
+    pub identification: u16,
 }
 
 impl Packet {
@@ -99,8 +112,8 @@ impl Packet {
         traffic_class: 0,
         ttl: 0,
         flags: TcpFlags(0),
-        first_fragment: 0,
         vlan_tags: 0,
+        identification: 0,
     };
 
     /// Finds the headers of `bytes`; see [`parse`].
@@ -120,8 +133,15 @@ impl Packet {
     #[must_use]
     pub const fn is_plain(&self) -> bool {
         !self.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
-            && self.first_fragment == 0
+            && !self.is_first_fragment()
             && self.ttl > 1
+    }
+
+    /// Whether this is the first of several fragments: those that [`parse`] finds are.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_first_fragment(&self) -> bool {
+        self.identification != 0
     }
 
     /// The packet's address family.
@@ -133,15 +153,28 @@ impl Packet {
 }
 
 /// The network layer's part.
-struct Network {
-    source: Address,
-    destination: Address,
-    protocol: u8,
-    transport: usize,
-    ip_len: usize,
-    traffic_class: u8,
-    ttl: u8,
-    first_fragment: bool,
+pub(super) struct Network {
+    pub(super) source: Address,
+    pub(super) destination: Address,
+    pub(super) protocol: u8,
+    pub(super) transport: usize,
+    pub(super) ip_len: usize,
+    pub(super) traffic_class: u8,
+    pub(super) ttl: u8,
+    pub(super) fragment: Fragment,
+}
+
+/// What a header says of fragmentation.
+#[derive(Clone, Copy)]
+pub(super) struct Fragment {
+    /// Offset of the identification from the start of the frame; 0: a whole packet.
+    pub(super) identification: usize,
+    /// Not the first one: no transport header follows.
+    pub(super) later: bool,
+}
+
+impl Fragment {
+    const NONE: Self = Self { identification: 0, later: false };
 }
 
 /// Finds the headers of a TCP or UDP packet and notes them in `packet`, which is given from
@@ -154,13 +187,15 @@ struct Network {
 #[inline(always)]
 pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason> {
     let (ether_type, network, vlan_tags) = parse_link(bytes)?;
-    let ip = match ether_type {
-        ETHER_TYPE_IPV4 => parse_ipv4(bytes, network)?,
-        ETHER_TYPE_IPV6 => parse_ipv6(bytes, network)?,
-        _ => return Err(Reason::NotIp),
-    };
+    let ip = parse_network(bytes, ether_type, network)?;
+    if ip.fragment.later {
+        return Err(Reason::Fragment);
+    }
     let Some(protocol) = Protocol::from_number(ip.protocol) else {
-        return Err(Reason::NotTcpUdp);
+        return Err(match ip.protocol {
+            ICMP | ICMPV6 => Reason::Icmp,
+            _ => Reason::NotTcpUdp,
+        });
     };
     let (source_port, destination_port, header_len, flags) = match protocol {
         Protocol::Tcp => parse_tcp(bytes, ip.transport)?,
@@ -179,14 +214,14 @@ pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason>
     packet.traffic_class = ip.traffic_class;
     packet.ttl = ip.ttl;
     packet.flags = flags;
-    packet.first_fragment = u8::from(ip.first_fragment);
     packet.vlan_tags = vlan_tags;
+    packet.identification = ip.fragment.identification as u16;
     Ok(())
 }
 
 /// The type of what follows Ethernet and its VLAN tags, its offset, and the number of tags.
 #[inline(always)]
-fn parse_link<P: PacketBuf>(packet: &P) -> Result<(u16, usize, u8), Reason> {
+pub(super) fn parse_link<P: PacketBuf>(packet: &P) -> Result<(u16, usize, u8), Reason> {
     let ether_type: u16 = packet.read(EthHdr::LEN - 2).ok_or(Reason::Malformed)?;
     let mut ether_type = u16::from_be(ether_type);
     let mut offset = EthHdr::LEN;
@@ -202,6 +237,20 @@ fn parse_link<P: PacketBuf>(packet: &P) -> Result<(u16, usize, u8), Reason> {
         tags += 1;
     }
     Ok((ether_type, offset, tags))
+}
+
+/// The network layer's headers.
+#[inline(always)]
+pub(super) fn parse_network<P: PacketBuf>(
+    packet: &P,
+    ether_type: u16,
+    offset: usize,
+) -> Result<Network, Reason> {
+    match ether_type {
+        ETHER_TYPE_IPV4 => parse_ipv4(packet, offset),
+        ETHER_TYPE_IPV6 => parse_ipv6(packet, offset),
+        _ => Err(Reason::NotIp),
+    }
 }
 
 #[inline(always)]
@@ -224,10 +273,6 @@ fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
     {
         return Err(Reason::Malformed);
     }
-    let fragment = u16::from_be_bytes(header.frags);
-    if fragment & IPV4_FRAGMENT_OFFSET != 0 {
-        return Err(Reason::Fragment);
-    }
     Ok(Network {
         source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]),
         destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]),
@@ -236,8 +281,21 @@ fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         ip_len,
         traffic_class: header.tos,
         ttl: header.ttl,
-        first_fragment: fragment & IPV4_MORE_FRAGMENTS != 0,
+        fragment: ipv4_fragment(header, offset),
     })
+}
+
+/// What the IPv4 header at `offset` says of fragmentation.
+#[inline(always)]
+pub(super) fn ipv4_fragment(header: &Ipv4Hdr, offset: usize) -> Fragment {
+    let field = u16::from_be_bytes(header.frags);
+    if field & (IPV4_MORE_FRAGMENTS | IPV4_FRAGMENT_OFFSET) == 0 {
+        return Fragment::NONE;
+    }
+    Fragment {
+        identification: offset + core::mem::offset_of!(Ipv4Hdr, id),
+        later: field & IPV4_FRAGMENT_OFFSET != 0,
+    }
 }
 
 #[inline(always)]
@@ -255,42 +313,7 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
     if header.vcf[0] >> 4 != 6 || ip_len > available {
         return Err(Reason::Malformed);
     }
-    let mut next = header.next_hdr;
-    let mut transport = offset + Ipv6Hdr::LEN;
-    let mut first_fragment = false;
-    for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
-                // RFC 8200 §4.2: next header; length in units of eight bytes, not counting the
-                // first eight. §4.4: routing type, segments left.
-                let [following, len, _, segments_left]: [u8; 4] =
-                    packet.read(transport).ok_or(Reason::Malformed)?;
-                if next == ROUTING && segments_left != 0 {
-                    // The destination address is not the last one: not a frontend's packet yet.
-                    return Err(Reason::ExtensionHeaders);
-                }
-                next = following;
-                transport += (usize::from(len) + 1) * 8;
-            }
-            FRAGMENT => {
-                // RFC 8200 §4.5: next header, reserved, offset and the M flag in the last bit.
-                let [following, _, high, low]: [u8; 4] =
-                    packet.read(transport).ok_or(Reason::Malformed)?;
-                let field = u16::from_be_bytes([high, low]);
-                if field & 0xfff8 != 0 {
-                    return Err(Reason::Fragment);
-                }
-                // RFC 6946: an atomic fragment is whole.
-                first_fragment = field & 1 != 0;
-                next = following;
-                transport += 8;
-            }
-            _ => break,
-        }
-    }
-    if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT) {
-        return Err(Reason::ExtensionHeaders);
-    }
+    let extensions = walk_extensions(packet, header.next_hdr, offset + Ipv6Hdr::LEN)?;
     let source = Address::from_words(read_words(&header.src_addr));
     let destination = Address::from_words(read_words(&header.dst_addr));
     if matches!(source.family(), Family::V4) || matches!(destination.family(), Family::V4) {
@@ -302,19 +325,77 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
     Ok(Network {
         source,
         destination,
-        protocol: next,
-        transport,
+        protocol: extensions.next,
+        transport: extensions.end,
         ip_len,
         traffic_class: (a << 4) | (b >> 4),
         ttl: header.hop_limit,
-        first_fragment,
+        fragment: extensions.fragment,
     })
+}
+
+/// What follows IPv6's extension headers.
+pub(super) struct Extensions {
+    /// Number of the protocol.
+    pub(super) next: u8,
+    /// Where it begins.
+    pub(super) end: usize,
+    pub(super) fragment: Fragment,
+}
+
+/// Walks the extension headers from `offset`, of which the first has the number `next`; of a later
+/// fragment those before the fragment header, for the rest is not in it.
+#[inline(always)]
+pub(super) fn walk_extensions<P: PacketBuf>(
+    packet: &P,
+    mut next: u8,
+    offset: usize,
+) -> Result<Extensions, Reason> {
+    let mut end = offset;
+    let mut fragment = Fragment::NONE;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING => {
+                // RFC 8200 §4.2: next header; length in units of eight bytes, not counting the
+                // first eight. §4.4: routing type, segments left.
+                let [following, len, _, segments_left]: [u8; 4] =
+                    packet.read(end).ok_or(Reason::Malformed)?;
+                if next == ROUTING && segments_left != 0 {
+                    // The destination address is not the last one: not a frontend's packet yet.
+                    return Err(Reason::ExtensionHeaders);
+                }
+                next = following;
+                end += (usize::from(len) + 1) * 8;
+            }
+            FRAGMENT => {
+                // RFC 8200 §4.5: next header, reserved, offset and the M flag in the last bit,
+                // identification.
+                let [following, _, high, low, ..]: [u8; 8] =
+                    packet.read(end).ok_or(Reason::Malformed)?;
+                let field = u16::from_be_bytes([high, low]);
+                next = following;
+                // RFC 6946: an atomic fragment is whole.
+                if field & 0xfff9 != 0 {
+                    fragment = Fragment { identification: end + 4, later: field & 0xfff8 != 0 };
+                }
+                end += 8;
+                if fragment.later {
+                    return Ok(Extensions { next, end, fragment });
+                }
+            }
+            _ => break,
+        }
+    }
+    if matches!(next, HOP_BY_HOP | DESTINATION_OPTIONS | ROUTING | FRAGMENT) {
+        return Err(Reason::ExtensionHeaders);
+    }
+    Ok(Extensions { next, end, fragment })
 }
 
 /// The `W` words of an address field, each loaded at once: put together from single bytes, they
 /// would fill the program's stack with pieces.
 #[inline(always)]
-fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u32; W] {
+pub(super) fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u32; W] {
     const { assert!(B == W * 4) };
     // SAFETY: as many bytes as the words have; the read is unaligned.
     unsafe { bytes.as_ptr().cast::<[u32; W]>().read_unaligned() }

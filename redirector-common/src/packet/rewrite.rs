@@ -78,7 +78,7 @@ unsafe fn write_ipv4(header: *mut Ipv4Hdr, from: &Tuple, to: &Tuple, decrement_t
 ///
 /// `header` is valid for reads and writes.
 #[inline(always)]
-unsafe fn write_ipv6(header: *mut Ipv6Hdr, to: &Tuple, decrement_ttl: bool) {
+pub(super) unsafe fn write_ipv6(header: *mut Ipv6Hdr, to: &Tuple, decrement_ttl: bool) {
     // SAFETY: the caller's promise; fields are byte arrays, so no reference is misaligned.
     let ip = unsafe { &mut *header };
     if decrement_ttl {

@@ -80,8 +80,8 @@ fn packets_that_ask_for_more_take_the_long_way() {
     assert_eq!(host.ingress(&last_hop).0.reason, Reason::TtlExceeded);
     let large = Packet { ip_len: 1281, ..there };
     assert_eq!(host.ingress(&large).0.reason, Reason::TooBig);
-    let first_fragment = Packet { first_fragment: 1, ..there };
-    assert_eq!(host.ingress(&first_fragment).0.reason, Reason::FragmentNotForwarded);
+    let first_fragment = Packet { identification: 1, ..there };
+    assert_eq!(host.at(Hook::Xdp, &first_fragment).0.step, Step::HandOver);
     let reset = Packet { flags: TcpFlags(TcpFlags::RST), ..there };
     assert_eq!(host.ingress(&reset).0.step, Step::Forward);
     assert_eq!(host.flows()[&there.tuple].state().name(), "closed");

@@ -253,25 +253,6 @@ fn last_hop_and_narrow_way_are_told_to_the_sender() {
 }
 
 #[test]
-fn first_fragments_are_only_translated_where_the_others_find_them() {
-    let mut host = Host::new();
-    host.serve(&[53], Protocol::Udp, Some(Backend::local(Port::new(5353))));
-    let elsewhere = Backend::local_at(v4(2), Port::new(5354));
-    host.serve(&[54], Protocol::Udp, Some(elsewhere));
-    let first = |port| Packet { first_fragment: 1, ..udp(client(4000), node(port)) };
-    assert_eq!(host.ingress(&first(53)).0.reason, Reason::LocalNew);
-    let (decision, _) = host.ingress(&first(54));
-    assert_eq!((decision.step, decision.reason), (Step::Drop, Reason::FragmentNotForwarded));
-
-    assert_eq!(host.ingress(&udp(client(4000), node(54))).0.reason, Reason::LocalNew);
-    assert_eq!(host.ingress(&first(54)).0.reason, Reason::FragmentNotForwarded);
-    let reply = udp((v4(2), Port::new(5354)), client(4000));
-    assert_eq!(host.egress(&reply).0.reason, Reason::LocalReply);
-    let reply = Packet { first_fragment: 1, ..reply };
-    assert_eq!(host.egress(&reply).0.reason, Reason::FragmentNotForwarded);
-}
-
-#[test]
 fn foreign_traffic_is_left_alone() {
     let mut host = Host::new();
     host.serve(&[80], Protocol::Tcp, Some(Backend::local(Port::new(8080))));

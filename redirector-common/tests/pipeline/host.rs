@@ -8,13 +8,13 @@ use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{
-    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, decide,
-    decide_reply,
+    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, Socket,
+    decide, decide_reply,
 };
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction, Flow,
-    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Service, ServiceId, SourceRange,
-    Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
+    FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol,
+    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -44,10 +44,19 @@ pub(crate) struct Host {
     /// How often the routing table was asked.
     pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
+    pub(crate) sockets: RefCell<BTreeMap<Tuple, Socket>>,
+    pub(crate) listeners: RefCell<BTreeSet<(Address, u16)>>,
+    /// Whether any acknowledgement answers a SYN cookie.
+    pub(crate) cookies: Cell<bool>,
+    /// Sockets that were looked up.
+    pub(crate) socket_look_ups: Cell<u32>,
+    /// Flows that were looked up.
+    pub(crate) flow_look_ups: Cell<u32>,
     flows: RefCell<BTreeMap<Tuple, Box<UnsafeCell<Flow>>>>,
     pub(crate) caches: bool,
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
+    pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -82,12 +91,18 @@ impl Host {
             route: Cell::new(Route::Via),
             asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
+            sockets: RefCell::default(),
+            listeners: RefCell::default(),
+            cookies: Cell::new(false),
+            socket_look_ups: Cell::new(0),
+            flow_look_ups: Cell::new(0),
             flows: RefCell::default(),
             caches: true,
             cache: (0..CACHE_SETS)
                 .map(|_| UnsafeCell::new(CacheSet { ways: [CachedFlow::EMPTY; WAYS] }))
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
+            fragments: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
@@ -125,6 +140,13 @@ impl Host {
             let entry = ports.entry((protocol.number(), port)).or_default();
             *entry = entry.union(flags);
         }
+    }
+
+    /// Gives a port more flags.
+    pub(crate) fn mark(&self, port: u16, flags: PortFlags) {
+        let mut ports = self.ports.borrow_mut();
+        let entry = ports.entry((Protocol::Tcp.number(), port)).or_default();
+        *entry = entry.union(flags);
     }
 
     /// What TC ingress does with a packet.
@@ -215,6 +237,7 @@ impl Environment for Host {
     }
 
     fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
+        self.flow_look_ups.set(self.flow_look_ups.get() + 1);
         let flows = self.flows.borrow();
         let flow = NonNull::new(flows.get(key)?.get())?;
         // SAFETY: boxed, and removed only between packets or by the packet that holds it.
@@ -312,11 +335,29 @@ impl Environment for Host {
         self.interface.filter(|_| ifindex == IFINDEX)
     }
 
+    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
+        self.fragments.borrow().get(key).copied()
+    }
+
+    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
+        self.fragments.borrow_mut().insert(*key, *first);
+    }
+
     fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
         self.asked.set(self.asked.get() + 1);
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()
+    }
+
+    fn socket(&self, packet: &Packet) -> Socket {
+        self.socket_look_ups.set(self.socket_look_ups.get() + 1);
+        self.sockets.borrow().get(&packet.tuple).copied().unwrap_or(Socket::None)
+    }
+
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let listener = (to.destination, to.destination_port.number());
+        self.listeners.borrow().contains(&listener) && (packet.flags.opens() || self.cookies.get())
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

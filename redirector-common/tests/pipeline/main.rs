@@ -9,4 +9,6 @@ mod deciding;
 mod host;
 mod packets;
 mod parsing;
+mod related;
 mod rewriting;
+mod steering;

@@ -24,7 +24,8 @@ impl Account {
             started_at: now(),
             stopped: false,
             config: options.config.clone(),
-            node_name: options.node_name.clone().unwrap_or_else(host_name),
+            kubernetes: options.kubernetes.is_some(),
+            node_name: options.node_name(),
             interfaces: Vec::new(),
             in_sync: false,
             out_of_sync_since: Some(now()),
@@ -43,6 +44,26 @@ impl Account {
             snapshot.syncs.record(took);
             snapshot.status.last_sync = Some(now());
             snapshot.status.conflicts = conflicts;
+        });
+    }
+
+    /// Notes how long ago what is now in the maps came to be, in milliseconds.
+    pub(super) fn programmed(&self, latencies: Vec<u64>) {
+        self.shared.update(|snapshot| {
+            for latency in latencies {
+                snapshot.programming.record(Duration::from_millis(latency));
+            }
+        });
+    }
+
+    /// Notes what has to be read before all is complete; nothing: the node is ready.
+    pub(super) fn waits_for(&self, kinds: Vec<&'static str>) {
+        self.shared.update(|snapshot| {
+            if kinds.is_empty() && !snapshot.waiting_for.is_empty() {
+                tracing::info!("every source was read");
+                snapshot.ready = true;
+            }
+            snapshot.waiting_for = kinds;
         });
     }
 
@@ -118,9 +139,4 @@ impl Account {
 fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().to_owned()
 }

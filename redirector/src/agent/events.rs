@@ -13,6 +13,7 @@ use super::watch::FileWatch;
 use crate::dataplane::neighbours::Ways;
 use crate::dataplane::netdev::FeatureChanges;
 use crate::dataplane::netlink::Changes;
+use crate::k8s::cluster::Cluster;
 
 /// How often flows are collected and everything is looked at again.
 const TICK: Duration = Duration::from_secs(5);
@@ -28,8 +29,12 @@ pub(super) enum Event {
     FileChanged,
     /// Interfaces, their addresses or features, or default routes.
     HostChanged,
+    /// Objects of the Kubernetes API.
+    ClusterChanged,
     /// Routes or neighbours.
     WaysChanged,
+    /// The API server, which could be reached before programs were attached, can't be any more.
+    LockedOut,
     /// Time has passed.
     Tick,
 }
@@ -98,6 +103,17 @@ pub(super) fn watch_clock(tasks: &mut Tasks, sender: &Sender<Event>) {
         loop {
             ticks.tick().await;
             sender.send(Event::Tick).await?;
+        }
+    });
+}
+
+/// Changes that come while the last are being carried out are one.
+pub(super) fn watch_cluster(tasks: &mut Tasks, sender: &Sender<Event>, cluster: Cluster) {
+    let sender = sender.clone();
+    tasks.spawn(async move {
+        loop {
+            cluster.changed().await;
+            sender.send(Event::ClusterChanged).await?;
         }
     });
 }

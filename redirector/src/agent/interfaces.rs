@@ -6,7 +6,7 @@ use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS};
 use redirector_common::{Address, Family, Interface as Entry};
 
 use crate::dataplane::netlink::{Host, Interface};
-use crate::model::desired::NodeAddresses;
+use crate::model::desired::{NodeAddresses, Side};
 
 /// Counter slots by interface name. A slot stays with its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,16 @@ pub(super) fn choose(host: &Host, asked: Option<&[String]>, before: &[String]) -
 
 /// The node's addresses, for the model.
 pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
+    let side = |index: u32| {
+        let interface = host.interfaces.iter().find(|interface| interface.index == index)?;
+        if chosen.contains(&interface.name) {
+            Some(Side::Outside)
+        } else {
+            interface.leads_inside.then_some(Side::Inside)
+        }
+    };
+    let sides = host.direct_routes.iter().filter_map(|(net, index)| Some((*net, side(*index)?)));
+    let sides = sides.collect();
     let chosen = chosen.iter().filter_map(|name| host.find(name));
     NodeAddresses {
         chosen: chosen
@@ -72,6 +82,8 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
             .map(|address| address.address)
             .collect(),
         host: host.addresses(),
+        has_kube_proxy: false,
+        sides,
     }
 }
 
@@ -143,6 +155,7 @@ mod tests {
             is_ethernet: true,
             is_loopback: name == "lo",
             is_veth: false,
+            leads_inside: name == "cni0",
             xdp: None,
             addresses: addresses
                 .iter()
@@ -162,6 +175,7 @@ mod tests {
                 interface(3, "eth1", &[("10.0.0.1", true), ("2001:db8::1", true)]),
             ],
             default_routes: BTreeSet::from([1, 2]),
+            direct_routes: BTreeSet::new(),
         }
     }
 
@@ -182,6 +196,24 @@ mod tests {
         let addresses = addresses(&host(), &names(&["eth0", "gone"]));
         assert_eq!(addresses.chosen, ["192.0.2.1".parse::<IpAddr>().expect("an address")]);
         assert_eq!(addresses.host.len(), 5);
+    }
+
+    #[test]
+    fn networks_are_inside_or_outside_by_their_interface() {
+        let mut host = host();
+        host.interfaces.push(interface(4, "cni0", &[("10.1.0.1", true)]));
+        let network = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
+        host.direct_routes = BTreeSet::from([
+            (network("192.0.2.0/24"), 2),
+            (network("10.0.0.0/24"), 3),
+            (network("10.1.0.0/24"), 4),
+            (network("10.9.0.0/24"), 99),
+        ]);
+        let sides = addresses(&host, &names(&["eth0"])).sides;
+        let expected = [("192.0.2.0/24", Side::Outside), ("10.1.0.0/24", Side::Inside)];
+        assert_eq!(sides, expected.map(|(text, side)| (network(text), side)).into());
+        let sides = addresses(&host, &names(&["eth0", "cni0"])).sides;
+        assert_eq!(sides[&network("10.1.0.0/24")], Side::Outside);
     }
 
     #[test]

@@ -3,15 +3,19 @@
 mod account;
 mod events;
 mod interfaces;
+mod kubernetes;
 mod node;
 mod shared;
 mod watch;
+mod watchdog;
 mod wishes;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -20,12 +24,16 @@ use crate::config::XdpMode;
 use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
+use crate::k8s;
+use crate::k8s::client::Access;
+use crate::k8s::convert::NodePortAddresses;
+use crate::k8s::health::NodeServer;
 use crate::model::Service;
 use events::Event;
 use node::Node;
 use wishes::Wishes;
 
-pub use shared::{Shared, Snapshot, Syncs};
+pub use shared::{Programming, Shared, Snapshot, Syncs};
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -46,6 +54,46 @@ pub struct Options {
     pub node_name: Option<String>,
     /// Whether the data path goes with the agent.
     pub detach_on_exit: bool,
+    /// What the Kubernetes API is asked for; `None`: nothing.
+    pub kubernetes: Option<KubernetesOptions>,
+}
+
+impl Options {
+    /// Ports that the agent itself listens on.
+    fn own_ports(&self) -> BTreeSet<u16> {
+        let health = self.kubernetes.as_ref().and_then(|kubernetes| kubernetes.healthz_address);
+        self.admin_address.into_iter().chain(health).map(|address| address.port()).collect()
+    }
+
+    /// Whether there is nothing but ports of a command line, which go with it.
+    const fn is_for_a_while(&self) -> bool {
+        self.config.is_none() && self.kubernetes.is_none()
+    }
+
+    /// Name of the node: the host's where the options do not say.
+    fn node_name(&self) -> String {
+        self.node_name.clone().unwrap_or_else(|| {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            name.trim().to_owned()
+        })
+    }
+}
+
+/// What the Kubernetes API is asked for, and how its answers are taken.
+#[derive(Clone, Debug, Default)]
+pub struct KubernetesOptions {
+    /// Where its address and credentials come from.
+    pub access: Access,
+    /// The `service-proxy-name` of the objects that are ours.
+    pub service_proxy_name: Option<String>,
+    /// Node addresses that node ports are opened on.
+    pub node_port_addresses: NodePortAddresses,
+    /// Networks that external IPs must be in; none: they may be anything.
+    pub external_ip_networks: Vec<IpNet>,
+    /// Ports that annotations may take although they are protected or in use.
+    pub allowed_ports: BTreeSet<u16>,
+    /// Where the node's health is served; `None`: nowhere.
+    pub healthz_address: Option<SocketAddr>,
 }
 
 /// Runs until a signal ends it, or something that it cannot go on without.
@@ -78,8 +126,26 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         anyhow::bail!("the netlink connection for routes ended")
     });
 
-    let host = netlink.read().await?;
-    let mut node = Node::start(wishes, kernel, &host)?;
+    let mut host = netlink.read().await?;
+    let was_reachable = match &options.kubernetes {
+        // What is wrong with the credentials now is said now.
+        Some(asked) => {
+            asked.access.connect().await?;
+            let reached = asked.access.reach().await;
+            if let Err(error) = &reached {
+                tracing::warn!("the API server cannot be reached yet: {error}");
+            }
+            reached.is_ok()
+        }
+        None => false,
+    };
+    let health = match options.kubernetes.as_ref().and_then(|asked| asked.healthz_address) {
+        Some(address) => Some(NodeServer::bind(address).await.with_context(|| {
+            format!("cannot listen on {address}: choose another with --healthz-address")
+        })?),
+        None => None,
+    };
+    let (mut node, mouth) = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_ways(&mut tasks, &sender, ways);
@@ -93,6 +159,30 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tasks.spawn(async move {
             admin.serve(pins, shared).await.context("the admin server ended")?;
             anyhow::bail!("the admin server ended")
+        });
+    }
+
+    if let Some(asked) = &options.kubernetes
+        && let Some(kubernetes) = node.kubernetes()
+    {
+        let cluster = kubernetes.cluster();
+        k8s::watch::start(&mut tasks, &asked.access, cluster, kubernetes.node_name());
+        events::watch_cluster(&mut tasks, &sender, cluster.clone());
+        if let Some(server) = health {
+            let answer = kubernetes.answer().clone();
+            tasks.spawn(async move {
+                server.serve(answer).await.context("the server of the node's health ended")?;
+                anyhow::bail!("the server of the node's health ended")
+            });
+        }
+        if was_reachable {
+            watchdog::watch(&mut tasks, &sender, asked.access.clone());
+        }
+    }
+    if let Some(mouth) = mouth {
+        tasks.spawn(async move {
+            mouth.run().await;
+            anyhow::bail!("Events are no longer made")
         });
     }
 
@@ -112,11 +202,26 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         let Some(event) = event.filter(|event| *event != Event::Stop) else {
             return node.stop();
         };
+        if event == Event::ClusterChanged {
+            node.follow_cluster(&host);
+            node.speak().await;
+            continue;
+        }
+        if event == Event::LockedOut
+            && let Some(asked) = &options.kubernetes
+        {
+            node.let_go();
+            if watchdog::answers_within(&asked.access, watchdog::PROOF).await {
+                node.stand_down();
+            } else {
+                node.take_up();
+            }
+        }
         if event == Event::WaysChanged {
             node.forget_next_hops();
             continue;
         }
-        let host = match netlink.read().await {
+        host = match netlink.read().await {
             Ok(host) => host,
             Err(error) => {
                 // The next tick asks again.
@@ -131,8 +236,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
                 node.keep_settings();
                 node.reload_if_changed(&host);
                 node.collect();
+                node.retry();
+                node.speak().await;
             }
-            Event::HostChanged | Event::WaysChanged | Event::Stop => {}
+            Event::HostChanged
+            | Event::ClusterChanged
+            | Event::LockedOut
+            | Event::WaysChanged
+            | Event::Stop => {}
         }
         node.reconcile(&host, event == Event::Tick);
     }

@@ -1,7 +1,6 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -11,6 +10,7 @@ use redirector_common::{BackendId, Interface as Entry, ServiceId};
 use super::Shared;
 use super::account::Account;
 use super::interfaces::{self, Lending, Slots};
+use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
 use crate::dataplane::contents::{Contents, Ports};
@@ -20,6 +20,7 @@ use crate::dataplane::encode::encode;
 use crate::dataplane::epochs::Epochs;
 use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
+use crate::dataplane::kube_proxy;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, cache_sets};
@@ -31,6 +32,8 @@ use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
+use crate::k8s::report::Mouth;
+use crate::model::Service;
 use crate::model::desired::{self, NodeAddresses};
 
 /// Index of the loopback device in every network namespace.
@@ -39,6 +42,9 @@ const LOOPBACK: u32 = 1;
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
     wishes: Wishes,
+    kubernetes: Option<Kubernetes>,
+    /// Whether the programs stay off all interfaces.
+    is_off: bool,
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
@@ -55,6 +61,7 @@ pub(super) struct Node {
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     chosen: Vec<String>,
+    has_kube_proxy: bool,
     account: Account,
 }
 
@@ -65,7 +72,7 @@ impl Node {
         wishes: Wishes,
         kernel: KernelVersion,
         host: &Host,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, Option<Mouth>)> {
         let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
@@ -73,9 +80,9 @@ impl Node {
         let is_first = is_empty(&pins);
         let started = Parts::open(&pins, kernel).and_then(|parts| {
             parts.check_owner(&wishes)?;
-            let mut node = parts.into_node(wishes, lock);
+            let (mut node, mouth) = parts.into_node(wishes, lock);
             node.bring_up(host, chosen)?;
-            Ok(node)
+            Ok((node, mouth))
         });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
@@ -89,6 +96,7 @@ impl Node {
     fn bring_up(&mut self, host: &Host, chosen: Vec<String>) -> anyhow::Result<()> {
         self.chosen = chosen;
         self.apply_settings()?;
+        self.look_for_kube_proxy();
         self.sync(host)?;
         self.write_entries(host, &[], true)?;
         let mut attached = Vec::new();
@@ -104,7 +112,7 @@ impl Node {
         self.detach_others(&self.chosen)?;
         self.account.interfaces(attached);
         self.account.in_sync();
-        self.account.shared.update(|snapshot| snapshot.ready = true);
+        self.account.shared.update(|snapshot| snapshot.ready = snapshot.waiting_for.is_empty());
         self.account.publish(&mut self.maps.status);
         tracing::info!("the data path is up on {}", self.chosen.join(", "));
         Ok(())
@@ -112,6 +120,57 @@ impl Node {
 
     pub(super) fn pins(&self) -> &Pins {
         &self.wishes.options().pins
+    }
+
+    /// What the Kubernetes API asks for, where it is asked.
+    pub(super) fn kubernetes(&self) -> Option<&Kubernetes> {
+        self.kubernetes.as_ref()
+    }
+
+    /// Looks again at what was refused for a reason that may be over.
+    pub(super) fn retry(&self) {
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.retry();
+        }
+    }
+
+    /// Tells the cluster how the node is, and what is wrong with objects.
+    pub(super) async fn speak(&mut self) {
+        let snapshot = self.account.shared.snapshot();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.speak(&snapshot).await;
+        }
+    }
+
+    /// Takes the programs off all interfaces; everything else stays.
+    pub(super) fn let_go(&mut self) {
+        tracing::error!(
+            "the API server could be reached before the programs were attached and cannot be now: \
+             they are taken off"
+        );
+        self.is_off = true;
+        if let Err(error) = self.detach_others(&[]) {
+            self.account.failed(&format!("{error:#}"));
+        }
+    }
+
+    /// It was the programs: they stay off until the agent is started again.
+    pub(super) fn stand_down(&mut self) {
+        let text = "the API server can be reached only without the programs: they stay off the \
+                    interfaces; find out what the node's file and the cluster's Services take from \
+                    it, and start the agent again";
+        self.account.failed(text);
+        self.account.shared.update(|snapshot| snapshot.ready = false);
+        self.account.publish(&mut self.maps.status);
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.note_detached(text);
+        }
+    }
+
+    /// It was not the programs: they come back with the next look at everything.
+    pub(super) fn take_up(&mut self) {
+        tracing::warn!("the API server cannot be reached without the programs either");
+        self.is_off = false;
     }
 
     pub(super) fn shared(&self) -> &Shared {
@@ -134,8 +193,33 @@ impl Node {
         self.account.publish(&mut self.maps.status);
     }
 
+    /// Brings the maps in line with objects of the Kubernetes API that changed.
+    pub(super) fn follow_cluster(&mut self, host: &Host) {
+        if !self.kubernetes.as_mut().is_some_and(Kubernetes::update) {
+            return;
+        }
+        self.made_from = None;
+        match self.sync(host) {
+            Ok(()) => self.account.in_sync(),
+            Err(error) => {
+                self.actual = None;
+                self.made_from = None;
+                self.account.failed(&format!("{error:#}"));
+            }
+        }
+        self.account.publish(&mut self.maps.status);
+    }
+
+    /// What all sources ask for, the first to be served first.
+    fn services(&self) -> Vec<Service> {
+        let mut services = self.wishes.services();
+        services.extend(self.kubernetes.iter().flat_map(Kubernetes::services));
+        services
+    }
+
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
+        anyhow::ensure!(!self.is_off, "the programs are off: they kept the API server away");
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
         for name in &self.chosen {
@@ -159,19 +243,31 @@ impl Node {
 
     /// Brings the maps of services in line, if what they are made from has changed.
     fn sync(&mut self, host: &Host) -> anyhow::Result<()> {
-        let addresses = interfaces::addresses(host, &self.chosen);
+        let addresses = NodeAddresses {
+            has_kube_proxy: self.has_kube_proxy,
+            ..interfaces::addresses(host, &self.chosen)
+        };
         if self.made_from.as_ref() == Some(&addresses) {
             return Ok(());
         }
         let began = Instant::now();
-        let desired = desired::build(&self.wishes.services(), &addresses);
+        let snat = self.wishes.snat_ports();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.keep_from(snat.clone());
+        }
+        let desired = desired::build(&self.services(), &addresses);
         let actual = match &mut self.actual {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
-        let snat = self.wishes.snat_ports();
-        let encoded =
+        let mut encoded =
             encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
+        let missing =
+            self.kubernetes.as_ref().map(Kubernetes::missing).unwrap_or_default().to_vec();
+        if !missing.is_empty() {
+            // What seems to be too much may be asked for by what was not read yet.
+            encoded.keep(actual);
+        }
         let writes = self.maps.services.sync(actual, &encoded)?;
         self.maps.node.put(
             0,
@@ -188,6 +284,11 @@ impl Node {
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.account.synced(began.elapsed(), desired.conflicts.len());
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.note_conflicts(&desired.conflicts);
+            self.account.programmed(kubernetes.take_latencies());
+        }
+        self.account.waits_for(missing.iter().map(|kind| kind.name()).collect());
         if !writes.is_none() {
             tracing::info!(
                 services = desired.services.len(),
@@ -231,6 +332,20 @@ impl Node {
     pub(super) fn keep_settings(&mut self) {
         if let Err(error) = self.apply_settings() {
             self.account.failed(&format!("{error:#}"));
+        }
+        self.look_for_kube_proxy();
+    }
+
+    /// Its rules may come and go while we run.
+    fn look_for_kube_proxy(&mut self) {
+        match kube_proxy::has_rules() {
+            Ok(found) if found != self.has_kube_proxy => {
+                let whether = if found { "are" } else { "are no longer" };
+                tracing::info!("kube-proxy's rules {whether} on this host");
+                self.has_kube_proxy = found;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot tell whether kube-proxy's rules are here"),
         }
     }
 
@@ -324,10 +439,10 @@ struct Parts {
     flows: KernelFlows,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
+    /// What the agent before us worked for, unless it was for a while.
+    installed_for: Option<String>,
     cache_sets: u32,
     epochs: Epochs,
-    /// The file of the agent before us.
-    installed_for: Option<PathBuf>,
 }
 
 impl Parts {
@@ -345,7 +460,10 @@ impl Parts {
             cache_sets: cache_sets(pins, sizes.cpus)?,
             epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
-            installed_for: earlier.and_then(|status| status.config),
+            installed_for: earlier.and_then(|status| match status.config {
+                Some(config) => Some(config.display().to_string()),
+                None => status.kubernetes.then(|| "the Kubernetes agent".to_owned()),
+            }),
             maps,
         })
     }
@@ -354,19 +472,26 @@ impl Parts {
     /// few ports of a command line.
     fn check_owner(&self, wishes: &Wishes) -> anyhow::Result<()> {
         match &self.installed_for {
-            Some(config) if wishes.options().config.is_none() => anyhow::bail!(
-                "the data path of {} is installed on {}: add the ports to that file, remove it \
-                 with `redirector detach`, or choose another directory with --bpffs",
-                config.display(),
+            Some(owner) if wishes.options().is_for_a_while() => anyhow::bail!(
+                "the data path of {owner} is installed on {}: add the ports there, remove it with \
+                 `redirector detach`, or choose another directory with --bpffs",
                 wishes.options().pins.dir().display()
             ),
             _ => Ok(()),
         }
     }
 
-    fn into_node(self, wishes: Wishes, lock: Lock) -> Node {
-        Node {
-            account: Account::new(wishes.options()),
+    fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<Mouth>) {
+        let options = wishes.options();
+        let (kubernetes, mouth) = options
+            .kubernetes
+            .as_ref()
+            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .unzip();
+        let node = Node {
+            account: Account::new(options),
+            kubernetes,
+            is_off: false,
             wishes,
             lock,
             attacher: self.attacher,
@@ -382,7 +507,9 @@ impl Parts {
             entries: self.entries,
             slots: self.slots,
             chosen: Vec::new(),
-        }
+            has_kube_proxy: false,
+        };
+        (node, mouth)
     }
 }
 

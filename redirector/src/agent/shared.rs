@@ -19,8 +19,12 @@ pub struct Snapshot {
     pub status: Status,
     /// Whether programs are attached and the first sync is done.
     pub ready: bool,
+    /// What was not read yet, without which nothing is complete.
+    pub waiting_for: Vec<&'static str>,
     /// Syncs so far.
     pub syncs: Syncs,
+    /// How long endpoints took from their own change to the maps.
+    pub programming: Programming,
     /// Halves of flows at the last collection, by two: flows.
     pub flows: u64,
 }
@@ -39,17 +43,45 @@ pub struct Syncs {
     pub errors: u64,
 }
 
+/// How long changes of endpoints took, from the moment at which the cluster saw them.
+#[derive(Clone, Debug, Default)]
+pub struct Programming {
+    /// As [`Syncs::buckets`], for [`Self::BOUNDS`].
+    pub buckets: [u64; Self::BOUNDS.len() + 1],
+    /// Changes.
+    pub count: u64,
+    /// How long they took together.
+    pub total: Duration,
+}
+
+impl Programming {
+    /// Bounds of the buckets of durations, in seconds.
+    pub const BOUNDS: [f64; 14] =
+        [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
+
+    /// Counts a change.
+    pub fn record(&mut self, took: Duration) {
+        count(&mut self.buckets, &Self::BOUNDS, took);
+        self.count += 1;
+        self.total += took;
+    }
+}
+
+fn count(buckets: &mut [u64], bounds: &[f64], took: Duration) {
+    let seconds = took.as_secs_f64();
+    let bucket = bounds.iter().position(|bound| seconds <= *bound);
+    if let Some(count) = buckets.get_mut(bucket.unwrap_or(bounds.len())) {
+        *count += 1;
+    }
+}
+
 impl Syncs {
     /// Bounds of the buckets of durations, in seconds.
     pub const BOUNDS: [f64; 9] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
 
     /// Counts one that succeeded.
     pub fn record(&mut self, took: Duration) {
-        let seconds = took.as_secs_f64();
-        let bucket = Self::BOUNDS.iter().position(|bound| seconds <= *bound);
-        if let Some(count) = self.buckets.get_mut(bucket.unwrap_or(Self::BOUNDS.len())) {
-            *count += 1;
-        }
+        count(&mut self.buckets, &Self::BOUNDS, took);
         self.count += 1;
         self.total += took;
     }
@@ -63,7 +95,9 @@ impl Shared {
             state: Arc::new(Mutex::new(Snapshot {
                 status,
                 ready: false,
+                waiting_for: Vec::new(),
                 syncs: Syncs::default(),
+                programming: Programming::default(),
                 flows: 0,
             })),
         }

@@ -11,13 +11,13 @@ use anyhow::{Result, bail};
 use clap::Args;
 use redirector_common::packet::{Decision, Hook, IcmpError, Outcome, Packet, Step, TcpFlags};
 use redirector_common::packet::{decide, decide_reply};
-use redirector_common::{Address, Port, Protocol, Tuple};
+use redirector_common::{Address, Port, Protocol, Reason, Tuple};
 use serde::Serialize;
 
 use super::ReadArgs;
 use super::counters::interface_name;
 use super::render;
-use copy::{Copied, Found};
+use copy::{Copied, Found, both_ends};
 
 /// Options of `redirector explain`.
 #[derive(Args, Debug)]
@@ -152,23 +152,24 @@ fn conclude(
         verdict: decision.reason.verdict().name(),
         reason: decision.reason.name(),
         description: decision.reason.description().trim(),
-        action: action(hook, decision.step, outcome),
+        action: action(hook, decision, outcome),
         translated: (goes_on && outcome.translated != packet.tuple)
             .then(|| ends(&outcome.translated)),
     })
 }
 
 fn ends(tuple: &Tuple) -> Ends {
-    let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.number());
-    Ends {
-        source: end(tuple.source, tuple.source_port),
-        destination: end(tuple.destination, tuple.destination_port),
-    }
+    let (source, destination) = both_ends(tuple);
+    Ends { source, destination }
 }
 
-fn action(hook: &str, step: Step, outcome: &Outcome) -> String {
+fn action(hook: &str, Decision { step, reason, .. }: Decision, outcome: &Outcome) -> String {
+    let steers = matches!(reason, Reason::SteeredNew | Reason::SteeredEstablished);
     let interface = || interface_name(outcome.next_hop.ifindex);
     match step {
+        Step::Pass | Step::HandOver if steers => {
+            "it goes to the program's socket, unchanged".to_owned()
+        }
         Step::Pass | Step::HandOver => "it goes on, unchanged".to_owned(),
         Step::Drop => "it is dropped, without an answer".to_owned(),
         Step::Reject => {

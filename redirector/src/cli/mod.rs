@@ -3,6 +3,7 @@
 //! Reading commands load the pinned maps, make typed rows of them, sort them and print them;
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
+pub mod audit;
 pub mod completions;
 pub mod config;
 pub mod counters;
@@ -62,6 +63,8 @@ enum Command {
     Map(map::MapCommand),
     /// Show what would become of a packet, step by step, and why
     Explain(explain::ExplainArgs),
+    /// Show ports that pods of a cluster ask for and silently do not get
+    Audit(audit::AuditArgs),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -148,6 +151,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Explain(args) => explain::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory};
+use ipnet::IpNet;
 
 use super::{BpffsArgs, Cli};
 use crate::admin::DEFAULT_ADDRESS;
-use crate::agent::{self, Options};
+use crate::agent::{self, KubernetesOptions, Options};
 use crate::config::publish::parse_spec;
 use crate::config::{self, XdpMode};
+use crate::k8s::client::Access;
+use crate::k8s::convert::NodePortAddresses;
 
 /// Options of `redirector run`.
 #[derive(Args, Debug)]
@@ -21,13 +24,16 @@ use crate::config::{self, XdpMode};
 
 Examples:
   redirector run --config /etc/redirector.yaml
+  redirector run --kubernetes --node-name node1
   redirector run --config redirector.yaml --interface eth0 --interface eth1 --xdp-mode native")]
 pub struct RunArgs {
     /// The file that says what to publish
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "kubernetes")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    kubernetes: KubernetesArgs,
     /// Name of this node [default: the host's name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     node_name: Option<String>,
     #[command(flatten)]
     attach: AttachArgs,
@@ -37,6 +43,90 @@ pub struct RunArgs {
     /// Remove the data path when the agent ends
     #[arg(long)]
     detach_on_exit: bool,
+}
+
+/// What the Kubernetes API is asked for.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Kubernetes")]
+struct KubernetesArgs {
+    /// Serve Services and annotated pods of the Kubernetes API, besides those of the file
+    #[arg(long)]
+    kubernetes: bool,
+    /// Where the API server is and who we are [default: the pod's service account]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// Serve only objects with this label 'service.kubernetes.io/service-proxy-name'
+    /// [default: only those without it]
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    service_proxy_name: Option<String>,
+    /// Node addresses of node ports: networks, or 'primary' for those that the Node object names
+    /// first [default: all addresses of the interfaces that clients come in by]
+    #[arg(
+        long,
+        value_name = "NETWORKS",
+        value_delimiter = ',',
+        requires = "kubernetes",
+        value_parser = parse_node_addresses
+    )]
+    nodeport_addresses: Vec<NodeAddressArg>,
+    /// Networks that external IPs of Services must be in [default: anywhere]
+    #[arg(long, value_name = "NETWORKS", value_delimiter = ',', requires = "kubernetes")]
+    external_ip_cidrs: Vec<IpNet>,
+    /// Ports that annotations may publish although they are protected or in use
+    #[arg(long, value_name = "PORTS", value_delimiter = ',', requires = "kubernetes")]
+    allow_ports: Vec<u16>,
+    /// Where /healthz and /livez are served as the node's usual proxy does [default: nowhere]
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "kubernetes")]
+    healthz_address: Option<SocketAddr>,
+}
+
+/// One item of `--nodeport-addresses`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NodeAddressArg {
+    Primary,
+    In(IpNet),
+}
+
+fn parse_node_addresses(text: &str) -> Result<NodeAddressArg, String> {
+    if text == "primary" {
+        return Ok(NodeAddressArg::Primary);
+    }
+    text.parse()
+        .map(NodeAddressArg::In)
+        .map_err(|_| "write networks as in 192.0.2.0/24,2001:db8::/32, or primary".to_owned())
+}
+
+impl KubernetesArgs {
+    fn into_options(self) -> Result<Option<KubernetesOptions>> {
+        if !self.kubernetes {
+            return Ok(None);
+        }
+        let networks: Vec<IpNet> = self
+            .nodeport_addresses
+            .iter()
+            .filter_map(|item| match item {
+                NodeAddressArg::Primary => None,
+                NodeAddressArg::In(network) => Some(*network),
+            })
+            .collect();
+        let node_port_addresses = match self.nodeport_addresses.as_slice() {
+            [] => NodePortAddresses::Chosen,
+            [NodeAddressArg::Primary] => NodePortAddresses::Primary,
+            items if items.len() == networks.len() => NodePortAddresses::In(networks.into()),
+            _ => {
+                let message = "--nodeport-addresses: write either networks or primary";
+                return Err(Cli::command().error(ErrorKind::ValueValidation, message).into());
+            }
+        };
+        Ok(Some(KubernetesOptions {
+            access: Access { kubeconfig: self.kubeconfig },
+            service_proxy_name: self.service_proxy_name,
+            node_port_addresses,
+            external_ip_networks: self.external_ip_cidrs,
+            allowed_ports: self.allow_ports.into_iter().collect(),
+            healthz_address: self.healthz_address,
+        }))
+    }
 }
 
 /// Options of `redirector publish`.
@@ -76,8 +166,9 @@ struct AttachArgs {
 ///
 /// Whatever else ended it.
 pub fn run(args: RunArgs) -> Result<()> {
+    let kubernetes = args.kubernetes.into_options()?;
     start(Options {
-        config: Some(args.config),
+        config: args.config,
         publish: Vec::new(),
         interfaces: args.attach.interface,
         xdp_mode: args.attach.xdp_mode,
@@ -85,6 +176,7 @@ pub fn run(args: RunArgs) -> Result<()> {
         admin_address: Some(args.admin_address),
         node_name: args.node_name,
         detach_on_exit: args.detach_on_exit,
+        kubernetes,
     })
 }
 
@@ -106,6 +198,7 @@ pub fn publish(args: PublishArgs) -> Result<()> {
         admin_address: None,
         node_name: None,
         detach_on_exit: true,
+        kubernetes: None,
     })
 }
 

@@ -6,10 +6,7 @@ use std::ops::RangeInclusive;
 use redirector_common::Protocol;
 
 use super::address::{self, Role};
-use crate::model::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
-    ServiceKey, Source, TrafficPolicy,
-};
+use crate::model::{BackendAddress, BackendSpec, FrontendSpec, Service, ServiceKey, Source};
 
 /// The grammar, for messages.
 pub const GRAMMAR: &str = "[ADDRESS:]PORT[-PORT]:LOCALPORT[-LOCALPORT][/tcp|/udp]";
@@ -65,24 +62,13 @@ fn service(address: Option<IpAddr>, port: u16, local_port: u16, protocol: Protoc
         Some(IpAddr::V6(v6)) => format!("[{v6}]:"),
     };
     Service {
-        key: ServiceKey {
+        frontends: vec![FrontendSpec { address, port, protocol }],
+        backends: vec![BackendSpec::new(BackendAddress::Local, local_port)],
+        ..Service::new(ServiceKey {
             source: Source::Publish,
             namespace: None,
             name: format!("{prefix}{port}:{local_port}/{suffix}"),
-        },
-        frontends: vec![FrontendSpec { address, port, protocol }],
-        backends: vec![BackendSpec {
-            address: BackendAddress::Local,
-            port: local_port,
-            weight: 1,
-            state: BackendState::Active,
-        }],
-        policy: TrafficPolicy::Cluster,
-        forwarding: Forwarding::Snat,
-        algorithm: Algorithm::default(),
-        affinity_seconds: None,
-        affinity_group: None,
-        source_ranges: Vec::new(),
+        })
     }
 }
 
@@ -134,7 +120,7 @@ fn parse_protocol(part: Part<'_>) -> Result<Protocol, SpecError> {
 }
 
 /// A protocol by its name, in upper or lower case.
-pub(super) fn protocol(name: &str) -> Option<Protocol> {
+pub(crate) fn protocol(name: &str) -> Option<Protocol> {
     Protocol::ALL.into_iter().find(|protocol| protocol.name().eq_ignore_ascii_case(name))
 }
 

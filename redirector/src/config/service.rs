@@ -70,15 +70,13 @@ fn read_service(
         .unwrap_or_default();
     Placed {
         service: Service {
-            key: ServiceKey { source: Source::Static, namespace: None, name },
             frontends,
             backends,
             policy,
-            forwarding: Forwarding::Snat,
             algorithm,
             affinity_seconds,
-            affinity_group: None,
             source_ranges,
+            ..Service::new(ServiceKey { source: Source::Static, namespace: None, name })
         },
         path: "services",
         frontends: frontend_places,
@@ -237,10 +235,9 @@ fn read_backend(
         None => Some(BackendState::Active),
     };
     Some(BackendSpec {
-        address: address??,
-        port: port??,
         weight: u16::try_from(weight?).ok()?,
         state: state?,
+        ..BackendSpec::new(address??, port??)
     })
 }
 

@@ -95,6 +95,9 @@ pub struct Attached {
     pub tc: TcState,
 }
 
+/// Egress first: what ingress has let in must not be answered from a backend's own port.
+const TC_HOOKS: [Hook; 2] = [Hook::Egress, Hook::Ingress];
+
 /// Attaches programs to interfaces.
 pub struct Attacher {
     programs: Programs,
@@ -135,13 +138,13 @@ impl Attacher {
 
     fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {
         if !self.has_tcx {
-            for hook in [Hook::Ingress, Hook::Egress] {
+            for hook in TC_HOOKS {
                 self.attach_filter(interface, hook)?;
             }
             self.filtered.insert(interface.index);
             return Ok(TcState::Clsact);
         }
-        for hook in [Hook::Ingress, Hook::Egress] {
+        for hook in TC_HOOKS {
             self.attach_tcx(interface, hook)?;
         }
         // Left from an agent on the same, older kernel call.

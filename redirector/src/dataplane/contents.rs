@@ -35,6 +35,25 @@ pub struct Contents {
 }
 
 impl Contents {
+    /// Adds what `other` has besides.
+    pub fn keep(&mut self, other: &Self) {
+        fn keep<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, other: &BTreeMap<K, V>) {
+            for (key, value) in other {
+                map.entry(*key).or_insert(*value);
+            }
+        }
+        keep(&mut self.frontends, &other.frontends);
+        keep(&mut self.services, &other.services);
+        keep(&mut self.ranges, &other.ranges);
+        keep(&mut self.maglev, &other.maglev);
+        keep(&mut self.backends, &other.backends);
+        keep(&mut self.takers, &other.takers);
+        keep(&mut self.vips, &other.vips);
+        keep(&mut self.slots, &other.slots);
+        keep(&mut self.infos, &other.infos);
+        self.ports = self.ports.union(&other.ports);
+    }
+
     /// Backends listed in each service: those whose flows may live on.
     #[must_use]
     pub fn listed(&self) -> BTreeSet<(ServiceId, BackendId)> {

@@ -317,11 +317,22 @@ impl Encoder<'_> {
             .backends
             .iter()
             .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let flags =
-            if remote { PortFlags::FRONTEND.union(PortFlags::REMOTE) } else { PortFlags::FRONTEND };
+        let steers = service.steers
+            && service
+                .backends
+                .iter()
+                .any(|backend| backend.takes_new_flows && backend.backend.is_own());
         for (key, local_address) in &service.frontends {
             let value = Frontend { service: id, reserved: 0, local_address: *local_address };
             self.contents.frontends.insert(*key, value);
+            let mut flags = PortFlags::FRONTEND;
+            if remote {
+                flags = flags.union(PortFlags::REMOTE);
+            }
+            // The kernel takes only packets to this host's own addresses to its sockets.
+            if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
+                flags = flags.union(PortFlags::STEER);
+            }
             let ports = &mut self.contents.ports;
             ports.add(key.protocol(), key.port, flags);
             for backend in service.backends.iter().map(|backend| backend.backend) {

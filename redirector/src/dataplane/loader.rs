@@ -12,9 +12,9 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, CacheSet, Flow, Frontend, FrontendKey, Interface,
-    NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
-    cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange,
+    Taker, TakerKey, Tuple, cache,
 };
 
 use super::pins::{Hook, Pins};
@@ -228,6 +228,10 @@ impl Spec {
             MapName::ServiceInfo => Self::hash::<u32, ServiceInfo>(sizes.services),
             MapName::Status => Self::array::<Text>(1),
             MapName::Sysctls => Self::hash::<SysctlKey, SysctlValue>(64),
+            MapName::Fragments => Self {
+                kind: MapType::LruHash,
+                ..Self::hash::<FragmentKey, FirstFragment>(sizes.fragments)
+            },
             MapName::SourceRanges => Self {
                 kind: MapType::LpmTrie,
                 ..Self::hash::<SourceRange, u32>(sizes.source_ranges)

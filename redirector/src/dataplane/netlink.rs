@@ -6,6 +6,8 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -16,7 +18,9 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
+};
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
@@ -49,6 +53,8 @@ pub struct Host {
     pub interfaces: Vec<Interface>,
     /// Indices of interfaces with a default route of either family.
     pub default_routes: BTreeSet<u32>,
+    /// Networks that are reached without another router, each with the index of its interface.
+    pub direct_routes: BTreeSet<(IpNet, u32)>,
 }
 
 /// An interface.
@@ -64,6 +70,8 @@ pub struct Interface {
     pub is_loopback: bool,
     /// Whether it is one end of a veth pair.
     pub is_veth: bool,
+    /// Whether what is behind it is usually on this host: a veth, a bridge, a tun or tap device.
+    pub leads_inside: bool,
     /// The XDP program on it.
     pub xdp: Option<XdpProgram>,
     /// Addresses, in the kernel's order.
@@ -166,6 +174,7 @@ impl Netlink {
         let addresses: Vec<AddressMessage> =
             addresses.try_collect().await.map_err(request("addresses"))?;
         let mut default_routes = BTreeSet::new();
+        let mut networks = Vec::new();
         for question in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -183,6 +192,7 @@ impl Netlink {
                     Err(error) => return Err(request("routes")(error)),
                 };
                 default_routes.extend(default_interfaces(&route));
+                networks.extend(read_network(&route));
             }
         }
         let mut interfaces: Vec<Interface> = links.iter().map(read_link).collect();
@@ -194,12 +204,18 @@ impl Netlink {
                 owner.addresses.push(address);
             }
         }
-        Ok(Host { interfaces, default_routes })
+        let mut host = Host { interfaces, default_routes, direct_routes: BTreeSet::new() };
+        let own = host.addresses();
+        // A router that is this host itself (Cilium) is none.
+        let direct = |network: &Network| network.router.is_none_or(|router| own.contains(&router));
+        host.direct_routes =
+            networks.iter().filter(|n| direct(n)).map(|n| (n.network, n.ifindex)).collect();
+        Ok(host)
     }
 }
 
 impl Changes {
-    /// Waits for a change of interfaces, addresses or default routes, and for the end of the
+    /// Waits for a change of interfaces, addresses or routes, and for the end of the
     /// burst that it begins.
     ///
     /// # Errors
@@ -225,6 +241,7 @@ fn read_link(message: &LinkMessage) -> Interface {
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         is_veth: false,
+        leads_inside: false,
         xdp: None,
         addresses: Vec::new(),
     };
@@ -232,7 +249,10 @@ fn read_link(message: &LinkMessage) -> Interface {
         if let LinkAttribute::IfName(name) = attribute {
             interface.name.clone_from(name);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
-            interface.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            let is = |kind| infos.contains(&LinkInfo::Kind(kind));
+            interface.is_veth = is(InfoKind::Veth);
+            interface.leads_inside =
+                [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun].map(is) != [false; 3];
         } else if let LinkAttribute::Xdp(xdp) = attribute {
             interface.xdp = read_xdp(xdp);
         }
@@ -286,13 +306,55 @@ fn default_interfaces(route: &RouteMessage) -> Vec<u32> {
     interfaces
 }
 
+/// A network that packets are sent to.
+struct Network {
+    network: IpNet,
+    ifindex: u32,
+    router: Option<IpAddr>,
+}
+
+/// The network of a route of the main table; none if it is a default route, or no way at all.
+fn read_network(route: &RouteMessage) -> Option<Network> {
+    let length = route.header.destination_prefix_length;
+    if length == 0
+        || route.header.kind != RouteType::Unicast
+        || route.header.table != RouteHeader::RT_TABLE_MAIN
+    {
+        return None;
+    }
+    let (mut destination, mut ifindex, mut router) = (None, None, None);
+    for attribute in &route.attributes {
+        if let RouteAttribute::Destination(address) = attribute {
+            destination = read_route_address(address);
+        } else if let RouteAttribute::Oif(index) = attribute {
+            ifindex = Some(*index);
+        } else if let RouteAttribute::Gateway(address) = attribute {
+            router = Some(read_route_address(address)?);
+        } else if let RouteAttribute::Via(_) = attribute {
+            return None;
+        }
+    }
+    let network = IpNet::new(destination?, length).ok()?;
+    Some(Network { network, ifindex: ifindex?, router })
+}
+
+fn read_route_address(address: &RouteAddress) -> Option<IpAddr> {
+    if let RouteAddress::Inet(v4) = address {
+        Some((*v4).into())
+    } else if let RouteAddress::Inet6(v6) = address {
+        Some((*v6).into())
+    } else {
+        None
+    }
+}
+
 fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     // Anything else, an overrun above all, may hide a change.
     let NetlinkPayload::InnerMessage(inner) = &message.payload else {
         return true;
     };
     if let RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) = inner {
-        return route.header.destination_prefix_length == 0;
+        return route.header.destination_prefix_length == 0 || read_network(route).is_some();
     }
     true
 }

@@ -19,9 +19,9 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Flow, Frontend, FrontendKey, Interface,
-    NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo, SlotKey, SlotValue,
-    SourceRange, Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend,
+    FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo,
+    SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -177,6 +177,15 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn vips(&self) -> Result<BTreeSet<Address>, PinnedError> {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
+    }
+
+    /// First fragments of packets that came in pieces, not long ago.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn fragments(&self) -> Result<BTreeMap<FragmentKey, FirstFragment>, PinnedError> {
+        Ok(self.entries_of(MapName::Fragments)?.into_iter().collect())
     }
 
     /// The lines of Maglev tables that services use.
@@ -344,6 +353,7 @@ impl Pinned {
             MapName::Affinity => self.affinities()?.len(),
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
+            MapName::Fragments => self.fragments()?.len(),
         })
     }
 

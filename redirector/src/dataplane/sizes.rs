@@ -32,6 +32,8 @@ pub struct Sizes {
     pub takers: u32,
     /// `VIPS`.
     pub vips: u32,
+    /// `FRAGMENTS`: packets in pieces that are remembered at once.
+    pub fragments: u32,
 }
 
 impl Default for Sizes {
@@ -40,7 +42,7 @@ impl Default for Sizes {
             frontends: 65536,
             services: 65536,
             backends: 65536,
-            maglev_lines: 65536,
+            maglev_lines: 262_144,
             flows: 262_144,
             cache_sets: 4096,
             cpus: 1,
@@ -49,6 +51,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
+            fragments: 8192,
         }
     }
 }

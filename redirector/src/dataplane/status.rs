@@ -20,6 +20,9 @@ pub struct Status {
     pub stopped: bool,
     /// The file, where there is one.
     pub config: Option<PathBuf>,
+    /// Whether the Kubernetes API is asked.
+    #[serde(default)]
+    pub kubernetes: bool,
     /// Name of the node.
     pub node_name: String,
     /// Interfaces that programs are attached to, or should be.
@@ -178,6 +181,7 @@ mod tests {
             started_at: 1,
             stopped: false,
             config: Some(PathBuf::from("/etc/redirector.yaml")),
+            kubernetes: true,
             node_name: "node".to_owned(),
             interfaces: vec![interface; interfaces],
             in_sync: true,

@@ -16,6 +16,7 @@ fn status() -> Status {
         started_at: 1,
         stopped: false,
         config: None,
+        kubernetes: false,
         node_name: "node".to_owned(),
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),

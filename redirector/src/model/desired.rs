@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
 
 use super::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, Service,
-    ServiceKey, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, Source,
+    TrafficPolicy,
     maglev::{self, Density},
 };
 
@@ -21,6 +21,19 @@ pub struct NodeAddresses {
     pub chosen: Vec<IpAddr>,
     /// Every address of this host.
     pub host: BTreeSet<IpAddr>,
+    /// Whether kube-proxy's rules are on this host, too.
+    pub has_kube_proxy: bool,
+    /// Networks that this host reaches without another router.
+    pub sides: BTreeMap<IpNet, Side>,
+}
+
+/// Where a network is, seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Behind an interface that clients come by.
+    Outside,
+    /// On this host: behind a link to another network namespace.
+    Inside,
 }
 
 impl NodeAddresses {
@@ -33,10 +46,29 @@ impl NodeAddresses {
             .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
     }
 
+    /// The addresses of this host in `networks` that a frontend without an address stands for.
+    /// Loopback addresses are left out: packets from outside never carry them.
+    pub fn published_in(&self, family: Family, networks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+        let chosen = self.chosen.iter().filter(|address| !self.host.contains(address));
+        self.host.iter().chain(chosen).copied().filter(move |address| {
+            Family::of(*address) == family
+                && !is_link_local(*address)
+                && !address.is_loopback()
+                && networks.iter().any(|network| network.contains(address))
+        })
+    }
+
     /// Whether packets to `address` end in this host's own stack.
     #[must_use]
     pub fn is_own(&self, address: IpAddr) -> bool {
         self.host.contains(&address) || self.chosen.contains(&address)
+    }
+
+    /// Where `address` is, as far as routes tell: the most specific one does.
+    #[must_use]
+    pub fn side(&self, address: IpAddr) -> Option<Side> {
+        let around = self.sides.iter().filter(|(network, _)| network.contains(&address));
+        around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
     }
 
     /// Where a local backend is delivered for clients that hit `frontend`.
@@ -100,6 +132,8 @@ pub struct DesiredService {
     /// Networks of this family that clients may come from; `None`: from everywhere. Without a
     /// network, where the service names only ones of the other family, nobody is admitted.
     pub source_ranges: Option<BTreeSet<IpNet>>,
+    /// Whether connections may be handed to sockets of this host as they are.
+    pub steers: bool,
     /// No backend of this node takes new flows while others elsewhere would: packets are dropped
     /// without an answer, so that a load balancer in front goes on to the next node.
     pub silent: bool,
@@ -140,6 +174,8 @@ pub struct DesiredBackend {
     pub weight: u16,
     /// Whether it is there to stay.
     pub state: BackendState,
+    /// Whether topology leads new flows of policy Cluster to others.
+    pub avoided: bool,
     /// Whether new flows of clients outside may go to it here and now.
     pub takes_new_flows: bool,
     /// The same of clients on this node, to whom the policy Local does not apply.
@@ -173,12 +209,14 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut claimed = BTreeMap::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
-            let frontends = expand_frontends(&service.frontends, family, node);
+            let frontends = expand_frontends(service, family, node);
             let key = (service.key.clone(), family);
             if frontends.is_empty() || desired.services.contains_key(&key) {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
+            // Its rules would send packets that carry a socket elsewhere.
+            entry.steers = !(node.has_kube_proxy && is_kube_proxys(service.key.source));
             for (frontend, local_address) in frontends {
                 if !node.is_own(frontend.address.into()) {
                     desired.vips.insert(frontend.address);
@@ -205,16 +243,17 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
 }
 
 fn expand_frontends(
-    specs: &[FrontendSpec],
+    service: &Service,
     family: Family,
     node: &NodeAddresses,
 ) -> BTreeMap<FrontendKey, Address> {
     let mut frontends = BTreeMap::new();
-    for spec in specs {
-        let addresses: Vec<IpAddr> = match spec.address {
-            Some(address) if Family::of(address) == family => vec![address],
-            Some(_) => Vec::new(),
-            None => node.published(family).collect(),
+    for spec in &service.frontends {
+        let addresses: Vec<IpAddr> = match (spec.address, &service.node_networks) {
+            (Some(address), _) if Family::of(address) == family => vec![address],
+            (Some(_), _) => Vec::new(),
+            (None, None) => node.published(family).collect(),
+            (None, Some(networks)) => node.published_in(family, networks).collect(),
         };
         for address in addresses {
             let key = FrontendKey::new(address.into(), Port::new(spec.port), spec.protocol);
@@ -248,7 +287,16 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         affinity_seconds: service.affinity_seconds,
         affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
+        steers: true,
         silent,
+    }
+}
+
+/// Whether kube-proxy, where it runs, has rules for such services.
+const fn is_kube_proxys(source: Source) -> bool {
+    match source {
+        Source::NodePort | Source::ExternalIp | Source::LoadBalancer => true,
+        Source::Publish | Source::Static | Source::Annotation => false,
     }
 }
 
@@ -272,13 +320,19 @@ fn resolve_backend(
         BackendAddress::At(address) if node.is_own(address) => {
             Backend::local_at(address.into(), port)
         }
-        BackendAddress::At(address) => Backend::remote(address.into(), port),
+        // Answers of what is behind our own interfaces do not pass TC egress after routing.
+        BackendAddress::At(address) => match node.side(address) {
+            Some(Side::Inside) => Backend::routed(address.into(), port),
+            None if spec.here => Backend::routed(address.into(), port),
+            None | Some(Side::Outside) => Backend::remote(address.into(), port),
+        },
     };
     Some(DesiredBackend {
         backend,
         address: spec.address,
         weight: spec.weight,
         state: spec.state,
+        avoided: spec.avoided,
         takes_new_flows: false,
         takes_node_flows: false,
         identity: maglev::identity(spec.address, spec.port),
@@ -296,7 +350,7 @@ fn choose_takers(
         let mut found = false;
         for backend in &mut *backends {
             let allowed = match policy {
-                TrafficPolicy::Cluster => true,
+                TrafficPolicy::Cluster => !backend.avoided,
                 TrafficPolicy::Local => backend.backend.is_local(),
             };
             let taken = allowed && backend.state == state && backend.weight > 0;

@@ -1,6 +1,6 @@
 //! The desired state: pure, deterministic, no I/O.
 //!
-//! Every way in (the file, and later Kubernetes) produces [`Service`]s. [`build`](desired::build)
+//! Every way in (the file and Kubernetes) produces [`Service`]s. [`build`](desired::build)
 //! expands them over the node's addresses into [`Desired`](desired::Desired): exact frontends and
 //! their backends, one entry per service and address family, which the data plane writes to maps.
 
@@ -8,6 +8,7 @@ pub mod desired;
 pub mod maglev;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use redirector_common::Protocol;
@@ -89,6 +90,19 @@ pub struct BackendSpec {
     pub weight: u16,
     /// Whether it takes new flows.
     pub state: BackendState,
+    /// Whether it runs on this node, at an address that is none of this host's own: in a network
+    /// of its own, to which this host's stack routes.
+    pub here: bool,
+    /// Whether topology leads new flows of policy Cluster to others.
+    pub avoided: bool,
+}
+
+impl BackendSpec {
+    /// One like all others, at this address and port.
+    #[must_use]
+    pub const fn new(address: BackendAddress, port: u16) -> Self {
+        Self { address, port, weight: 1, state: BackendState::Active, here: false, avoided: false }
+    }
 }
 
 /// Which backends a node may choose.
@@ -183,4 +197,26 @@ pub struct Service {
     pub affinity_group: Option<String>,
     /// Networks that clients may come from; none: clients may come from everywhere.
     pub source_ranges: Vec<IpNet>,
+    /// Networks whose node addresses frontends without an address stand for; `None`: the addresses
+    /// of the chosen interfaces.
+    pub node_networks: Option<Arc<[IpNet]>>,
+}
+
+impl Service {
+    /// One without frontends and backends, that treats all alike.
+    #[must_use]
+    pub const fn new(key: ServiceKey) -> Self {
+        Self {
+            key,
+            frontends: Vec::new(),
+            backends: Vec::new(),
+            policy: TrafficPolicy::Cluster,
+            forwarding: Forwarding::Snat,
+            algorithm: Algorithm::Maglev,
+            affinity_seconds: None,
+            affinity_group: None,
+            source_ranges: Vec::new(),
+            node_networks: None,
+        }
+    }
 }

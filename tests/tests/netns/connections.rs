@@ -7,7 +7,7 @@ use redirector_tests::{
     agent::Lab,
     client,
     server::Service,
-    site::{CONFIG, PLACES, Place, serve_echo},
+    site::{CONFIG, PLACES, serve_echo},
     topology::FAMILIES,
     transfer, wait,
 };
@@ -29,8 +29,7 @@ fn bulk_transfers_both_ways() -> Result<()> {
     })
 }
 
-/// Datagrams of every size, up to those that fill a packet, and beyond where the stack puts
-/// fragments together.
+/// Datagrams of every size, up to those that fill a packet; larger ones are in `fragments`.
 #[test]
 fn datagrams_of_every_size() -> Result<()> {
     Lab::run_with(CONFIG, |lab| {
@@ -38,11 +37,7 @@ fn datagrams_of_every_size() -> Result<()> {
         for family in FAMILIES {
             for place in PLACES {
                 let socket = client::udp(&lab.net.client, place.udp(family))?;
-                let mut sizes: Vec<u32> = vec![1, 2, 3, 512, 1000, 1400, 1452];
-                if matches!(place, Place::Local) {
-                    sizes.extend([1473, 4000, 9000]);
-                }
-                for size in sizes {
+                for size in [1_u32, 2, 3, 512, 1000, 1400, 1452] {
                     let datagram: Vec<u8> = (0..size).map(|i| (i % 253) as u8).collect();
                     let answer = client::round_trip(&socket, &datagram)?;
                     ensure!(answer == datagram, "{size} bytes to {place:?} over {family:?}");
@@ -71,7 +66,8 @@ fn a_thousand_connections_at_once() -> Result<()> {
             client::echo(stream, &number.to_be_bytes())?;
         }
         let flows = lab.cli().rows(&["flow", "list"])?;
-        ensure!(flows.len() == 1000, "{} flows are listed", flows.len());
+        // The others are sockets of the node itself.
+        ensure!(flows.len() == 500, "{} flows are listed", flows.len());
         for (number, stream) in &streams {
             client::echo(stream, &number.to_le_bytes())?;
             client::finish(stream)?;
@@ -160,7 +156,8 @@ fn idle() -> Result<()> {
         let silence = Duration::from_secs(15);
         wait::until_true("the flows to have been idle", silence * 2, || {
             let flows = lab.cli().rows(&["flow", "list"])?;
-            ensure!(flows.len() == streams.len(), "{} flows", flows.len());
+            // Those to backends elsewhere: the others are sockets of the node itself.
+            ensure!(flows.len() == streams.len() / 2, "{} flows", flows.len());
             let idle = |flow: &serde_json::Value| flow["idleSeconds"].as_f64().unwrap_or(0.0);
             Ok(flows.iter().all(|flow| idle(flow) >= silence.as_secs_f64()))
         })?;

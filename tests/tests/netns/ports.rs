@@ -167,7 +167,7 @@ fn a_port_used_again() -> Result<()> {
 fn ended_flows_go() -> Result<()> {
     Lab::run_with(CONFIG, |lab| {
         let _servers = serve_echo(lab)?;
-        let stays = client::tcp(&lab.net.client, Place::Local.tcp(Family::V4))?;
+        let stays = client::tcp(&lab.net.client, Place::Remote.tcp(Family::V4))?;
         client::echo(&stays, b"hello")?;
         for family in FAMILIES {
             for place in PLACES {

@@ -44,6 +44,7 @@ fn service_list() -> Result<()> {
                     "policy",
                     "affinitySeconds",
                     "forwarding",
+                    "sourceRanges",
                 ],
             )?;
             ensure!(row["namespace"].is_null() && row["affinitySeconds"].is_null(), "{row}");
@@ -102,8 +103,10 @@ fn counters() -> Result<()> {
             })
         };
         for (reason, interface) in [
+            ("steered-new", "eth0"),
+            ("steered-established", "eth0"),
+            // Of UDP.
             ("local-new", "eth0"),
-            ("local-established", "eth0"),
             ("local-reply", "eth0"),
             ("remote-new", "eth0"),
             ("remote-established", "eth0"),
@@ -120,12 +123,12 @@ fn flow_list() -> Result<()> {
     Lab::run_with(CONFIG, |lab| {
         let _servers = serve_echo(lab)?;
         let client = |family| std::net::SocketAddr::new(CLIENT.of(family), 45010).to_string();
-        let mut streams = Vec::new();
-        for (family, place) in [(Family::V4, Place::Local), (Family::V6, Place::Remote)] {
-            let stream = client::tcp_from(&lab.net.client, 45010, place.tcp(family))?;
-            client::echo(&stream, b"hello")?;
-            streams.push(stream);
+        let socket = client::udp_from(&lab.net.client, 45010, Place::Local.udp(Family::V4))?;
+        for _ in 0..4 {
+            client::round_trip(&socket, b"hello")?;
         }
+        let stream = client::tcp_from(&lab.net.client, 45010, Place::Remote.tcp(Family::V6))?;
+        client::echo(&stream, b"hello")?;
         let rows = lab.cli().rows(&["flow", "list"])?;
         ensure!(rows.len() == 2, "{rows:?}");
         for row in &rows {
@@ -144,17 +147,18 @@ fn flow_list() -> Result<()> {
                     "bytes",
                 ],
             )?;
-            ensure!(row["protocol"] == "TCP" && row["state"] == "established", "{row}");
             ensure!(row["ageSeconds"].is_number() && row["idleSeconds"].is_number(), "{row}");
             ensure!(row["packets"].as_u64().is_some_and(|packets| packets > 3), "{row}");
         }
         let local = find(&rows, "client", &client(Family::V4))?;
+        ensure!(local["protocol"] == "UDP" && local["state"] == "replied", "{local}");
         ensure!(
-            local["frontend"] == "198.18.1.1:80" && local["service"] == "80:8080/tcp",
+            local["frontend"] == "198.18.1.1:53" && local["service"] == "53:5353/udp",
             "{local}"
         );
-        ensure!(local["backend"] == "198.18.1.1:8080", "{local}");
+        ensure!(local["backend"] == "198.18.1.1:5353", "{local}");
         let remote = find(&rows, "client", &client(Family::V6))?;
+        ensure!(remote["protocol"] == "TCP" && remote["state"] == "established", "{remote}");
         ensure!(
             remote["frontend"] == "[2001:db8:1::1]:81" && remote["service"] == "web",
             "{remote}"

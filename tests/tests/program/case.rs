@@ -37,6 +37,7 @@ pub(crate) struct Case {
     block: u16,
     segment: u32,
     flows: Vec<Given>,
+    before: Vec<Vec<u8>>,
     input: Vec<u8>,
     expected: Expected,
     after: Option<(Tuple, FlowState)>,
@@ -57,6 +58,7 @@ impl Case {
             block: 1,
             segment: 0,
             flows: Vec::new(),
+            before: Vec::new(),
             input,
             expected: Expected::Pass(Reason::NotOurs),
             after: None,
@@ -84,6 +86,12 @@ impl Case {
         self
     }
 
+    /// After this packet, which went the same way through the hook at TC.
+    pub(crate) fn following(mut self, packet: &Packet) -> Self {
+        self.before.push(packet.bytes());
+        self
+    }
+
     /// The packet passes, for this Reason.
     pub(crate) fn passes(self, reason: Reason) -> Self {
         Self { expected: Expected::Pass(reason), ..self }
@@ -96,7 +104,12 @@ impl Case {
 
     /// The packet goes on to the stack, or from it, like this.
     pub(crate) fn delivers(self, reason: Reason, packet: &Packet) -> Self {
-        Self { expected: Expected::Deliver(reason, packet.bytes()), ..self }
+        self.delivers_bytes(reason, packet.bytes())
+    }
+
+    /// As [`Self::delivers`], for bytes that are no whole packet.
+    pub(crate) fn delivers_bytes(self, reason: Reason, bytes: Vec<u8>) -> Self {
+        Self { expected: Expected::Deliver(reason, bytes), ..self }
     }
 
     /// The packet leaves by another interface like this.
@@ -125,12 +138,17 @@ impl Case {
 
     fn check_program(&self, programs: &mut Programs, function: &str) -> Result<()> {
         programs.clear_flows()?;
+        programs.clear_fragments()?;
         world::set_block(programs, self.block)?;
         for flow in &self.flows {
             flow.insert(programs)?;
         }
-        let before = programs.flows()?;
         let ifindex = world::ifindex(self.interface)?;
+        let at_tc = if self.hook == Hook::Egress { Hook::Egress } else { Hook::Ingress };
+        for packet in &self.before {
+            programs.run((at_tc, functions(at_tc)[0]), ifindex, packet, 0)?;
+        }
+        let before = programs.flows()?;
         let outcome = programs.run((self.hook, function), ifindex, &self.input, self.segment)?;
         let (verdict, reason, bytes) = self.expectation();
         let counts = !matches!(self.expected, Expected::Pass(_)) || self.hook == Hook::Ingress;
@@ -203,8 +221,17 @@ impl Case {
 
 /// Runs every row and fails with all that failed.
 pub(crate) fn check_all(cases: Vec<Case>) -> Result<()> {
+    check_all_with(|| Ok(()), cases)
+}
+
+/// As [`check_all`], with what `prepare` makes on the node.
+pub(crate) fn check_all_with<T>(
+    prepare: impl FnOnce() -> Result<T> + Send + 'static,
+    cases: Vec<Case>,
+) -> Result<()> {
     let node = world::build_node()?;
     node.enter(move || {
+        let _prepared = prepare()?;
         let mut programs = Programs::load()?;
         world::fill_maps(&mut programs)?;
         let mut failures = Vec::new();

@@ -141,8 +141,6 @@ fn ipv6_extension_headers() -> Result<()> {
         ),
         ("five", vec![Extension::destination_options(1); 5], Reason::ExtensionHeaders),
         ("six", vec![Extension::destination_options(1); 6], Reason::ExtensionHeaders),
-        ("a later fragment", vec![Extension::fragment(7, true)], Reason::Fragment),
-        ("the last fragment", vec![Extension::fragment(7, false)], Reason::Fragment),
         ("authentication", vec![Extension::authentication()], Reason::NotTcpUdp),
     ];
     for (what, extensions, reason) in refused {

@@ -166,48 +166,6 @@ fn mapped_addresses() -> Result<()> {
     check_all(cases)
 }
 
-#[test]
-fn fragments() -> Result<()> {
-    let mut cases = Vec::new();
-    for (protocol, transport) in transports(Flags::SYN) {
-        let shapes = [
-            (Family::V4, to_frontend(transport, Family::V4, world::REMOTE)),
-            (Family::V6, to_frontend(transport, Family::V6, world::REMOTE)),
-        ];
-        for (family, packet) in shapes {
-            let fragment = |packet: &Packet, offset, more| match family {
-                Family::V4 => packet.clone().fragment(offset, more),
-                Family::V6 => packet.clone().extensions(&[Extension::fragment(offset, more)]),
-            };
-            let name = format!("{protocol} over {family:?}");
-            for (which, offset, more) in [("middle", 10, true), ("last", 20, false)] {
-                let packet = fragment(&packet, offset, more);
-                let what = format!("{which} fragment of {name}");
-                passes(&mut cases, &what, &packet.bytes(), Reason::Fragment);
-            }
-            let first = fragment(&packet, 0, true);
-            cases.push(
-                Case::new(format!("first fragment of {name}, remote"), Hook::Xdp, &first)
-                    .passes(Reason::FragmentNotForwarded),
-            );
-            cases.push(
-                Case::new(format!("first fragment of {name}, remote"), Hook::Ingress, &first)
-                    .drops(Reason::FragmentNotForwarded),
-            );
-            // The stack puts fragments together behind us; only the first one carries ports.
-            let local = first.going_to(at(NODE, family, world::LOCAL));
-            cases.push(
-                Case::new(format!("first fragment of {name}, local"), Hook::Ingress, &local)
-                    .delivers(
-                        Reason::LocalNew,
-                        &local.clone().going_to(at(NODE, family, world::LOCAL_PORT)),
-                    ),
-            );
-        }
-    }
-    check_all(cases)
-}
-
 /// Ethernet types and IP protocols that concern others.
 #[test]
 fn other_protocols() -> Result<()> {
@@ -227,13 +185,11 @@ fn other_protocols() -> Result<()> {
 
     for family in FAMILIES {
         let packet = to_frontend(Transport::Udp, family, world::REMOTE);
-        let protocols: [(&str, u8); 8] = [
-            ("ICMP", 1),
+        let protocols: [(&str, u8); 6] = [
             ("IGMP", 2),
             ("IPv4 in it", 4),
             ("GRE", 47),
             ("ESP", 50),
-            ("ICMPv6, neighbour discovery among it", 58),
             ("SCTP", 132),
             ("UDP-Lite", 136),
         ];

@@ -134,6 +134,13 @@ pub(crate) const VIP: Addresses = Addresses::new(9, 9);
 /// A port that no frontend has, where packets are looked at for such addresses.
 pub(crate) const UNDEFINED: u16 = 2222;
 
+/// As [`LOCAL`], whose backend may be handed connections, on [`STEERED_PORT`].
+pub(crate) const STEERED: u16 = 110;
+/// The same, where other flows of the port may go elsewhere.
+pub(crate) const STEERED_MIXED: u16 = 111;
+
+/// Where the backend of [`STEERED`] listens, if it does.
+pub(crate) const STEERED_PORT: u16 = 8082;
 /// Where local backends listen.
 pub(crate) const LOCAL_PORT: u16 = 8080;
 /// Where backends elsewhere listen.
@@ -143,7 +150,7 @@ pub(crate) const SNAT: u16 = 50000;
 /// Ports that are marked as the translation block's.
 const SNAT_MARKED: u16 = 8;
 
-const SERVICES: [(u16, Target); 22] = [
+const SERVICES: [(u16, Target); 24] = [
     (LOCAL, Target::Local(LOCAL_PORT)),
     (LOCAL_ALIAS, Target::Local(LOCAL_PORT)),
     (LOCAL_INSIDE, Target::LocalAt(NODE_INSIDE, LOCAL_PORT + 1)),
@@ -166,6 +173,8 @@ const SERVICES: [(u16, Target); 22] = [
     (PINNED_ONCE, Target::Missing),
     (PINNED_INSIDE, Target::Missing),
     (RANDOM, Target::Remote(BACKEND, REMOTE_PORT)),
+    (STEERED, Target::Local(STEERED_PORT)),
+    (STEERED_MIXED, Target::Local(STEERED_PORT)),
 ];
 
 /// Number of the service, and of its backend, of a port.
@@ -231,7 +240,7 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
         for port in SNAT..SNAT + SNAT_MARKED {
             mark(programs, protocol, port, PortFlags::SNAT)?;
         }
-        for port in [LOCAL_PORT, LOCAL_PORT + 1] {
+        for port in [LOCAL_PORT, LOCAL_PORT + 1, STEERED_PORT] {
             mark(programs, protocol, port, PortFlags::LOCAL_BACKEND)?;
         }
         for port in [UNDEFINED, REMOTE, SNAT] {
@@ -241,7 +250,8 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
     for family in FAMILIES {
         programs.insert(MapName::Vips, Address::from(VIP.of(family)), 1_u32)?;
     }
-    Ok(())
+    mark(programs, Protocol::Tcp, STEERED, PortFlags::STEER)?;
+    mark(programs, Protocol::Tcp, STEERED_MIXED, PortFlags::STEER.union(PortFlags::REMOTE))
 }
 
 /// How many ports, from [`SNAT`] on, the translation block has. With one, results are certain.

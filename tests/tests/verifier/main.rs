@@ -61,7 +61,11 @@ fn every_program_is_accepted() -> Result<()> {
 fn data(map: &Map) -> Result<&MapData> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; the rest we do not use")]
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) => Ok(data),
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LpmTrie(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data) => Ok(data),
         other => bail!("a kind of map that this test does not know: {other:?}"),
     }
 }

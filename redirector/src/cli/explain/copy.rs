@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use anyhow::Context;
 use redirector_common::packet::environment::Inserted;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch};
+use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Direction, Flow, Frontend,
-    FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol, Service, ServiceId,
-    SourceRange, Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Direction, FirstFragment, Flow,
+    FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol,
+    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -21,7 +22,8 @@ use crate::cli::map::flag_names;
 use crate::cli::service::backend_address;
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::pinned::{Pinned, PinnedError};
-use crate::dataplane::{gc, routes};
+use crate::dataplane::sockets::{TcpSocket, TcpState};
+use crate::dataplane::{gc, routes, sockets};
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -72,6 +74,7 @@ pub(super) struct Copied {
     pub(super) flows: RefCell<BTreeMap<Tuple, Half>>,
     /// Why the large maps could not be read.
     failure: RefCell<Option<PinnedError>>,
+    pub(super) sockets: Vec<TcpSocket>,
     pub(super) find_way: fn(Address) -> std::io::Result<Option<routes::Way>>,
     scratch: Box<UnsafeCell<Scratch>>,
     steps: RefCell<Vec<Found>>,
@@ -79,7 +82,7 @@ pub(super) struct Copied {
 
 impl Copied {
     /// Reads the maps.
-    pub(super) fn load(maps: &Pinned) -> Result<Self, PinnedError> {
+    pub(super) fn load(maps: &Pinned) -> anyhow::Result<Self> {
         Ok(Self {
             now: gc::now(),
             // Where it matters, the text says that it was chosen at random.
@@ -95,6 +98,7 @@ impl Copied {
             vips: maps.vips()?,
             backends: maps.backends()?,
             interfaces: maps.interfaces()?,
+            sockets: sockets::list().context("cannot list this host's TCP sockets")?,
             find_way: |to| routes::find(to.into()),
             ..Self::empty(Rc::new(maps.clone()))
         })
@@ -117,6 +121,7 @@ impl Copied {
             vips: BTreeSet::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
+            sockets: Vec::new(),
             large,
             flows: RefCell::default(),
             failure: RefCell::default(),
@@ -209,6 +214,7 @@ impl Clone for Copied {
             vips: self.vips.clone(),
             backends: self.backends.clone(),
             interfaces: self.interfaces.clone(),
+            sockets: self.sockets.clone(),
             find_way: self.find_way,
             ..Self::empty(Rc::clone(&self.large))
         }
@@ -216,9 +222,14 @@ impl Clone for Copied {
 }
 
 fn show(tuple: &Tuple) -> String {
+    let (source, destination) = both_ends(tuple);
+    format!("{source} → {destination}")
+}
+
+/// Source and destination.
+pub(super) fn both_ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
     let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.number());
-    let source = end(tuple.source, tuple.source_port);
-    format!("{source} → {}", end(tuple.destination, tuple.destination_port))
+    (end(tuple.source, tuple.source_port), end(tuple.destination, tuple.destination_port))
 }
 
 impl Environment for Copied {
@@ -423,6 +434,37 @@ impl Environment for Copied {
         };
         self.note("route", format!("to {}: {found}", to.destination));
         route
+    }
+
+    fn fragment(&self, _: &FragmentKey) -> Option<FirstFragment> {
+        // The packet is whole.
+        None
+    }
+
+    fn note_fragment(&self, _: &FragmentKey, _: &FirstFragment) {}
+
+    fn socket(&self, packet: &Packet) -> Socket {
+        let (from, to) = both_ends(&packet.tuple);
+        let own = |it: &&TcpSocket| (it.local, it.remote) == (to, from);
+        let found = self.sockets.iter().find(own).map(|it| it.state);
+        let (socket, found) = match found {
+            None | Some(TcpState::Listening) => {
+                (Socket::None, "no program of this host has the connection")
+            }
+            Some(TcpState::TimeWait) => (Socket::TimeWait, "the rest of an earlier connection"),
+            Some(TcpState::Open) => (Socket::Open, "a program of this host has the connection"),
+        };
+        self.note("socket", found.to_owned());
+        socket
+    }
+
+    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
+        let (_, to) = both_ends(to);
+        let listens = self.sockets.iter().any(|it| it.listens_for(to));
+        let found = if listens { "a program listens there" } else { "no program listens there" };
+        self.note("listener", format!("{to}: {found}"));
+        // Of handshakes that the kernel keeps no state of nothing is known here.
+        listens && packet.flags.opens()
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

@@ -98,6 +98,17 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
             record! {"path": path, "before": before}
         }),
+        MapName::Fragments => of(maps.fragments()?, |(key, first)| {
+            record! {
+                "source": address(key.source),
+                "destination": address(key.destination),
+                "protocol": key.protocol,
+                "identification": key.number(),
+                "sourcePort": first.source_port.number(),
+                "destinationPort": first.destination_port.number(),
+                "seen": first.seen,
+            }
+        }),
         MapName::SourceRanges => of(maps.source_ranges()?, |range| {
             record! {"service": range.bits.service, "range": format_range(&range)}
         }),
@@ -164,6 +175,27 @@ fn flow(key: &Tuple, flow: &Flow) -> Record {
     }
 }
 
+fn cached(entry: &CachedFlow) -> Record {
+    let (from, to) = ends(&entry.key);
+    let (translated_from, translated_to) = ends(&entry.translated);
+    record! {
+        "protocol": entry.key.protocol().name(),
+        "source": from,
+        "destination": to,
+        "translatedSource": translated_from,
+        "translatedDestination": translated_to,
+        "forwarded": entry.is_forwarded(),
+        "byXdp": entry.by_xdp(),
+        "interface": entry.next_hop.ifindex,
+        "mtu": entry.next_hop.mtu,
+        "reason": entry.reason().name(),
+        "epoch": entry.epoch,
+        "filled": entry.filled,
+        "packets": entry.packets,
+        "bytes": entry.bytes,
+    }
+}
+
 fn affinities(maps: &Pinned) -> Result<Vec<Record>, PinnedError> {
     let affinities = maps.affinities()?;
     let backends = maps.backends()?;
@@ -184,27 +216,6 @@ fn affinities(maps: &Pinned) -> Result<Vec<Record>, PinnedError> {
             "idleSeconds": now.saturating_sub(affinity.last_seen) / 1_000_000_000,
         }
     }))
-}
-
-fn cached(entry: &CachedFlow) -> Record {
-    let (from, to) = ends(&entry.key);
-    let (translated_from, translated_to) = ends(&entry.translated);
-    record! {
-        "protocol": entry.key.protocol().name(),
-        "source": from,
-        "destination": to,
-        "translatedSource": translated_from,
-        "translatedDestination": translated_to,
-        "forwarded": entry.is_forwarded(),
-        "byXdp": entry.by_xdp(),
-        "interface": entry.next_hop.ifindex,
-        "mtu": entry.next_hop.mtu,
-        "reason": entry.reason().name(),
-        "epoch": entry.epoch,
-        "filled": entry.filled,
-        "packets": entry.packets,
-        "bytes": entry.bytes,
-    }
 }
 
 fn info(id: ServiceId, info: &Info) -> Record {
@@ -282,6 +293,7 @@ pub(in crate::cli) fn flag_names(flags: PortFlags) -> Vec<&'static str> {
         (PortFlags::SNAT, "snat"),
         (PortFlags::LOCAL_BACKEND, "local-backend"),
         (PortFlags::REMOTE, "remote"),
+        (PortFlags::STEER, "steer"),
     ]
     .into_iter()
     .filter(|(flag, _)| flags.intersects(*flag))

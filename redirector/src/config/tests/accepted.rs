@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, FrontendSpec, ServiceKey,
-    Source, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, BackendState, FrontendSpec, ServiceKey, Source,
+    TrafficPolicy,
 };
 use redirector_common::Protocol;
 
@@ -72,13 +72,11 @@ fn a_service() {
     sessionAffinitySeconds: 86400
 ",
     );
-    let backend =
-        |address, port, weight| BackendSpec { address, port, weight, state: BackendState::Active };
+    let backend = |address, port, weight| BackendSpec { weight, ..BackendSpec::new(address, port) };
     let at = |address: &str| BackendAddress::At(address.parse().unwrap());
     assert_eq!(
         found.services,
         [Service {
-            key: ServiceKey { source: Source::Static, namespace: None, name: "web".to_owned() },
             frontends: vec![
                 FrontendSpec {
                     address: Some("192.0.2.10".parse().unwrap()),
@@ -97,11 +95,13 @@ fn a_service() {
                 backend(at("2001:db8::5"), 8082, 0),
             ],
             policy: TrafficPolicy::Local,
-            forwarding: Forwarding::Snat,
             algorithm: Algorithm::Random,
             affinity_seconds: Some(86400),
-            affinity_group: None,
-            source_ranges: Vec::new(),
+            ..Service::new(ServiceKey {
+                source: Source::Static,
+                namespace: None,
+                name: "web".to_owned()
+            })
         }]
     );
 }

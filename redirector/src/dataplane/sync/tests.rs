@@ -16,8 +16,8 @@ use crate::dataplane::ids::Cursors;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
-    Algorithm, BackendAddress, BackendSpec, BackendState, FrontendSpec, Service as ModelService,
-    ServiceKey, Source, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, FrontendSpec, Service as ModelService, ServiceKey,
+    Source, TrafficPolicy,
 };
 
 const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
@@ -257,7 +257,7 @@ fn addresses() -> NodeAddresses {
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     ];
-    NodeAddresses { host: chosen.iter().copied().collect(), chosen }
+    NodeAddresses { host: chosen.iter().copied().collect(), chosen, ..NodeAddresses::default() }
 }
 
 /// Contents without numbers and places, which depend on what was there before.
@@ -305,11 +305,6 @@ fn service(
     source_ranges: &[IpNet],
 ) -> ModelService {
     ModelService {
-        key: ServiceKey {
-            source: Source::Static,
-            namespace: None,
-            name: format!("service-{name}"),
-        },
         frontends: frontends
             .iter()
             .map(|(port, tcp)| FrontendSpec {
@@ -320,23 +315,21 @@ fn service(
             .collect(),
         backends: backends
             .iter()
-            .map(|(host, port, weight)| BackendSpec {
-                address: match host {
+            .map(|(host, port, weight)| {
+                let address = match host {
                     0 => BackendAddress::Local,
                     1 => BackendAddress::At(Ipv4Addr::new(192, 0, 2, 1).into()),
                     host => BackendAddress::At(Ipv4Addr::new(10, 0, 0, *host).into()),
-                },
-                port: *port,
-                weight: *weight,
-                state: BackendState::Active,
+                };
+                BackendSpec { weight: *weight, ..BackendSpec::new(address, *port) }
             })
             .collect(),
-        policy: TrafficPolicy::Cluster,
-        forwarding: crate::model::Forwarding::Snat,
-        algorithm: Algorithm::default(),
-        affinity_seconds: None,
-        affinity_group: None,
         source_ranges: source_ranges.to_vec(),
+        ..ModelService::new(ServiceKey {
+            source: Source::Static,
+            namespace: None,
+            name: format!("service-{name}"),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ mod properties;
 
 use redirector_common::Protocol;
 
-use super::super::Source;
+use super::super::{FrontendSpec, Source};
 use super::*;
 
 fn ip(text: &str) -> IpAddr {
@@ -19,6 +19,10 @@ fn node() -> NodeAddresses {
         host: ["192.0.2.10", "fe80::1", "2001:db8::10", "192.0.2.11", "127.0.0.1", "10.0.0.1"]
             .map(ip)
             .into(),
+        has_kube_proxy: false,
+        sides: [("10.1.0.0/16", Side::Inside), ("10.1.9.0/24", Side::Outside)]
+            .map(|(network, side)| (network.parse().expect("a network"), side))
+            .into(),
     }
 }
 
@@ -28,7 +32,6 @@ fn key(name: &str) -> ServiceKey {
 
 fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[BackendSpec]) -> Service {
     Service {
-        key: key(name),
         frontends: frontends
             .iter()
             .map(|(address, port)| FrontendSpec {
@@ -38,12 +41,7 @@ fn mk_service(name: &str, frontends: &[(Option<&str>, u16)], backends: &[Backend
             })
             .collect(),
         backends: backends.to_vec(),
-        policy: TrafficPolicy::Cluster,
-        forwarding: Forwarding::Snat,
-        algorithm: Algorithm::default(),
-        affinity_seconds: None,
-        affinity_group: None,
-        source_ranges: Vec::new(),
+        ..Service::new(key(name))
     }
 }
 
@@ -52,7 +50,7 @@ fn backend(address: &str, port: u16) -> BackendSpec {
         "local" => BackendAddress::Local,
         address => BackendAddress::At(ip(address)),
     };
-    BackendSpec { address, port, weight: 1, state: BackendState::Active }
+    BackendSpec::new(address, port)
 }
 
 fn terminating(address: &str, port: u16) -> BackendSpec {

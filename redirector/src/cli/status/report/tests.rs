@@ -14,6 +14,7 @@ fn account() -> Status {
         started_at: (NOW - 192) * 1000,
         stopped: false,
         config: Some(PathBuf::from("/etc/redirector.yaml")),
+        kubernetes: false,
         node_name: "node-1".to_owned(),
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),

@@ -27,6 +27,37 @@ fn backends_are_local_where_their_address_is_the_hosts() {
     );
 }
 
+/// Pods of this node: where routes lead to them, or where Kubernetes says so and routes say
+/// nothing; not behind an interface that clients come by.
+#[test]
+fn backends_on_this_node_are_routed_to() {
+    let here = |address| BackendSpec { here: true, ..backend(address, 8080) };
+    let specs =
+        [backend("10.1.0.5", 8080), here("10.2.0.5"), here("10.1.9.5"), backend("10.1.9.6", 8080)];
+    let service = only(mk_service("web", &[(None, 80)], &specs), Family::V4);
+    let routed: Vec<_> = service.backends.iter().map(|b| b.backend.is_routed()).collect();
+    assert_eq!(routed, [true, true, false, false]);
+    assert!(service.backends.iter().all(|backend| !backend.backend.is_own()));
+}
+
+/// Kube-proxy has rules for what Kubernetes calls node ports, and none for published ports.
+#[test]
+fn connections_are_not_steered_past_kube_proxy() {
+    for (has_kube_proxy, source, steers) in [
+        (false, Source::NodePort, true),
+        (true, Source::NodePort, false),
+        (true, Source::LoadBalancer, false),
+        (true, Source::Publish, true),
+        (true, Source::Annotation, true),
+    ] {
+        let mut service = mk_service("web", &[(None, 80)], &[backend("local", 80)]);
+        service.key.source = source;
+        let node = NodeAddresses { has_kube_proxy, ..node() };
+        let desired = build(&[service], &node);
+        assert!(desired.services.values().all(|service| service.steers == steers), "{source:?}");
+    }
+}
+
 #[test]
 fn a_backend_that_is_listed_twice_counts_once() {
     let specs = [weighted("10.0.0.5", 80, 2), backend("10.0.0.5", 80), backend("10.0.0.5", 81)];

@@ -42,7 +42,11 @@ fn local_address_is_the_frontends_own_or_the_primary() {
 
 #[test]
 fn local_address_without_a_primary_is_the_frontend() {
-    let node = NodeAddresses { chosen: vec![ip("fe80::1")], host: [ip("fe80::1")].into() };
+    let node = NodeAddresses {
+        chosen: vec![ip("fe80::1")],
+        host: [ip("fe80::1")].into(),
+        ..NodeAddresses::default()
+    };
     let service = mk_service("web", &[(Some("2001:db8::99"), 80)], &[]);
     let desired = build(&[service], &node);
     assert_eq!(

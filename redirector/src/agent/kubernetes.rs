@@ -1,0 +1,335 @@
+//! What the Kubernetes API asks for, as the node needs it, and what it is told in return.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{KubernetesOptions, Snapshot};
+use crate::dataplane::info::format_frontend;
+use crate::k8s::audit::audit;
+use crate::k8s::cluster::Cluster;
+use crate::k8s::convert::{Converted, Rules};
+use crate::k8s::endpoints::count_local_ready;
+use crate::k8s::health::{Answer, Check, CheckServers, Health};
+use crate::k8s::index::{Index, Kind};
+use crate::k8s::object::ObjectName;
+use crate::k8s::protected::{Guard, read_listening};
+use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
+use crate::model::desired::Conflict;
+use crate::model::{Service, ServiceKey, Source};
+
+/// How long the maps may be out of line before load balancers are told to go elsewhere, in
+/// milliseconds.
+const PATIENCE: u64 = 60_000;
+
+type Object = (Kind, ObjectName);
+
+/// The index, and what its objects have become.
+pub(super) struct Kubernetes {
+    cluster: Cluster,
+    rules: Rules,
+    guard: Guard,
+    converted: BTreeMap<Object, Converted>,
+    /// The object of every service of `converted`.
+    owners: BTreeMap<ServiceKey, Object>,
+    /// Objects that wait for a port that is in use.
+    waiting: BTreeSet<Object>,
+    missing: Vec<Kind>,
+    /// When what changed came to be, in milliseconds since 1970, and is not in the maps yet.
+    triggers: Vec<i64>,
+    checks: BTreeMap<u16, Check>,
+    servers: CheckServers,
+    answer: Answer,
+    reporter: Reporter,
+    conflicts: BTreeSet<Note>,
+    discarded: BTreeSet<Note>,
+    unserved: BTreeSet<Note>,
+    detached: Option<Note>,
+}
+
+impl Kubernetes {
+    /// With an empty index. What comes with it has to be run.
+    pub(super) fn new(
+        options: &KubernetesOptions,
+        node_name: &str,
+        own: BTreeSet<u16>,
+    ) -> (Self, Mouth) {
+        let (reporter, mouth) = Reporter::new(options.access.clone(), node_name);
+        let answer = Answer::default();
+        let kubernetes = Self {
+            cluster: Cluster::new(Index::new(options.service_proxy_name.clone())),
+            rules: Rules {
+                node_name: node_name.to_owned(),
+                node_port_addresses: options.node_port_addresses.clone(),
+                external_ip_networks: options.external_ip_networks.clone(),
+            },
+            guard: Guard { allowed: options.allowed_ports.clone(), own, ..Guard::default() },
+            converted: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            missing: Kind::ALL.to_vec(),
+            triggers: Vec::new(),
+            checks: BTreeMap::new(),
+            servers: CheckServers::new(answer.clone()),
+            answer,
+            reporter,
+            conflicts: BTreeSet::new(),
+            discarded: BTreeSet::new(),
+            unserved: BTreeSet::new(),
+            detached: None,
+        };
+        (kubernetes, mouth)
+    }
+
+    pub(super) fn node_name(&self) -> &str {
+        &self.rules.node_name
+    }
+
+    pub(super) fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// What the servers of the node's health answer.
+    pub(super) fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Kinds of objects that were never listed: until there is none, nobody knows what is too much.
+    pub(super) fn missing(&self) -> &[Kind] {
+        &self.missing
+    }
+
+    /// Ports for translation, which nobody else may have.
+    pub(super) fn keep_from(&mut self, snat: std::ops::RangeInclusive<u16>) {
+        self.guard.snat = Some(snat);
+    }
+
+    /// Looks again at objects that wait for a port that another program had.
+    pub(super) fn retry(&self) {
+        if !self.waiting.is_empty() {
+            self.cluster.change(|index| {
+                for (kind, name) in &self.waiting {
+                    index.touch(*kind, name);
+                }
+            });
+        }
+    }
+
+    /// Looks at objects that changed. Returns whether they ask for anything else than before.
+    pub(super) fn update(&mut self) -> bool {
+        let cluster = self.cluster.clone();
+        cluster.with(|index| {
+            let dirty = index.take_dirty();
+            let missing: Vec<Kind> = index.missing().collect();
+            let mut is_changed = missing != self.missing;
+            self.missing = missing;
+            self.triggers.extend(dirty.triggers);
+            let mut services = dirty.services;
+            let mut pods = dirty.pods;
+            if dirty.all {
+                services.extend(index.services().map(|service| service.name.clone()));
+                pods.extend(index.pods().map(|pod| pod.name.clone()));
+            }
+            if !pods.is_empty() {
+                self.discarded = discarded(index);
+            }
+            if !services.is_empty() {
+                self.note_checks(index, &services);
+            }
+            // Looked at once, and only where it matters.
+            self.guard.listening.clear();
+            for name in services {
+                let new = self.rules.convert_service(index, &name);
+                is_changed |= self.put((Kind::Service, name), new);
+            }
+            for name in pods {
+                let new = self.rules.convert_pod(index, &name);
+                is_changed |= self.put((Kind::Pod, name), new);
+            }
+            is_changed
+        })
+    }
+
+    /// What all objects ask for, the older first.
+    pub(super) fn services(&self) -> Vec<Service> {
+        let mut all: Vec<(i64, &Service)> = self
+            .converted
+            .values()
+            .flat_map(|converted| {
+                converted.services.iter().map(|service| (converted.created, service))
+            })
+            .collect();
+        all.sort_by(|(one, a), (other, b)| (one, &a.key).cmp(&(other, &b.key)));
+        all.into_iter().map(|(_, service)| service.clone()).collect()
+    }
+
+    /// Times since what changed came to be, in milliseconds, now that it is in the maps.
+    pub(super) fn take_latencies(&mut self) -> Vec<u64> {
+        let now = Timestamp::now().as_millisecond();
+        let triggers = std::mem::take(&mut self.triggers);
+        triggers.into_iter().map(|at| u64::try_from(now - at).unwrap_or(0)).collect()
+    }
+
+    /// Notes which objects do not get what they ask for, because others have it.
+    pub(super) fn note_conflicts(&mut self, conflicts: &[Conflict]) {
+        let mut notes: BTreeMap<(&ServiceKey, &ServiceKey), Vec<String>> = BTreeMap::new();
+        for Conflict { frontend, winner, loser } in conflicts {
+            notes.entry((loser, winner)).or_default().push(format_frontend(frontend));
+        }
+        self.conflicts = notes
+            .into_iter()
+            .filter_map(|((loser, winner), frontends)| {
+                let subject = self.subject(self.owners.get(loser)?);
+                let text = format!(
+                    "{} is taken by {}: the older object has it; choose another port or remove one",
+                    frontends.join(", "),
+                    self.describe(winner)
+                );
+                Some(Note { subject, cause: Cause::Conflict, text })
+            })
+            .collect();
+    }
+
+    /// Notes that the node is left alone, and why.
+    pub(super) fn note_detached(&mut self, text: &str) {
+        let name = ObjectName::new("", &self.rules.node_name);
+        let subject = Subject { kind: Kind::Node, name, uid: self.rules.node_name.clone() };
+        self.detached = Some(Note { subject, cause: Cause::Detached, text: text.to_owned() });
+    }
+
+    /// Answers load balancers' checks, and says what is wrong. Ports that could not be had are
+    /// tried again.
+    pub(super) async fn speak(&mut self, snapshot: &Snapshot) {
+        let leaving = self.cluster.with(|index| index.node().and_then(|node| node.leaving));
+        let now = Timestamp::now();
+        let status = &snapshot.status;
+        let is_late = status.out_of_sync_since.is_some_and(|since| {
+            u64::try_from(now.as_millisecond()).unwrap_or(0).saturating_sub(since) > PATIENCE
+        });
+        let is_healthy = snapshot.ready && (status.in_sync || !is_late);
+        self.answer.set_health(Health { is_healthy, leaving, at: now });
+        let refused = self.servers.serve(self.checks.clone()).await;
+        self.unserved = refused
+            .into_iter()
+            .filter_map(|(port, error)| {
+                let object = (Kind::Service, self.checks.get(&port)?.service.clone());
+                let text = format!("healthCheckNodePort {port} cannot be served: {error}");
+                Some(Note { subject: self.subject(&object), cause: Cause::HealthCheck, text })
+            })
+            .collect();
+        let refused = self.converted.iter().flat_map(|(object, converted)| {
+            converted.problems.iter().map(|problem| Note {
+                subject: subject(object, converted),
+                cause: Cause::Refused,
+                text: problem.clone(),
+            })
+        });
+        let notes = refused
+            .chain(self.conflicts.iter().cloned())
+            .chain(self.discarded.iter().cloned())
+            .chain(self.unserved.iter().cloned())
+            .chain(self.detached.clone())
+            .collect();
+        self.reporter.report(notes, Instant::now());
+    }
+
+    /// Takes what an object has become, without what is not allowed. Returns whether it asks for
+    /// anything else than before.
+    fn put(&mut self, object: Object, mut new: Converted) -> bool {
+        let old = self.converted.remove(&object).unwrap_or_default();
+        self.waiting.remove(&object);
+        if self.refuse(&old, &mut new) {
+            self.waiting.insert(object.clone());
+        }
+        for service in &old.services {
+            self.owners.remove(&service.key);
+        }
+        for service in &new.services {
+            self.owners.insert(service.key.clone(), object.clone());
+        }
+        let is_changed = old.services != new.services || old.created != new.created;
+        if new != Converted::default() {
+            self.converted.insert(object, new);
+        }
+        is_changed
+    }
+
+    /// Removes ports that must not be taken. Returns whether one might be free later.
+    fn refuse(&mut self, old: &Converted, new: &mut Converted) -> bool {
+        let is_asking = |service: &Service| service.key.source == Source::Annotation;
+        if new.services.iter().any(is_asking) && self.guard.listening.is_empty() {
+            self.guard.listening = read_listening();
+        }
+        let mut waits = false;
+        for service in &mut new.services {
+            let Service { key, frontends, .. } = service;
+            let is_refused = |frontend: &crate::model::FrontendSpec| match key.source {
+                Source::Annotation => {
+                    let is_held = old
+                        .services
+                        .iter()
+                        .any(|service| service.key == *key && service.frontends.contains(frontend));
+                    self.guard.refusal(frontend.protocol, frontend.port, is_held)
+                }
+                Source::NodePort => self.guard.translates(frontend.port),
+                Source::Publish | Source::Static | Source::ExternalIp | Source::LoadBalancer => {
+                    None
+                }
+            };
+            frontends.retain(|frontend| match is_refused(frontend) {
+                Some(problem) => {
+                    waits = true;
+                    new.problems.push(format!("{problem}: it is not published"));
+                    false
+                }
+                None => true,
+            });
+        }
+        new.services.retain(|service| !service.frontends.is_empty());
+        waits
+    }
+
+    fn note_checks(&mut self, index: &Index, services: &BTreeSet<ObjectName>) {
+        self.checks.retain(|_, check| !services.contains(&check.service));
+        for name in services {
+            let Some(port) = index.service(name).and_then(|service| service.health_check()) else {
+                continue;
+            };
+            let local = count_local_ready(index.slices(name), self.rules.place(index));
+            self.checks.insert(port, Check { service: name.clone(), local });
+        }
+    }
+
+    fn subject(&self, object: &Object) -> Subject {
+        match self.converted.get(object) {
+            Some(converted) => subject(object, converted),
+            None => subject(object, &Converted::default()),
+        }
+    }
+
+    fn describe(&self, key: &ServiceKey) -> String {
+        match self.owners.get(key) {
+            Some((Kind::Pod, name)) => format!("pod {name}"),
+            Some((_, name)) => format!("Service {name}"),
+            None => format!("{:?} of the node's file", key.name),
+        }
+    }
+}
+
+fn subject((kind, name): &Object, converted: &Converted) -> Subject {
+    Subject { kind: *kind, name: name.clone(), uid: converted.uid.clone() }
+}
+
+/// What pods of this node seem to ask for and do not get.
+fn discarded(index: &Index) -> BTreeSet<Note> {
+    audit(index.pods())
+        .into_iter()
+        .map(|finding| {
+            let name = ObjectName::new(&finding.namespace, &finding.name);
+            let uid = index.pod(&name).map(|pod| pod.uid.clone()).unwrap_or_default();
+            let subject = Subject { kind: Kind::Pod, name, uid };
+            Note { subject, cause: Cause::Discarded, text: finding.text() }
+        })
+        .collect()
+}

@@ -1,0 +1,83 @@
+//! The way to the API server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::config::{InferConfigError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use tokio::time::timeout;
+
+/// How long a connection may take to come about.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long a small question may take.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// There is no way to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// The file is of no use.
+    #[error("kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KubeconfigError,
+    },
+    /// There is neither.
+    #[error(
+        "no API server is known: run in a cluster, with a service account, or name a kubeconfig \
+         with --kubeconfig ({0})"
+    )]
+    Nowhere(InferConfigError),
+    /// The credentials, certificates or address are of no use.
+    #[error("the API server's address or credentials cannot be used: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// Where the API server's address and credentials come from. They are read again whenever they
+/// are refused, since others renew them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// A kubeconfig; `None`: the pod's service account, or the user's own kubeconfig.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl Access {
+    /// A client with the address and credentials as they are now. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be read or used.
+    pub async fn connect(&self) -> Result<Client, AccessError> {
+        let mut config = match &self.kubeconfig {
+            Some(path) => read_kubeconfig(path)
+                .await
+                .map_err(|source| AccessError::Kubeconfig { path: path.clone(), source })?,
+            None => Config::infer().await.map_err(AccessError::Nowhere)?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        Ok(Client::try_from(config)?)
+    }
+}
+
+impl Access {
+    /// Asks the API server something small, over a new connection. Any answer will do.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub async fn reach(&self) -> Result<(), String> {
+        let client = self.connect().await.map_err(|error| error.to_string())?;
+        match timeout(ANSWER, client.apiserver_version()).await {
+            Ok(Ok(_) | Err(kube::Error::Api(_) | kube::Error::SerdeError(_))) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {ANSWER:?}")),
+        }
+    }
+}
+
+async fn read_kubeconfig(path: &PathBuf) -> Result<Config, KubeconfigError> {
+    let file = Kubeconfig::read_from(path)?;
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await
+}

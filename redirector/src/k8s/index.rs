@@ -1,0 +1,300 @@
+//! All records, and which services have to be looked at again. Plain and synchronous.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::node::NodeRecord;
+use super::object::ObjectName;
+use super::pod::PodRecord;
+use super::service::ServiceRecord;
+use super::slice::SliceRecord;
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Services.
+    Service,
+    /// `EndpointSlice`s.
+    Slice,
+    /// This node.
+    Node,
+    /// Pods of this node.
+    Pod,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Service, Self::Slice, Self::Node, Self::Pod];
+
+    /// What the API calls them.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Service => "services",
+            Self::Slice => "endpointslices",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+        }
+    }
+}
+
+/// A record of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A Service.
+    Service(ServiceRecord),
+    /// An `EndpointSlice`.
+    Slice(SliceRecord),
+    /// A Node.
+    Node(NodeRecord),
+    /// A Pod.
+    Pod(PodRecord),
+}
+
+impl Record {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::Slice(_) => Kind::Slice,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+        }
+    }
+
+    /// Which of its kind.
+    #[must_use]
+    pub const fn name(&self) -> &ObjectName {
+        match self {
+            Self::Service(service) => &service.name,
+            Self::Slice(slice) => &slice.name,
+            Self::Node(node) => &node.name,
+            Self::Pod(pod) => &pod.name,
+        }
+    }
+}
+
+/// What has to be looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Everything: the node itself has changed.
+    pub all: bool,
+    /// Services that changed, or whose slices did.
+    pub services: BTreeSet<ObjectName>,
+    /// Pods.
+    pub pods: BTreeSet<ObjectName>,
+    /// When what changed came to be, in milliseconds since 1970, for each slice that says so.
+    pub triggers: Vec<i64>,
+}
+
+impl Dirty {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.all && self.services.is_empty() && self.pods.is_empty()
+    }
+}
+
+/// All records.
+#[derive(Clone, Debug, Default)]
+pub struct Index {
+    /// The `--service-proxy-name`: objects with another one are not ours.
+    proxy_name: Option<String>,
+    services: BTreeMap<ObjectName, ServiceRecord>,
+    /// By Service, then by their own names.
+    slices: BTreeMap<ObjectName, BTreeMap<String, SliceRecord>>,
+    /// The Service of every slice that stands in `slices`.
+    owners: BTreeMap<ObjectName, ObjectName>,
+    node: Option<NodeRecord>,
+    pods: BTreeMap<ObjectName, PodRecord>,
+    listed: BTreeSet<Kind>,
+    dirty: Dirty,
+}
+
+impl Index {
+    /// An empty one, for objects with this `service-proxy-name`, or none.
+    #[must_use]
+    pub fn new(proxy_name: Option<String>) -> Self {
+        Self { proxy_name, ..Self::default() }
+    }
+
+    /// Takes a record in, in place of what had its name.
+    pub fn apply(&mut self, record: Record) {
+        match record {
+            Record::Service(service) if service.proxy_name != self.proxy_name => {
+                self.delete_service(&service.name);
+            }
+            Record::Service(service) => self.apply_service(service),
+            Record::Slice(slice) if slice.proxy_name != self.proxy_name => {
+                self.delete_slice(&slice.name);
+            }
+            Record::Slice(slice) => self.apply_slice(slice),
+            Record::Node(node) => self.apply_node(node),
+            Record::Pod(pod) => self.apply_pod(pod),
+        }
+    }
+
+    /// Forgets a record; none is no error.
+    pub fn delete(&mut self, kind: Kind, name: &ObjectName) {
+        match kind {
+            Kind::Service => self.delete_service(name),
+            Kind::Slice => self.delete_slice(name),
+            Kind::Node => {
+                if self.node.as_ref().is_some_and(|node| node.name == *name) {
+                    self.node = None;
+                    self.dirty.all = true;
+                }
+            }
+            Kind::Pod => {
+                if self.pods.remove(name).is_some() {
+                    self.dirty.pods.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    /// Takes in a full list of a kind: what it lacks is forgotten, but for the `unreadable`,
+    /// which stay what they were.
+    pub fn reset(&mut self, kind: Kind, records: Vec<Record>, unreadable: &BTreeSet<ObjectName>) {
+        let listed: BTreeSet<&ObjectName> =
+            records.iter().map(Record::name).chain(unreadable).collect();
+        let gone: Vec<ObjectName> =
+            self.names(kind).into_iter().filter(|name| !listed.contains(name)).collect();
+        for name in gone {
+            self.delete(kind, &name);
+        }
+        for record in records {
+            self.apply(record);
+        }
+        self.listed.insert(kind);
+    }
+
+    fn names(&self, kind: Kind) -> Vec<ObjectName> {
+        match kind {
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::Slice => self.owners.keys().cloned().collect(),
+            Kind::Node => self.node.iter().map(|node| node.name.clone()).collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+        }
+    }
+
+    /// Whether every kind was listed once.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        Kind::ALL.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// Kinds that were not listed yet.
+    pub fn missing(&self) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(|kind| !self.listed.contains(kind))
+    }
+
+    /// What has to be looked at again since the last call.
+    pub fn take_dirty(&mut self) -> Dirty {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// Looks at a pod again, or a Service.
+    pub fn touch(&mut self, kind: Kind, name: &ObjectName) {
+        match kind {
+            Kind::Service => self.dirty.services.insert(name.clone()),
+            Kind::Pod => self.dirty.pods.insert(name.clone()),
+            Kind::Slice | Kind::Node => false,
+        };
+    }
+
+    /// This node, if the API knows it.
+    #[must_use]
+    pub const fn node(&self) -> Option<&NodeRecord> {
+        self.node.as_ref()
+    }
+
+    /// A Service of ours.
+    #[must_use]
+    pub fn service(&self, name: &ObjectName) -> Option<&ServiceRecord> {
+        self.services.get(name)
+    }
+
+    /// All Services of ours.
+    pub fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
+        self.services.values()
+    }
+
+    /// The slices of a Service.
+    pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &SliceRecord> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// A pod of this node.
+    #[must_use]
+    pub fn pod(&self, name: &ObjectName) -> Option<&PodRecord> {
+        self.pods.get(name)
+    }
+
+    /// All pods of this node.
+    pub fn pods(&self) -> impl Iterator<Item = &PodRecord> {
+        self.pods.values()
+    }
+
+    fn apply_service(&mut self, service: ServiceRecord) {
+        if self.services.get(&service.name) != Some(&service) {
+            self.dirty.services.insert(service.name.clone());
+            self.services.insert(service.name.clone(), service);
+        }
+    }
+
+    fn delete_service(&mut self, name: &ObjectName) {
+        if self.services.remove(name).is_some() {
+            self.dirty.services.insert(name.clone());
+        }
+    }
+
+    fn apply_slice(&mut self, slice: SliceRecord) {
+        let owner = slice.service.as_deref();
+        let owner = owner.map(|service| ObjectName::new(&slice.name.namespace, service));
+        if self.owners.get(&slice.name) != owner.as_ref() {
+            self.delete_slice(&slice.name);
+        }
+        let Some(owner) = owner else {
+            return;
+        };
+        let slices = self.slices.entry(owner.clone()).or_default();
+        if slices.get(&slice.name.name) == Some(&slice) {
+            return;
+        }
+        // What was listed at the start came to be at some time before.
+        if self.listed.contains(&Kind::Slice) {
+            self.dirty.triggers.extend(slice.triggered_at);
+        }
+        self.owners.insert(slice.name.clone(), owner.clone());
+        slices.insert(slice.name.name.clone(), slice);
+        self.dirty.services.insert(owner);
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) {
+        let Some(owner) = self.owners.remove(name) else {
+            return;
+        };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(&name.name);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        self.dirty.services.insert(owner);
+    }
+
+    fn apply_node(&mut self, node: NodeRecord) {
+        if self.node.as_ref() != Some(&node) {
+            self.node = Some(node);
+            self.dirty.all = true;
+        }
+    }
+
+    fn apply_pod(&mut self, pod: PodRecord) {
+        if self.pods.get(&pod.name) != Some(&pod) {
+            self.dirty.pods.insert(pod.name.clone());
+            self.pods.insert(pod.name.clone(), pod);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Kubernetes: objects of its API, and what they mean to this node.
+//!
+//! * [`lenient`], [`service`], [`slice`], [`node`], [`pod`]: objects become records that keep only
+//!   what is used;
+//! * [`index`]: all records, plain and synchronous;
+//! * [`endpoints`], [`convert`]: services of the index become [`model::Service`]s;
+//! * [`watch`], [`cluster`]: what keeps the index in step with the API server.
+//!
+//! [`model::Service`]: crate::model::Service
+
+pub mod audit;
+pub mod client;
+pub mod cluster;
+pub mod convert;
+pub mod endpoints;
+pub mod health;
+pub mod index;
+pub mod lenient;
+pub mod node;
+pub mod object;
+pub mod pod;
+pub mod protected;
+pub mod publish;
+pub mod report;
+pub mod service;
+pub mod slice;
+pub mod watch;
+
+#[cfg(test)]
+pub(crate) mod mk;
+#[cfg(test)]
+mod tests;
+
+/// Annotation that publishes ports: of a hostNetwork pod, or of a Service.
+pub const PUBLISH: &str = "redirector.io/publish";
+/// Annotation of a Service: `snat` or `dsr`.
+pub const FORWARDING: &str = "redirector.io/forwarding";
+/// Annotation of a Service: `maglev` or `random`.
+pub const ALGORITHM: &str = "redirector.io/algorithm";
+/// Label that hands an object to another proxy.
+pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

@@ -1,0 +1,58 @@
+//! This node, as far as it is used.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::object::ObjectName;
+
+/// Taint of a node that the cluster's autoscaler is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// A Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Which.
+    pub name: ObjectName,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// Its primary address of each family: the first internal one, else the first external one.
+    pub primary: Vec<IpAddr>,
+    /// Why no more traffic should be sent to it.
+    pub leaving: Option<&'static str>,
+}
+
+impl NodeRecord {
+    /// Reads a Node.
+    ///
+    /// # Errors
+    ///
+    /// It has no name.
+    pub fn read(node: Node) -> Result<Self, String> {
+        let meta = &node.metadata;
+        let name = ObjectName::of(meta).ok_or("it has no name")?;
+        let zone =
+            meta.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
+        let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+        let leaving = if meta.deletion_timestamp.is_some() {
+            Some("the node is being deleted")
+        } else if taints.iter().any(|taint| taint.key == TO_BE_DELETED) {
+            Some("the cluster's autoscaler is about to remove the node")
+        } else {
+            None
+        };
+        let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
+        let mut primary = Vec::new();
+        for is_v4 in [true, false] {
+            let first = ["InternalIP", "ExternalIP"].into_iter().find_map(|kind| {
+                addresses
+                    .iter()
+                    .filter(|address| address.type_ == kind)
+                    .filter_map(|address| address.address.parse::<IpAddr>().ok())
+                    .find(|address| address.is_ipv4() == is_v4)
+            });
+            primary.extend(first);
+        }
+        Ok(Self { zone: zone.filter(|zone| !zone.is_empty()).cloned(), primary, leaving, name })
+    }
+}

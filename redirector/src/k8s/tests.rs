@@ -1,0 +1,4 @@
+mod choosing;
+mod frontends;
+mod indexing;
+mod publishing;

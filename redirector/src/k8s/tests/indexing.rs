@@ -1,0 +1,115 @@
+//! The index: what is taken in, what is forgotten, and what has to be looked at again.
+
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
+use crate::k8s::index::{Dirty, Index, Kind};
+use crate::k8s::mk::{mk_endpoint, mk_index, mk_service, mk_slice, read, web};
+use crate::k8s::object::ObjectName;
+
+fn one(service: &ObjectName) -> Dirty {
+    Dirty { services: BTreeSet::from([service.clone()]), ..Dirty::default() }
+}
+
+fn slice(name: &str, address: &str) -> serde_json::Value {
+    mk_slice(name, &json!([mk_endpoint(address, &json!({}))]))
+}
+
+#[test]
+fn only_what_changed_is_looked_at_again() {
+    let mut index = mk_index(mk_service(&json!({})), [slice("a", "10.0.0.1")]);
+    assert_eq!(index.take_dirty(), one(&web()));
+    assert!(index.take_dirty().is_empty());
+    // The same again: a change of what is not used.
+    let mut object = mk_service(&json!({}));
+    object["spec"]["externalName"] = json!("x");
+    index.apply(read(Kind::Service, object));
+    index.apply(read(Kind::Slice, slice("a", "10.0.0.1")));
+    assert!(index.take_dirty().is_empty());
+    index.apply(read(Kind::Slice, slice("a", "10.0.0.2")));
+    assert_eq!(index.take_dirty(), one(&web()));
+    index.delete(Kind::Slice, &ObjectName::new("default", "a"));
+    assert_eq!(index.take_dirty(), one(&web()));
+    assert_eq!(index.slices(&web()).count(), 0);
+    index.delete(Kind::Slice, &ObjectName::new("default", "a"));
+    assert!(index.take_dirty().is_empty());
+}
+
+#[test]
+fn slices_may_come_before_their_service_and_change_hands() {
+    let mut index = Index::default();
+    index.apply(read(Kind::Slice, slice("a", "10.0.0.1")));
+    assert_eq!(index.slices(&web()).count(), 1);
+    let mut other = slice("a", "10.0.0.1");
+    other["metadata"]["labels"]["kubernetes.io/service-name"] = json!("other");
+    index.take_dirty();
+    index.apply(read(Kind::Slice, other));
+    assert_eq!(index.slices(&web()).count(), 0);
+    assert_eq!(index.take_dirty().services.len(), 2);
+}
+
+#[test]
+fn another_proxys_objects_are_not_ours() {
+    let labelled = |value: &str| {
+        let mut object = mk_service(&json!({}));
+        object["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": value});
+        read(Kind::Service, object)
+    };
+    let mut index = mk_index(mk_service(&json!({})), []);
+    index.take_dirty();
+    index.apply(labelled("other"));
+    assert_eq!(index.take_dirty(), one(&web()));
+    assert!(index.service(&web()).is_none());
+    index.apply(read(Kind::Service, mk_service(&json!({}))));
+    assert!(index.service(&web()).is_some());
+
+    let mut ours = Index::new(Some("mine".to_owned()));
+    ours.apply(read(Kind::Service, mk_service(&json!({}))));
+    ours.apply(labelled("other"));
+    assert!(ours.service(&web()).is_none());
+    ours.apply(labelled("mine"));
+    assert!(ours.service(&web()).is_some());
+}
+
+#[test]
+fn headless_slices_are_ignored() {
+    let mut headless = slice("a", "10.0.0.1");
+    headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
+    let index = mk_index(mk_service(&json!({})), [headless]);
+    assert_eq!(index.slices(&web()).count(), 0);
+}
+
+#[test]
+fn a_list_forgets_what_it_lacks_but_not_what_could_not_be_read() {
+    let names = ["a", "b", "c"];
+    let mut index = mk_index(mk_service(&json!({})), names.map(|name| slice(name, "10.0.0.1")));
+    let unreadable = BTreeSet::from([ObjectName::new("default", "b")]);
+    let listed = vec![read(Kind::Slice, slice("c", "10.0.0.3"))];
+    index.reset(Kind::Slice, listed, &unreadable);
+    let left: Vec<_> = index.slices(&web()).map(|slice| slice.name.name.as_str()).collect();
+    assert_eq!(left, ["b", "c"]);
+}
+
+#[test]
+fn the_index_is_complete_when_every_kind_was_listed() {
+    let mut index = Index::default();
+    for kind in Kind::ALL {
+        assert!(!index.is_complete());
+        index.reset(kind, Vec::new(), &BTreeSet::new());
+    }
+    assert!(index.is_complete());
+}
+
+#[test]
+fn trigger_times_count_after_the_first_list() {
+    let mut object = slice("a", "10.0.0.1");
+    object["metadata"]["annotations"] =
+        json!({"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:00.5Z"});
+    let mut index = Index::default();
+    index.reset(Kind::Slice, vec![read(Kind::Slice, object.clone())], &BTreeSet::new());
+    assert!(index.take_dirty().triggers.is_empty());
+    object["endpoints"] = json!([]);
+    index.apply(read(Kind::Slice, object));
+    assert_eq!(index.take_dirty().triggers, [1_767_225_600_500]);
+}
