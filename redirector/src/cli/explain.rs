@@ -97,7 +97,7 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
         );
     }
     let copied = Copied::load(&args.read.open()?)?;
-    let explanation = explain(copied, &packet(args), args.leaving)?;
+    let explanation = explain(&copied, &packet(args), args.leaving)?;
     render::print_document(args.read.output, &explanation, || describe(&explanation))
 }
 
@@ -119,11 +119,11 @@ fn packet(args: &ExplainArgs) -> Packet {
 }
 
 /// As XDP sees it first, and TC ingress where XDP leaves it alone.
-fn explain(copied: Copied, packet: &Packet, leaving: bool) -> Result<Explanation> {
+fn explain(copied: &Copied, packet: &Packet, leaving: bool) -> Result<Explanation> {
     let mut outcome = Outcome::EMPTY;
     if leaving {
-        let decision = decide_reply(&copied, packet, &mut outcome);
-        return conclude("tc-egress", &copied, packet, decision, &outcome);
+        let decision = decide_reply(copied, packet, &mut outcome);
+        return conclude("tc-egress", copied, packet, decision, &outcome);
     }
     let at_xdp = copied.clone();
     let decision = decide(&at_xdp, packet, Hook::Xdp, packet.ip_len, &mut outcome);
@@ -131,8 +131,8 @@ fn explain(copied: Copied, packet: &Packet, leaving: bool) -> Result<Explanation
         return conclude("xdp", &at_xdp, packet, decision, &outcome);
     }
     let mut outcome = Outcome::EMPTY;
-    let decision = decide(&copied, packet, Hook::Ingress, packet.ip_len, &mut outcome);
-    conclude("tc-ingress", &copied, packet, decision, &outcome)
+    let decision = decide(copied, packet, Hook::Ingress, packet.ip_len, &mut outcome);
+    conclude("tc-ingress", copied, packet, decision, &outcome)
 }
 
 fn conclude(

@@ -80,7 +80,7 @@ fn sent(to: &str, flags: u8) -> Packet {
     Packet { tuple, ip_len: 60, ttl: 64, flags: TcpFlags(flags), ..Packet::EMPTY }
 }
 
-fn explained(copied: Copied, to: &str) -> Explanation {
+fn explained(copied: &Copied, to: &str) -> Explanation {
     explain(copied, &sent(to, TcpFlags::SYN), false).expect("explained")
 }
 
@@ -90,7 +90,7 @@ fn steps(explanation: &Explanation) -> Vec<&'static str> {
 
 #[test]
 fn a_backend_elsewhere() {
-    let found = explained(node(), "192.0.2.1:80");
+    let found = explained(&node(), "192.0.2.1:80");
     assert_eq!((found.hook, found.verdict, found.reason), ("xdp", "forward", "remote-new"));
     let expected = ["port", "flow", "frontend", "service", "table", "backend", "route"];
     assert_eq!(steps(&found), expected);
@@ -106,13 +106,13 @@ fn a_backend_elsewhere() {
 
 #[test]
 fn a_program_here_and_what_xdp_leaves() {
-    let found = explained(node(), "192.0.2.1:81");
+    let found = explained(&node(), "192.0.2.1:81");
     assert_eq!((found.hook, found.verdict, found.reason), ("tc-ingress", "deliver", "local-new"));
     assert!(found.action.contains("own stack"), "{}", found.action);
 
     let mut slow = node();
     slow.find_way = |_| Ok(Some(Way { ifindex: 7, mtu: 1500, gateway: None, is_resolved: false }));
-    let found = explained(slow, "192.0.2.1:80");
+    let found = explained(&slow, "192.0.2.1:80");
     assert_eq!((found.hook, found.reason), ("tc-ingress", "remote-new"));
     assert!(found.action.contains("neighbour"), "{}", found.action);
 }
@@ -128,25 +128,26 @@ fn what_goes_nowhere() {
     for (to, reason, action) in rows {
         let mut node = node();
         node.vips.insert(ip("203.0.113.1"));
-        let found = explained(node, to);
+        let found = explained(&node, to);
         assert_eq!(found.reason, reason, "{to}");
         assert!(found.action.contains(action), "{to}: {}", found.action);
         assert_eq!(found.translated, None, "{to}");
     }
     let mut lost = node();
     lost.find_way = |_| Ok(None);
-    assert_eq!(explained(lost, "192.0.2.1:80").reason, "no-route");
+    assert_eq!(explained(&lost, "192.0.2.1:80").reason, "no-route");
     let mut narrow = node();
     narrow.find_way = |_| Ok(Some(Way { ifindex: 7, mtu: 40, gateway: None, is_resolved: true }));
-    let found = explained(narrow, "192.0.2.1:80");
+    let found = explained(&narrow, "192.0.2.1:80");
     assert!(found.reason == "too-big" && found.action.contains("at most 40"), "{found:?}");
 }
 
 #[test]
 fn nothing_is_written() {
     let copied = node();
-    explain(copied.clone(), &sent("192.0.2.1:80", TcpFlags::SYN), false).expect("explained");
+    explain(&copied, &sent("192.0.2.1:80", TcpFlags::SYN), false).expect("explained");
     // A later packet finds no flow that the first would have opened.
-    let later = explain(copied, &sent("192.0.2.1:80", TcpFlags::ACK), false).expect("explained");
+    let later =
+        explain(&copied.clone(), &sent("192.0.2.1:80", TcpFlags::ACK), false).expect("explained");
     assert_eq!(later.reason, "no-flow");
 }
