@@ -82,7 +82,7 @@ impl Ours {
             snat_count: SNAT_COUNT,
             lookup_ifindex: ifindex("lo")?,
             cache_sets: CACHE_SETS,
-            reserved: 0,
+            ..NodeConfig::default()
         };
         self.array(MapName::Node)?.set(0, node, 0)?;
         for (slot, (name, address)) in (1..).zip([("eth0", NODE), ("eth1", NODE_INSIDE)]) {

@@ -91,6 +91,34 @@ impl Address {
         }
     }
 
+    /// Whether this is an address of the host itself whichever host it is: `127.0.0.0/8` or
+    /// `::1`; also `0.0.0.0` and `::`, which connecting programs use for it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_loopback(&self) -> bool {
+        match self.family() {
+            Family::V4 => {
+                let [first, ..] = self.v4_bytes();
+                first == 127 || self.words[3] == 0
+            }
+            Family::V6 => {
+                self.words[0] == 0
+                    && self.words[1] == 0
+                    && self.words[2] == 0
+                    && (self.words[3] == 0 || self.words[3] == u32::from_be(1))
+            }
+        }
+    }
+
+    /// The loopback address that programs of a host listen on.
+    #[must_use]
+    pub const fn loopback(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::from_v4([127, 0, 0, 1]),
+            Family::V6 => Self { words: [0, 0, 0, u32::from_be(1)] },
+        }
+    }
+
     /// Whether this is [`Self::UNSPECIFIED`].
     #[inline(always)]
     #[must_use]

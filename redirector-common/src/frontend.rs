@@ -1,6 +1,6 @@
 //! Frontends: the exact address, port and protocol that clients hit.
 
-use crate::{Address, Port, Protocol, ServiceId};
+use crate::{Address, Family, Port, Protocol, ServiceId};
 
 /// Key of the `FRONTENDS` map.
 #[repr(C)]
@@ -11,17 +11,41 @@ pub struct FrontendKey {
     /// Port that the client sends to.
     pub port: Port,
     protocol: u8,
-    reserved: u8,
+    scope: u8,
 }
 
 const _: () = assert!(size_of::<FrontendKey>() == 20);
 
 impl FrontendKey {
+    /// `scope` of a frontend that packets hit.
+    const EVERYWHERE: u8 = 0;
+    /// `scope` of a frontend that only programs of the node itself hit.
+    const LOCALHOST: u8 = 1;
+
     /// The frontend `address:port/protocol`.
     #[inline(always)]
     #[must_use]
     pub const fn new(address: Address, port: Port, protocol: Protocol) -> Self {
-        Self { address, port, protocol: protocol.number(), reserved: 0 }
+        Self { address, port, protocol: protocol.number(), scope: Self::EVERYWHERE }
+    }
+
+    /// The frontend `localhost:port/protocol`: any loopback address of the family, for programs in
+    /// the node's own network namespace. No packet ever has this key.
+    #[inline(always)]
+    #[must_use]
+    pub const fn localhost(family: Family, port: Port, protocol: Protocol) -> Self {
+        let address = match family {
+            Family::V4 => Address::from_v4([0; 4]),
+            Family::V6 => Address::UNSPECIFIED,
+        };
+        Self { address, port, protocol: protocol.number(), scope: Self::LOCALHOST }
+    }
+
+    /// Whether this is a [`localhost`](Self::localhost) frontend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_localhost(&self) -> bool {
+        self.scope == Self::LOCALHOST
     }
 
     /// The protocol; a key that holds another number (a corrupt map) reads as UDP.

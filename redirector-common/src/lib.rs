@@ -22,6 +22,7 @@ pub mod node;
 pub mod packet;
 pub mod reason;
 pub mod service;
+pub mod socket;
 pub mod source;
 pub mod words;
 
@@ -35,6 +36,7 @@ pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
 pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
+pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
 
 /// Marks types for aya's map accessors, in user space only.
@@ -70,6 +72,8 @@ pod!(
     SourceRange,
     Taker,
     TakerKey,
+    Endpoint,
+    SocketKey,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -78,4 +78,6 @@ maps! {
     Vips = "VIPS", 1;
     /// Ports of the first fragments of packets, for the fragments after them.
     Fragments = "FRAGMENTS", 1;
+    /// What programs on this machine asked for, by socket and the backend that they got instead.
+    Sockets = "SOCKETS", 1;
 }

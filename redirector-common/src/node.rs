@@ -17,9 +17,12 @@ pub struct NodeConfig {
     pub cache_sets: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
+    /// of pods. 0, which no namespace has: no program is taken for the node's own.
+    pub netns_cookie: u64,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 16);
+const _: () = assert!(size_of::<NodeConfig>() == 24);
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

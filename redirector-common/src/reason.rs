@@ -142,6 +142,15 @@ reasons! {
     ErrorLimited = 36, Drop, "error-limited";
     /// To a port that no service defines, of an address that only frontends have.
     UndefinedPort = 37, Drop, "undefined-port";
+    /// A program on this machine connected or sent to a frontend; a program in this host's own
+    /// stack answers. Counted once for each connection or unconnected datagram, without bytes.
+    ClientLocal = 50, Deliver, "client-local";
+    /// A program on this machine connected or sent to a frontend; a backend elsewhere answers.
+    /// Counted once for each connection or unconnected datagram, without bytes.
+    ClientRemote = 51, Forward, "client-remote";
+    /// A program on this machine connected or sent to a frontend whose service has no backend:
+    /// "connection refused".
+    ClientRefused = 52, Drop, "client-refused";
 }
 
 /// Number of Reasons that the counters have room for; more than there are, so that new ones do

@@ -28,3 +28,17 @@ pub(crate) fn count_number(ifindex: u32, reason: u32, size: usize) {
         counter.bytes += size as u64;
     }
 }
+
+/// Counts a socket's connection or datagram, which has no interface yet. Where one program for
+/// sockets interrupts another, a count may be lost.
+#[inline(always)]
+pub(crate) fn count_client(reason: Reason) {
+    let Some(block) = COUNTERS.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: this CPU's element, valid until the program ends.
+    let block = unsafe { &mut *block };
+    if let Some(counter) = block.reasons.get_mut(opaque(reason as usize)) {
+        counter.packets += 1;
+    }
+}

@@ -1,4 +1,4 @@
-//! redirector's programs: XDP, TC ingress, TC egress.
+//! redirector's programs: XDP, TC ingress, TC egress; those for sockets are in [`clients`].
 //!
 //! Each entry point is the whole table from a [`Step`] to the kernel's verdict. What a packet
 //! is and what becomes of it is decided by the functions of `redirector_common::packet`.
@@ -9,6 +9,7 @@
 #![feature(asm_experimental_arch)]
 #![expect(unreachable_pub, missing_docs, reason = "made by aya's attribute macros")]
 
+mod clients;
 mod context;
 mod counters;
 mod environment;
@@ -73,6 +74,7 @@ fn accelerate(ctx: &XdpContext) -> u32 {
 
 /// Complete by itself: forwards, delivers to this host's stack, answers with errors.
 #[classifier]
+#[inline(always)]
 pub fn redirector_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     skb.pull_headers();
@@ -127,6 +129,7 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
 
 /// Gives replies of local backends the frontend's address and port back.
 #[classifier]
+#[inline(always)]
 pub fn redirector_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     if environment::is_ours(skb.ingress_ifindex()) {

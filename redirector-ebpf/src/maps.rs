@@ -9,9 +9,9 @@ use redirector_common::node::{
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
-    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceBits,
-    Taker, TakerKey, Tuple, cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
+    SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -55,6 +55,8 @@ pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFI
 pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
+#[map]
+pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> = LruHashMap::with_max_entries(65536, 0);
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);

@@ -146,6 +146,7 @@ mod tests {
             config: None,
             kubernetes: false,
             node_name: "node".to_owned(),
+            clients: None,
             interfaces: Vec::new(),
             in_sync: false,
             out_of_sync_since: None,

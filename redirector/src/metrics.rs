@@ -87,7 +87,8 @@ impl Metrics {
                 | MapName::Affinity
                 | MapName::Takers
                 | MapName::Vips
-                | MapName::Fragments => maps.entries(*name)?,
+                | MapName::Fragments
+                | MapName::Sockets => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

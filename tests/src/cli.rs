@@ -26,6 +26,9 @@ pub fn program() -> Result<PathBuf> {
     })
 }
 
+/// Keeps an agent from serving clients on the machine itself.
+pub const NO_LOCAL_CLIENTS: &str = "REDIRECTOR_NO_LOCAL_CLIENTS";
+
 /// Runs commands on a host, about one directory of pins.
 #[derive(Clone, Copy, Debug)]
 pub struct Cli<'a> {
@@ -48,6 +51,8 @@ impl<'a> Cli<'a> {
     pub fn command(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.host.command(program()?);
         command.args(arguments).arg("--bpffs").arg(self.pins);
+        // Every process on the machine would be a client of the test.
+        command.env(NO_LOCAL_CLIENTS, "true");
         Ok(command)
     }
 

@@ -267,6 +267,12 @@ fn remove_abandoned() {
     for name in abandoned(Path::new("/run/netns")) {
         remove(&name);
     }
+    if let Ok(cgroups) = redirector::dataplane::attach::find_root() {
+        for name in abandoned(&cgroups) {
+            // Processes that are still in it are not known to be ours.
+            let _ = fs::remove_dir(cgroups.join(name));
+        }
+    }
     let temporary = env::temp_dir();
     for name in abandoned(&temporary) {
         let path = temporary.join(name);

@@ -112,10 +112,11 @@ impl Programs {
     fn load_by(loader: &mut EbpfLoader<'_>) -> Result<Self> {
         let mut ebpf = loader.load(OBJECT)?;
         for (name, program) in ebpf.programs_mut() {
-            let loaded = if let Program::Xdp(program) = program {
-                program.load()
-            } else {
-                <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
+            #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; others we do not have")]
+            let loaded = match program {
+                Program::Xdp(program) => program.load(),
+                Program::CgroupSockAddr(program) => program.load(),
+                other => <&mut SchedClassifier>::try_from(other).and_then(SchedClassifier::load),
             };
             loaded.with_context(|| format!("loading {name}"))?;
         }

@@ -2,8 +2,62 @@
 
 use super::Environment;
 use crate::{
-    Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, Taker, TakerKey, Tuple,
 };
+
+/// What choosing asks of its surroundings. Less than an [`Environment`], so that whoever has no
+/// packet can choose too.
+pub trait Tables {
+    /// `CLOCK_MONOTONIC` in nanoseconds; coarse is good enough.
+    fn now(&self) -> u64;
+
+    /// A random number.
+    fn random(&self) -> u32;
+
+    /// An entry of the Maglev tables.
+    fn table_entry(&self, index: u32) -> Option<BackendId>;
+
+    /// What is remembered of a client.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
+
+    /// Remembers a client.
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity);
+
+    /// From where a backend of a service takes new flows.
+    fn taker(&self, key: &TakerKey) -> Taker;
+}
+
+impl<E: Environment> Tables for E {
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        Environment::now(self)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        Environment::random(self)
+    }
+
+    #[inline(always)]
+    fn table_entry(&self, index: u32) -> Option<BackendId> {
+        Environment::table_entry(self, index)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        Environment::affinity(self, key)
+    }
+
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
+        Environment::set_affinity(self, key, affinity);
+    }
+
+    #[inline(always)]
+    fn taker(&self, key: &TakerKey) -> Taker {
+        Environment::taker(self, key)
+    }
+}
 
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
@@ -36,16 +90,16 @@ pub fn hash(tuple: &Tuple) -> u32 {
 ///
 /// Once the flow is there, [`remember`] has to be told of it.
 #[inline(always)]
-pub fn choose<E: Environment>(
-    environment: &E,
+pub fn choose<T: Tables>(
+    tables: &T,
     id: ServiceId,
     service: &Service,
     origin: Origin,
     tuple: &Tuple,
 ) -> Option<BackendId> {
-    let mut backend = select(environment, service, origin, tuple)?;
+    let mut backend = select(tables, service, origin, tuple)?;
     if service.has_affinity()
-        && let Some(kept) = recall(environment, id, service, origin, &tuple.source)
+        && let Some(kept) = recall(tables, id, service, origin, &tuple.source)
     {
         backend = kept;
     }
@@ -54,37 +108,37 @@ pub fn choose<E: Environment>(
 
 /// The backend that a client stays with.
 #[inline(always)]
-fn recall<E: Environment>(
-    environment: &E,
+fn recall<T: Tables>(
+    tables: &T,
     id: ServiceId,
     service: &Service,
     origin: Origin,
     client: &Address,
 ) -> Option<BackendId> {
     let key = AffinityKey { group: service.affinity_group, client: *client };
-    let affinity = environment.affinity(&key)?;
-    if !affinity.is_current(environment.now(), service.affinity_seconds) {
+    let affinity = tables.affinity(&key)?;
+    if !affinity.is_current(tables.now(), service.affinity_seconds) {
         return None;
     }
     let key = TakerKey { service: id, backend: affinity.backend };
-    environment.taker(&key).takes_from(origin).then_some(affinity.backend)
+    tables.taker(&key).takes_from(origin).then_some(affinity.backend)
 }
 
 /// Notes that `client` has opened a flow to `backend` of a service of this affinity group.
 #[inline(always)]
-pub fn remember<E: Environment>(environment: &E, group: u32, client: &Address, backend: BackendId) {
+pub fn remember<T: Tables>(tables: &T, group: u32, client: &Address, backend: BackendId) {
     if group != 0 {
         let key = AffinityKey { group, client: *client };
-        let affinity = Affinity { backend, reserved: 0, last_seen: environment.now() };
-        environment.set_affinity(&key, &affinity);
+        let affinity = Affinity { backend, reserved: 0, last_seen: tables.now() };
+        tables.set_affinity(&key, &affinity);
     }
 }
 
 /// The backend that a service's table gives for `tuple` of a client from `origin`; `None` if the
 /// table is empty.
 #[inline(always)]
-pub fn select<E: Environment>(
-    environment: &E,
+pub fn select<T: Tables>(
+    tables: &T,
     service: &Service,
     origin: Origin,
     tuple: &Tuple,
@@ -93,10 +147,10 @@ pub fn select<E: Environment>(
     if size == 0 {
         return None;
     }
-    let hash = if service.is_random() { environment.random() } else { hash(tuple) };
+    let hash = if service.is_random() { tables.random() } else { hash(tuple) };
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
     let index = (u64::from(hash) * u64::from(size)) >> 32;
-    environment.table_entry(offset + index as u32)
+    tables.table_entry(offset + index as u32)
 }
 
 #[cfg(test)]

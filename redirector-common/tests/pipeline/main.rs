@@ -11,4 +11,5 @@ mod packets;
 mod parsing;
 mod related;
 mod rewriting;
+mod sockets;
 mod steering;

@@ -1,12 +1,13 @@
 //! The agent's account of itself: kept in `Shared`, written to `STATUS` where it changed.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redirector_common::node::Text;
 
 use super::Options;
 use super::shared::Shared;
-use crate::dataplane::status::{InterfaceStatus, Status};
+use crate::dataplane::status::{ClientsStatus, InterfaceStatus, Status};
 use crate::dataplane::table::ArrayTable;
 
 /// Keeps it.
@@ -27,6 +28,7 @@ impl Account {
             kubernetes: options.kubernetes.is_some(),
             node_name: options.node_name(),
             interfaces: Vec::new(),
+            clients: None,
             in_sync: false,
             out_of_sync_since: Some(now()),
             last_sync: None,
@@ -115,6 +117,25 @@ impl Account {
                 }
             }
             status.interfaces = interfaces;
+        });
+    }
+
+    /// Notes what clients on this machine got; what is new is logged.
+    pub(super) fn clients(&self, clients: Option<ClientsStatus>) {
+        self.change(|status| {
+            if status.clients != clients {
+                match &clients {
+                    None => tracing::info!("clients on this machine: off"),
+                    Some(ClientsStatus { error: Some(error), .. }) => {
+                        tracing::warn!("clients on this machine are not served: {error}");
+                    }
+                    Some(ClientsStatus { cgroup, .. }) => {
+                        let dir = cgroup.as_deref().unwrap_or(Path::new("")).display();
+                        tracing::info!("clients on this machine: control group {dir}");
+                    }
+                }
+            }
+            status.clients = clients;
         });
     }
 

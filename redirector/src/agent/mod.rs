@@ -1,6 +1,7 @@
 //! The agent: keeps the data path in line with the file and the node.
 
 mod account;
+mod clients;
 mod events;
 mod interfaces;
 mod kubernetes;
@@ -21,6 +22,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::config::XdpMode;
+use crate::dataplane::attach::Clients;
 use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
@@ -46,6 +48,8 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// How XDP is attached; `None`: as the file says.
     pub xdp_mode: Option<XdpMode>,
+    /// Which programs on this machine reach frontends as clients.
+    pub clients: Clients,
     /// Where maps and links are pinned.
     pub pins: Pins,
     /// Where the admin server listens; `None`: it does not.
@@ -188,6 +192,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     loop {
         let event = tokio::select! {
+            () = node.collection_due() => {
+                node.collect();
+                continue;
+            }
             event = events.recv() => event,
             Some(ended) = tasks.join_next() => {
                 let reason = match ended {

@@ -4,6 +4,7 @@
 //! maps hold now: nothing is written, counted or sent.
 
 mod copy;
+mod sockets;
 
 use std::net::SocketAddr;
 
@@ -11,13 +12,13 @@ use anyhow::{Result, bail};
 use clap::Args;
 use redirector_common::packet::{Decision, Hook, IcmpError, Outcome, Packet, Step, TcpFlags};
 use redirector_common::packet::{decide, decide_reply};
-use redirector_common::{Address, Port, Protocol, Reason, Tuple};
+use redirector_common::{Address, Port, Protocol, Tuple};
 use serde::Serialize;
 
 use super::ReadArgs;
 use super::counters::interface_name;
 use super::render;
-use copy::{Copied, Found, both_ends};
+use copy::{Copied, Found};
 
 /// Options of `redirector explain`.
 #[derive(Args, Debug)]
@@ -152,24 +153,23 @@ fn conclude(
         verdict: decision.reason.verdict().name(),
         reason: decision.reason.name(),
         description: decision.reason.description().trim(),
-        action: action(hook, decision, outcome),
+        action: action(hook, decision.step, outcome),
         translated: (goes_on && outcome.translated != packet.tuple)
             .then(|| ends(&outcome.translated)),
     })
 }
 
 fn ends(tuple: &Tuple) -> Ends {
-    let (source, destination) = both_ends(tuple);
-    Ends { source, destination }
+    let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.number());
+    Ends {
+        source: end(tuple.source, tuple.source_port),
+        destination: end(tuple.destination, tuple.destination_port),
+    }
 }
 
-fn action(hook: &str, Decision { step, reason, .. }: Decision, outcome: &Outcome) -> String {
-    let steers = matches!(reason, Reason::SteeredNew | Reason::SteeredEstablished);
+fn action(hook: &str, step: Step, outcome: &Outcome) -> String {
     let interface = || interface_name(outcome.next_hop.ifindex);
     match step {
-        Step::Pass | Step::HandOver if steers => {
-            "it goes to the program's socket, unchanged".to_owned()
-        }
         Step::Pass | Step::HandOver => "it goes on, unchanged".to_owned(),
         Step::Drop => "it is dropped, without an answer".to_owned(),
         Step::Reject => {

@@ -61,10 +61,10 @@ enum Command {
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
-    /// Show what would become of a packet, step by step, and why
-    Explain(explain::ExplainArgs),
     /// Show ports that pods of a cluster ask for and silently do not get
     Audit(audit::AuditArgs),
+    /// Show what would become of a packet, step by step, and why
+    Explain(explain::ExplainArgs),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -150,8 +150,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
-        Command::Explain(args) => explain::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),

@@ -13,6 +13,7 @@ use crate::admin::DEFAULT_ADDRESS;
 use crate::agent::{self, KubernetesOptions, Options};
 use crate::config::publish::parse_spec;
 use crate::config::{self, XdpMode};
+use crate::dataplane::attach::Clients;
 use crate::k8s::client::Access;
 use crate::k8s::convert::NodePortAddresses;
 
@@ -21,6 +22,9 @@ use crate::k8s::convert::NodePortAddresses;
 #[command(after_help = "Signals:
   SIGHUP   reads the file again (as does a change of the file)
   SIGTERM  ends the agent; the data path goes on, and 'redirector detach' removes it
+
+Environment:
+  REDIRECTOR_PROC_SYS  where kernel settings are, if not /proc/sys (for 'redirector detach', too)
 
 Examples:
   redirector run --config /etc/redirector.yaml
@@ -156,8 +160,25 @@ struct AttachArgs {
     /// How XDP is attached [default: as the file says, else auto]
     #[arg(long, value_enum, value_name = "MODE")]
     xdp_mode: Option<XdpMode>,
+    /// Control group whose sockets reach published ports too: a directory on a cgroup2 file system
+    /// [default: the root of the one that is mounted, which is every program on this machine]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_local_clients")]
+    cgroup: Option<PathBuf>,
+    /// Do not serve clients on this machine itself, such as 'curl localhost:80'
+    #[arg(long, env = "REDIRECTOR_NO_LOCAL_CLIENTS")]
+    no_local_clients: bool,
     #[command(flatten)]
     bpffs: BpffsArgs,
+}
+
+impl AttachArgs {
+    fn clients(&self) -> Clients {
+        match &self.cgroup {
+            _ if self.no_local_clients => Clients::Nobody,
+            Some(dir) => Clients::Within(dir.clone()),
+            None => Clients::Everybody,
+        }
+    }
 }
 
 /// Runs the agent until a signal ends it.
@@ -170,6 +191,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     start(Options {
         config: args.config,
         publish: Vec::new(),
+        clients: args.attach.clients(),
         interfaces: args.attach.interface,
         xdp_mode: args.attach.xdp_mode,
         pins: args.attach.bpffs.pins(),
@@ -191,6 +213,7 @@ pub fn publish(args: PublishArgs) -> Result<()> {
     start(Options {
         config: None,
         publish: config.services,
+        clients: args.attach.clients(),
         interfaces: args.attach.interface,
         xdp_mode: args.attach.xdp_mode,
         pins: args.attach.bpffs.pins(),

@@ -56,11 +56,14 @@ pub fn run(command: &ServiceCommand) -> Result<()> {
 }
 
 fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
+    let mut frontends = maps.frontends()?;
+    // They say again, for the node's own programs, what the others say.
+    frontends.retain(|key, _| !key.is_localhost());
     Ok(Loaded {
         infos: maps.infos()?,
         services: maps.services()?,
         ranges: maps.source_ranges()?,
-        frontends: maps.frontends()?,
+        frontends,
         slots: maps.slots()?,
         backends: maps.backends()?,
         flows: maps.flows()?,

@@ -3,6 +3,7 @@
 mod report;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -12,7 +13,7 @@ use redirector_common::map_name::MapName;
 
 use super::ReadArgs;
 use super::render::{self, age, columns, fields};
-use crate::dataplane::attached::attached;
+use crate::dataplane::attached::{attached, attached_clients};
 use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::status::Status;
@@ -59,10 +60,13 @@ fn load(maps: &Pinned) -> Result<Loaded> {
     }
     let links = attached(maps.pins())
         .with_context(|| format!("cannot read {}", maps.pins().links().display()))?;
+    let clients = attached_clients(maps.pins())
+        .with_context(|| format!("cannot read {}", maps.pins().links().display()))?;
     Ok(Loaded {
         account,
         holder: find_holder(maps.pins().dir()),
         attached: links,
+        attached_clients: clients,
         infos: maps.infos()?,
         fill: fill(maps, halves.len())?,
         flows,
@@ -86,6 +90,7 @@ fn describe(report: &Report) -> String {
         ("Node", report.agent.node.clone().unwrap_or_default()),
         ("Source", source(report)),
         ("Sync", sync(report)),
+        ("Clients", clients(report)),
         ("SNAT ports", snat_ports(report)),
         ("Flows", flows(report)),
         ("Conflicts", conflicts(report)),
@@ -159,6 +164,20 @@ fn sync(report: &Report) -> String {
         sync.out_of_sync_seconds.map_or(String::new(), |seconds| format!(" for {}", age(seconds)));
     let why = sync.error.as_ref().map_or(String::new(), |why| format!(": {why}"));
     format!("NOT in sync{since}{why}")
+}
+
+/// Clients on this machine itself.
+fn clients(report: &Report) -> String {
+    let clients = &report.clients;
+    let dir = clients.cgroup.as_deref().unwrap_or(Path::new("?")).display();
+    match (&clients.error, clients.programs.as_slice()) {
+        (Some(error), _) => format!("on this machine NOT served: {error}"),
+        (None, []) => "on this machine not served (--no-local-clients)".to_owned(),
+        (None, programs) => {
+            let ids: Vec<_> = programs.iter().map(|it| format!("{}:{}", it.hook, it.id)).collect();
+            format!("on this machine served in {dir} ({})", ids.join(", "))
+        }
+    }
 }
 
 fn snat_ports(report: &Report) -> String {

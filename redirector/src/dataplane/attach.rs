@@ -3,6 +3,7 @@
 //! What is attached outlives the agent: links are pinned, filters hang on their qdisc. An agent
 //! that starts again finds them and replaces their programs in one step.
 
+mod cgroup;
 mod clsact;
 mod tcx;
 mod xdp;
@@ -21,6 +22,8 @@ use super::prerequisites::{KernelVersion, TCX_KERNEL};
 use super::status::{TcState, XdpState};
 use super::syscall::{self, LinkInfo};
 use crate::config::XdpMode;
+
+pub use cgroup::{Clients, detach_clients, find_root};
 
 /// Why programs could not be attached to an interface, or taken off.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +67,33 @@ pub enum AttachError {
     Tc {
         /// The interface.
         interface: String,
+        /// The hook.
+        hook: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// There is nowhere to attach programs for sockets to.
+    #[error(
+        "no cgroup2 file system is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup), name \
+         a directory on it with --cgroup, or do without clients on this machine: --no-local-clients"
+    )]
+    NoCgroups,
+    /// What was named is no control group.
+    #[error(
+        "{} is no control group: {reason}: name a directory on a cgroup2 file system with --cgroup",
+        .dir.display()
+    )]
+    NotACgroup {
+        /// What was named.
+        dir: PathBuf,
+        /// What it is.
+        reason: String,
+    },
+    /// A program for sockets could not be attached.
+    #[error("control group {}: cannot attach to {hook}: {reason}", .dir.display())]
+    Cgroup {
+        /// The control group.
+        dir: PathBuf,
         /// The hook.
         hook: &'static str,
         /// What the kernel said.

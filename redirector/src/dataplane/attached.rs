@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use aya::programs::loaded_programs;
 
-use super::pins::{Hook, Pins};
+use super::pins::{ClientHook, Hook, Pins};
 use super::syscall;
 
 /// A program at a hook of an interface.
@@ -59,6 +59,47 @@ pub fn attached(pins: &Pins) -> io::Result<Vec<Attached>> {
         });
     }
     attached.sort_by(|a, b| (&a.interface, a.hook).cmp(&(&b.interface, b.hook)));
+    Ok(attached)
+}
+
+/// A program for sockets on a control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedClient {
+    /// Where.
+    pub hook: ClientHook,
+    /// Whether the control group is still there.
+    pub is_alive: bool,
+    /// The kernel's number of the program.
+    pub program_id: u32,
+    /// The program's name; empty where the kernel does not tell.
+    pub program: String,
+    /// When the program was loaded.
+    pub loaded_at: Option<SystemTime>,
+}
+
+/// Every program for sockets that is attached by links under `pins`, by hook.
+///
+/// # Errors
+///
+/// If the pins may not be read.
+pub fn attached_clients(pins: &Pins) -> io::Result<Vec<AttachedClient>> {
+    let mut attached = Vec::new();
+    let programs = programs();
+    for hook in ClientHook::ALL {
+        let link = match syscall::open_pin(&pins.client_link(hook)) {
+            Ok(link) => syscall::link_info(link.as_fd())?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let (program, loaded_at) = programs.get(&link.program).cloned().unwrap_or_default();
+        attached.push(AttachedClient {
+            hook,
+            is_alive: link.cgroup() != 0,
+            program_id: link.program,
+            program,
+            loaded_at,
+        });
+    }
     Ok(attached)
 }
 

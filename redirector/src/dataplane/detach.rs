@@ -75,7 +75,8 @@ pub fn detach_locked(pins: &Pins, _lock: &Lock) -> Result<(), DetachError> {
             outcome = result;
         }
     };
-    // Packets stop coming before anything that they need goes.
+    // Packets and calls stop coming before anything that they need goes.
+    note(attach::detach_clients(pins).map_err(Into::into));
     match pins.attached() {
         Ok(interfaces) => {
             for interface in interfaces {

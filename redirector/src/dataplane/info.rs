@@ -94,14 +94,22 @@ const fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
-/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`.
+/// `192.0.2.1:80/tcp`, `[2001:db8::1]:53/udp`; of clients on the node itself `localhost4:80/tcp`,
+/// `localhost6:80/tcp`.
 #[must_use]
 pub fn format_frontend(key: &FrontendKey) -> String {
-    let address = SocketAddr::new(IpAddr::from(key.address), key.port.number());
     let protocol = match key.protocol() {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
+    if key.is_localhost() {
+        let family = match key.address.family() {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        return format!("localhost{family}:{}/{protocol}", key.port);
+    }
+    let address = SocketAddr::new(IpAddr::from(key.address), key.port.number());
     format!("{address}/{protocol}")
 }
 

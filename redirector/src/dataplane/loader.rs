@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use aya::maps::{MapError, MapInfo, MapType};
-use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{
@@ -12,12 +12,12 @@ use redirector_common::node::{
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, CacheSet, FirstFragment, Flow, FragmentKey, Frontend,
-    FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue, SourceRange,
-    Taker, TakerKey, Tuple, cache,
+    Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
+    SocketKey, SourceRange, Taker, TakerKey, Tuple, cache,
 };
 
-use super::pins::{Hook, Pins};
+use super::pins::{ClientHook, Hook, Pins};
 use super::sizes::Sizes;
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
@@ -149,9 +149,34 @@ impl Programs {
         program.try_into().map_err(|error| wrong_kind(role, &error))
     }
 
+    /// A program for sockets, loaded now if it is not yet: nobody else needs a kernel that has
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// If the object has none for this, or the kernel refuses it.
+    pub fn client(&mut self, hook: ClientHook) -> Result<&mut CgroupSockAddr, LoadError> {
+        let name = hook.program();
+        let program: &mut CgroupSockAddr =
+            self.named(name)?.try_into().map_err(|error: ProgramError| LoadError::Program {
+                name,
+                reason: error.to_string(),
+            })?;
+        if program.fd().is_err() {
+            program
+                .load()
+                .map_err(|error| LoadError::Program { name, reason: describe_program(&error) })?;
+        }
+        Ok(program)
+    }
+
     fn program(&mut self, role: Role) -> Result<&mut Program, LoadError> {
-        self.ebpf.program_mut(role.name()).ok_or_else(|| LoadError::Program {
-            name: role.name(),
+        self.named(role.name())
+    }
+
+    fn named(&mut self, name: &'static str) -> Result<&mut Program, LoadError> {
+        self.ebpf.program_mut(name).ok_or_else(|| LoadError::Program {
+            name,
             reason: "the object does not contain it".to_owned(),
         })
     }
@@ -242,6 +267,9 @@ impl Spec {
             },
             MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
             MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
+            MapName::Sockets => {
+                Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
+            }
         }
     }
 

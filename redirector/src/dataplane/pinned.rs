@@ -19,9 +19,9 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, FirstFragment, Flow, FragmentKey, Frontend,
-    FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId, ServiceInfo,
-    SlotKey, SlotValue, SourceRange, Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, Flow, FragmentKey,
+    Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -149,6 +149,15 @@ impl Pinned {
         let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
         let map = LpmTrie::try_from(map).map_err(refused)?;
         Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
+    }
+
+    /// What sockets on this machine asked for, by what they got.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
+        self.table(MapName::Sockets)
     }
 
     /// Clients that are remembered, and the backends that they stay with; also those past their
@@ -354,6 +363,7 @@ impl Pinned {
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
             MapName::Fragments => self.fragments()?.len(),
+            MapName::Sockets => self.sockets()?.len(),
         })
     }
 

@@ -5,6 +5,7 @@
 //! <dir>/links/xdp-eth0        links: what is attached, by hook and interface
 //! <dir>/links/ingress-eth0
 //! <dir>/links/egress-eth0
+//! <dir>/links/connect4        and seven more, on a control group: for clients on this machine
 //! <dir>/links/clsact-eth0     directory: before kernel 6.6 TC programs are no links but filters
 //! <dir>/links/clsact-eth0/made  directory: the qdisc that they hang on is ours too
 //! ```
@@ -70,6 +71,12 @@ impl Pins {
         self.links().join(link_file(hook.name(), interface))
     }
 
+    /// The pin of a link on a control group.
+    #[must_use]
+    pub fn client_link(&self, hook: ClientHook) -> PathBuf {
+        self.links().join(hook.name())
+    }
+
     /// Stands for filters on an interface, which cannot be pinned.
     #[must_use]
     pub fn clsact(&self, interface: &str) -> PathBuf {
@@ -124,6 +131,73 @@ impl Hook {
             Self::Xdp => "xdp",
             Self::Ingress => "ingress",
             Self::Egress => "egress",
+        }
+    }
+}
+
+/// Where a program for sockets is attached, in a control group. Its name has no `-`, which tells
+/// its pin from those of interfaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ClientHook {
+    /// What a socket tells of its peer's address, IPv4.
+    GetPeerName4,
+    /// The same, IPv6.
+    GetPeerName6,
+    /// Whom a datagram came from, IPv4.
+    RecvMsg4,
+    /// The same, IPv6.
+    RecvMsg6,
+    /// A datagram without a connection, IPv4.
+    SendMsg4,
+    /// The same, IPv6.
+    SendMsg6,
+    /// A connection, IPv4.
+    Connect4,
+    /// The same, IPv6.
+    Connect6,
+}
+
+impl ClientHook {
+    /// All hooks, in the order of attaching: what is to be told back is, before anyone is sent
+    /// elsewhere.
+    pub const ALL: [Self; 8] = [
+        Self::GetPeerName4,
+        Self::GetPeerName6,
+        Self::RecvMsg4,
+        Self::RecvMsg6,
+        Self::SendMsg4,
+        Self::SendMsg6,
+        Self::Connect4,
+        Self::Connect6,
+    ];
+
+    /// The word in pins and listings: the kernel's.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GetPeerName4 => "getpeername4",
+            Self::GetPeerName6 => "getpeername6",
+            Self::RecvMsg4 => "recvmsg4",
+            Self::RecvMsg6 => "recvmsg6",
+            Self::SendMsg4 => "sendmsg4",
+            Self::SendMsg6 => "sendmsg6",
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+        }
+    }
+
+    /// Name of the program in the object file.
+    #[must_use]
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::GetPeerName4 => "rd_getpeername4",
+            Self::GetPeerName6 => "rd_getpeername6",
+            Self::RecvMsg4 => "rd_recvmsg4",
+            Self::RecvMsg6 => "rd_recvmsg6",
+            Self::SendMsg4 => "rd_sendmsg4",
+            Self::SendMsg6 => "rd_sendmsg6",
+            Self::Connect4 => "rd_connect4",
+            Self::Connect6 => "rd_connect6",
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Sizes {
     pub vips: u32,
     /// `FRAGMENTS`: packets in pieces that are remembered at once.
     pub fragments: u32,
+    /// `SOCKETS`.
+    pub sockets: u32,
 }
 
 impl Default for Sizes {
@@ -52,6 +54,7 @@ impl Default for Sizes {
             takers: 262_144,
             vips: 65536,
             fragments: 8192,
+            sockets: 65536,
         }
     }
 }

@@ -27,6 +27,9 @@ pub struct Status {
     pub node_name: String,
     /// Interfaces that programs are attached to, or should be.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Programs for clients on this machine; `None`: not asked for.
+    #[serde(default)]
+    pub clients: Option<ClientsStatus>,
     /// Whether the maps hold what they should.
     pub in_sync: bool,
     /// Since when they do not.
@@ -44,6 +47,17 @@ pub struct Status {
     /// Frontends that more than one service claims.
     #[serde(default)]
     pub conflicts: usize,
+}
+
+/// What is attached for clients on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientsStatus {
+    /// The control group whose sockets they are; `None` where there is none.
+    pub cgroup: Option<PathBuf>,
+    /// Why they are not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What is attached to an interface.
@@ -152,7 +166,8 @@ impl Status {
             .interfaces
             .iter_mut()
             .flat_map(|interface| [&mut interface.error, &mut interface.xdp_reason]);
-        for text in texts.into_iter().chain(interfaces).flatten() {
+        let clients = self.clients.iter_mut().map(|clients| &mut clients.error);
+        for text in texts.into_iter().chain(interfaces).chain(clients).flatten() {
             if text.len() > limit {
                 text.truncate(text.floor_char_boundary(limit));
                 text.push('…');
@@ -184,6 +199,7 @@ mod tests {
             kubernetes: true,
             node_name: "node".to_owned(),
             interfaces: vec![interface; interfaces],
+            clients: Some(ClientsStatus { cgroup: None, error: Some(error.to_owned()) }),
             in_sync: true,
             out_of_sync_since: None,
             last_sync: Some(2),

@@ -1,5 +1,5 @@
-//! What aya does not offer: asking a pinned link which interface it is on, taking a link off at
-//! once, and waiting until no program runs that began earlier.
+//! What aya does not offer: asking a pinned link what it is on, giving it another program, taking
+//! it off at once, and waiting until no program runs that began earlier.
 
 use std::ffi::CString;
 use std::io;
@@ -10,7 +10,11 @@ use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
+
+/// Of <asm-generic/socket.h> (Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 #[repr(C)]
 #[derive(Default)]
@@ -28,6 +32,15 @@ struct LinkAttr {
 
 #[repr(C)]
 #[derive(Default)]
+struct UpdateAttr {
+    link_fd: u32,
+    program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct InfoAttr {
     bpf_fd: u32,
     info_len: u32,
@@ -35,7 +48,7 @@ struct InfoAttr {
 }
 
 /// The beginning of the kernel's `struct bpf_link_info`; for XDP and tcx links the interface is
-/// the first word of its union.
+/// the first word of its union, for links on control groups their number the first two.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
@@ -49,6 +62,15 @@ pub(crate) struct LinkInfo {
     /// The interface; 0 once it is gone.
     pub(crate) ifindex: u32,
     rest: [u32; 11],
+}
+
+impl LinkInfo {
+    /// The control group; 0 once it is gone.
+    pub(crate) fn cgroup(&self) -> u64 {
+        let [a, b, c, d] = self.ifindex.to_ne_bytes();
+        let [e, f, g, h] = self.rest[0].to_ne_bytes();
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 /// Opens what is pinned at `path`.
@@ -72,6 +94,13 @@ pub(crate) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(info)
 }
 
+/// Makes a link run another program, in one step.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr =
+        UpdateAttr { link_fd: raw(link), program_fd: raw(program), ..UpdateAttr::default() };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
 /// Takes a link off its interface, before this returns.
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = LinkAttr { link_fd: raw(link) };
@@ -89,6 +118,24 @@ pub(crate) fn wait_for_programs() {
         // Refused on kernels with `nohz_full`; a program runs for microseconds.
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+}
+
+/// The number by which programs know this process's network namespace.
+pub(crate) fn netns_cookie() -> io::Result<u64> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let mut cookie = 0_u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or_default();
+    // SAFETY: the option is a number of eight bytes, and `len` says that there is room for it.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {

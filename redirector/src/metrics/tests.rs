@@ -18,6 +18,7 @@ fn status() -> Status {
         config: None,
         kubernetes: false,
         node_name: "node".to_owned(),
+        clients: None,
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
             ifindex: 2,

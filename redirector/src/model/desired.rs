@@ -115,6 +115,8 @@ pub struct Conflict {
 pub struct DesiredService {
     /// Exact frontends, each with the address that a local backend is delivered at.
     pub frontends: BTreeMap<FrontendKey, Address>,
+    /// `localhost` frontends, for clients on the node itself: of frontends without an address.
+    pub localhost: BTreeSet<FrontendKey>,
     /// Frontends that an earlier service has.
     pub conflicts: BTreeSet<FrontendKey>,
     /// Backends of this family, in the order of the service.
@@ -207,6 +209,7 @@ impl DesiredBackend {
 pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
     let mut desired = Desired::default();
     let mut claimed = BTreeMap::new();
+    let mut claimed_localhost = BTreeSet::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
             let frontends = expand_frontends(service, family, node);
@@ -215,8 +218,6 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
-            // Its rules would send packets that carry a socket elsewhere.
-            entry.steers = !(node.has_kube_proxy && is_kube_proxys(service.key.source));
             for (frontend, local_address) in frontends {
                 if !node.is_own(frontend.address.into()) {
                     desired.vips.insert(frontend.address);
@@ -236,13 +237,32 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                     }
                 }
             }
+            // Whose it is was told for the node's addresses, where it matters more.
+            let localhost = expand_localhost(service, family);
+            entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
             desired.services.insert(key, entry);
         }
     }
     desired
 }
 
-fn expand_frontends(
+/// `localhost` for frontends without an address, where the networks that limit them have it.
+pub(super) fn expand_localhost(
+    service: &Service,
+    family: Family,
+) -> impl Iterator<Item = FrontendKey> + '_ {
+    let loopback = IpAddr::from(Address::loopback(family));
+    let networks = service.node_networks.as_deref();
+    let is_meant =
+        networks.is_none_or(|networks| networks.iter().any(|network| network.contains(&loopback)));
+    service
+        .frontends
+        .iter()
+        .filter(move |spec| is_meant && spec.address.is_none())
+        .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
+}
+
+pub(super) fn expand_frontends(
     service: &Service,
     family: Family,
     node: &NodeAddresses,
@@ -264,7 +284,11 @@ fn expand_frontends(
 }
 
 /// The service with its backends, and no frontend yet.
-fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
+pub(super) fn build_backends(
+    service: &Service,
+    family: Family,
+    node: &NodeAddresses,
+) -> DesiredService {
     let mut seen = BTreeSet::new();
     let mut backends: Vec<DesiredBackend> = service
         .backends
@@ -279,6 +303,7 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
     DesiredService {
         frontends: BTreeMap::new(),
+        localhost: BTreeSet::new(),
         conflicts: BTreeSet::new(),
         backends,
         policy: service.policy,
@@ -287,7 +312,8 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         affinity_seconds: service.affinity_seconds,
         affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
-        steers: true,
+        // Its rules would send packets that carry a socket elsewhere.
+        steers: !(node.has_kube_proxy && is_kube_proxys(service.key.source)),
         silent,
     }
 }

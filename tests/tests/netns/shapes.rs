@@ -182,8 +182,8 @@ fn maps() -> Result<()> {
             lab.cli().json(&["map", "dump", name.name()])?;
         }
         let frontends = lab.cli().rows(&["map", "dump", "FRONTENDS"])?;
-        // Four services, each on two addresses of both families.
-        ensure!(frontends.len() == 16, "{} frontends", frontends.len());
+        // Four services, each on two addresses and localhost, of both families.
+        ensure!(frontends.len() == 24, "{} frontends", frontends.len());
         Ok(())
     })
 }

@@ -1,7 +1,7 @@
 //! The programs load, within what the verifier allows.
 
 use anyhow::{Context as _, Result, ensure};
-use redirector::dataplane::pins::{Hook, Pins};
+use redirector::dataplane::pins::{ClientHook, Hook, Pins};
 use redirector::dataplane::prerequisites::make_dirs;
 use redirector::dataplane::{loader, sizes::Sizes};
 use redirector_tests::bpffs::Bpffs;
@@ -18,6 +18,9 @@ fn every_program_loads() -> Result<()> {
         for function in functions(hook) {
             ensure!(sizes.contains_key(*function), "{function} is not among {sizes:?}");
         }
+    }
+    for hook in ClientHook::ALL {
+        ensure!(sizes.contains_key(hook.program()), "{} is not among {sizes:?}", hook.program());
     }
     for (name, Size { verified, machine_code }) in sizes {
         println!("{name}: {verified} instructions verified, {machine_code} bytes of machine code");

@@ -120,6 +120,13 @@ pub(crate) const REMOTE_CLOSED: u16 = 103;
 /// Without a backend, for [`CLIENT`] alone.
 pub(crate) const EMPTY_LIMITED: u16 = 104;
 
+/// As [`LOCAL`], whose backend may be handed connections, on [`STEERED_PORT`].
+pub(crate) const STEERED: u16 = 110;
+/// The same, where other flows of the port may go elsewhere.
+pub(crate) const STEERED_MIXED: u16 = 111;
+
+/// Where the backend of [`STEERED`] listens, if it does.
+pub(crate) const STEERED_PORT: u16 = 8082;
 /// As [`MISSING`], but [`CLIENT`] stays with the backend of [`REMOTE`].
 pub(crate) const PINNED: u16 = 105;
 /// The same, but for its time, which is over.
@@ -134,13 +141,6 @@ pub(crate) const VIP: Addresses = Addresses::new(9, 9);
 /// A port that no frontend has, where packets are looked at for such addresses.
 pub(crate) const UNDEFINED: u16 = 2222;
 
-/// As [`LOCAL`], whose backend may be handed connections, on [`STEERED_PORT`].
-pub(crate) const STEERED: u16 = 110;
-/// The same, where other flows of the port may go elsewhere.
-pub(crate) const STEERED_MIXED: u16 = 111;
-
-/// Where the backend of [`STEERED`] listens, if it does.
-pub(crate) const STEERED_PORT: u16 = 8082;
 /// Where local backends listen.
 pub(crate) const LOCAL_PORT: u16 = 8080;
 /// Where backends elsewhere listen.
@@ -169,12 +169,12 @@ const SERVICES: [(u16, Target); 24] = [
     (REMOTE_LIMITED, Target::Remote(BACKEND, REMOTE_PORT)),
     (REMOTE_CLOSED, Target::Remote(BACKEND, REMOTE_PORT)),
     (EMPTY_LIMITED, Target::Empty),
+    (STEERED, Target::Local(STEERED_PORT)),
+    (STEERED_MIXED, Target::Local(STEERED_PORT)),
     (PINNED, Target::Missing),
     (PINNED_ONCE, Target::Missing),
     (PINNED_INSIDE, Target::Missing),
     (RANDOM, Target::Remote(BACKEND, REMOTE_PORT)),
-    (STEERED, Target::Local(STEERED_PORT)),
-    (STEERED_MIXED, Target::Local(STEERED_PORT)),
 ];
 
 /// Number of the service, and of its backend, of a port.
@@ -261,7 +261,7 @@ pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
         snat_count: count,
         lookup_ifindex: ifindex("lo")?,
         cache_sets: redirector_tests::program::CACHE_SETS,
-        reserved: 0,
+        ..NodeConfig::default()
     };
     programs.set(MapName::Node, 0, node)
 }

@@ -112,10 +112,12 @@ services:
     }
     std::fs::write(CONFIG, config).with_context(|| format!("cannot write {CONFIG}"))?;
 
-    println!("\n  node1$ redirector run --config {CONFIG} &");
+    // The hosts are namespaces: every program of this machine would be a client on them.
+    println!("\n  node1$ redirector run --config {CONFIG} --no-local-clients &");
     let begin = Instant::now();
     let log = File::create(LOG).with_context(|| format!("cannot write {LOG}"))?;
-    let mut command = NODE1.command(&["redirector", "run", "--config", CONFIG]);
+    let mut command =
+        NODE1.command(&["redirector", "run", "--config", CONFIG, "--no-local-clients"]);
     command.stdout(log.try_clone().context("cannot share the agent's log")?).stderr(log);
     let mut agent = NODE1.start(&mut command)?;
     let ready = wait_until("the agent to be ready", || {

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use anyhow::Context;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
@@ -17,13 +16,13 @@ use redirector_common::{
 };
 use serde::Serialize;
 
+use super::sockets::{self, TcpSocket};
 use crate::cli::counters::interface_name;
 use crate::cli::map::flag_names;
 use crate::cli::service::backend_address;
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::pinned::{Pinned, PinnedError};
-use crate::dataplane::sockets::{TcpSocket, TcpState};
-use crate::dataplane::{gc, routes, sockets};
+use crate::dataplane::{gc, routes};
 
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -82,7 +81,7 @@ pub(super) struct Copied {
 
 impl Copied {
     /// Reads the maps.
-    pub(super) fn load(maps: &Pinned) -> anyhow::Result<Self> {
+    pub(super) fn load(maps: &Pinned) -> Result<Self, PinnedError> {
         Ok(Self {
             now: gc::now(),
             // Where it matters, the text says that it was chosen at random.
@@ -98,7 +97,7 @@ impl Copied {
             vips: maps.vips()?,
             backends: maps.backends()?,
             interfaces: maps.interfaces()?,
-            sockets: sockets::list().context("cannot list this host's TCP sockets")?,
+            sockets: sockets::read(),
             find_way: |to| routes::find(to.into()),
             ..Self::empty(Rc::new(maps.clone()))
         })
@@ -121,10 +120,10 @@ impl Copied {
             vips: BTreeSet::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
-            sockets: Vec::new(),
             large,
             flows: RefCell::default(),
             failure: RefCell::default(),
+            sockets: Vec::new(),
             find_way: |_| Ok(None),
             scratch: Box::new(UnsafeCell::new(Scratch {
                 forward: flow,
@@ -214,7 +213,6 @@ impl Clone for Copied {
             vips: self.vips.clone(),
             backends: self.backends.clone(),
             interfaces: self.interfaces.clone(),
-            sockets: self.sockets.clone(),
             find_way: self.find_way,
             ..Self::empty(Rc::clone(&self.large))
         }
@@ -222,14 +220,9 @@ impl Clone for Copied {
 }
 
 fn show(tuple: &Tuple) -> String {
-    let (source, destination) = both_ends(tuple);
-    format!("{source} → {destination}")
-}
-
-/// Source and destination.
-pub(super) fn both_ends(tuple: &Tuple) -> (SocketAddr, SocketAddr) {
     let end = |address: Address, port: Port| SocketAddr::new(address.into(), port.number());
-    (end(tuple.source, tuple.source_port), end(tuple.destination, tuple.destination_port))
+    let source = end(tuple.source, tuple.source_port);
+    format!("{source} → {}", end(tuple.destination, tuple.destination_port))
 }
 
 impl Environment for Copied {
@@ -414,6 +407,30 @@ impl Environment for Copied {
         self.interfaces.get(&ifindex).copied()
     }
 
+    fn fragment(&self, _: &FragmentKey) -> Option<FirstFragment> {
+        None
+    }
+
+    fn note_fragment(&self, _: &FragmentKey, _: &FirstFragment) {}
+
+    fn socket(&self, packet: &Packet) -> Socket {
+        let socket = sockets::owner(&self.sockets, packet);
+        let found = match socket {
+            Socket::None => "none of this host's has this connection",
+            Socket::TimeWait => "one of this host's has just closed this connection",
+            Socket::Open => "one of this host's has this connection",
+        };
+        self.note("socket", found.to_owned());
+        socket
+    }
+
+    fn assign(&self, _: &Packet, to: &Tuple) -> bool {
+        let listens = sockets::listens(&self.sockets, to);
+        let found = if listens { "a program listens" } else { "no program listens" };
+        self.note("socket", format!("{found} on port {}", to.destination_port));
+        listens
+    }
+
     fn route(&self, _: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
         let (route, found) = match (self.find_way)(to.destination) {
             Err(error) => (Route::Unreachable, format!("the kernel does not say: {error}")),
@@ -434,37 +451,6 @@ impl Environment for Copied {
         };
         self.note("route", format!("to {}: {found}", to.destination));
         route
-    }
-
-    fn fragment(&self, _: &FragmentKey) -> Option<FirstFragment> {
-        // The packet is whole.
-        None
-    }
-
-    fn note_fragment(&self, _: &FragmentKey, _: &FirstFragment) {}
-
-    fn socket(&self, packet: &Packet) -> Socket {
-        let (from, to) = both_ends(&packet.tuple);
-        let own = |it: &&TcpSocket| (it.local, it.remote) == (to, from);
-        let found = self.sockets.iter().find(own).map(|it| it.state);
-        let (socket, found) = match found {
-            None | Some(TcpState::Listening) => {
-                (Socket::None, "no program of this host has the connection")
-            }
-            Some(TcpState::TimeWait) => (Socket::TimeWait, "the rest of an earlier connection"),
-            Some(TcpState::Open) => (Socket::Open, "a program of this host has the connection"),
-        };
-        self.note("socket", found.to_owned());
-        socket
-    }
-
-    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
-        let (_, to) = both_ends(to);
-        let listens = self.sockets.iter().any(|it| it.listens_for(to));
-        let found = if listens { "a program listens there" } else { "no program listens there" };
-        self.note("listener", format!("{to}: {found}"));
-        // Of handshakes that the kernel keeps no state of nothing is known here.
-        listens && packet.flags.opens()
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

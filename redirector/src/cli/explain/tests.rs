@@ -145,9 +145,8 @@ fn what_goes_nowhere() {
 #[test]
 fn nothing_is_written() {
     let copied = node();
-    explain(&copied, &sent("192.0.2.1:80", TcpFlags::SYN), false).expect("explained");
+    explain(&copied.clone(), &sent("192.0.2.1:80", TcpFlags::SYN), false).expect("explained");
     // A later packet finds no flow that the first would have opened.
-    let later =
-        explain(&copied.clone(), &sent("192.0.2.1:80", TcpFlags::ACK), false).expect("explained");
+    let later = explain(&copied, &sent("192.0.2.1:80", TcpFlags::ACK), false).expect("explained");
     assert_eq!(later.reason, "no-flow");
 }

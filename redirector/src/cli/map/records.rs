@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
 use redirector_common::{
-    Address, Backend, CachedFlow, Direction, Family, Flow, Interface, Origin, PortFlags, Reason,
-    ServiceId, SlotValue, Tuple,
+    Address, Backend, CachedFlow, Direction, Endpoint, Family, Flow, Interface, Origin, PortFlags,
+    Reason, ServiceId, SlotValue, Tuple,
 };
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Value, json};
@@ -81,6 +81,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "snatFirst": node.snat_first,
                 "snatCount": node.snat_count,
                 "lookupInterface": interface_name(node.lookup_ifindex),
+                "netnsCookie": node.netns_cookie,
             }]
         }
         MapName::Counters => counters(maps)?,
@@ -97,6 +98,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         MapName::Status => status(&maps.status_text()?),
         MapName::Sysctls => of(maps.sysctls()?, |(path, before)| {
             record! {"path": path, "before": before}
+        }),
+        MapName::Sockets => of(maps.sockets()?, |(key, asked)| {
+            record! {
+                "socket": key.cookie,
+                "asked": endpoint(&asked),
+                "peer": endpoint(&key.peer),
+            }
         }),
         MapName::Fragments => of(maps.fragments()?, |(key, first)| {
             record! {
@@ -138,6 +146,10 @@ pub(super) fn table(records: &[Record]) -> String {
 
 fn of<T>(entries: impl IntoIterator<Item = T>, record: impl FnMut(T) -> Record) -> Vec<Record> {
     entries.into_iter().map(record).collect()
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    SocketAddr::new(IpAddr::from(endpoint.address), endpoint.port.number()).to_string()
 }
 
 fn backend(id: u32, backend: &Backend) -> Record {

@@ -8,7 +8,7 @@ use redirector_common::{NodeConfig, ServiceId};
 use serde::Serialize;
 
 use super::{moment, seconds_since};
-use crate::dataplane::attached::Attached;
+use crate::dataplane::attached::{Attached, AttachedClient};
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::status::Status;
 
@@ -20,6 +20,7 @@ pub(super) struct Loaded {
     /// Process that holds the directory.
     pub(super) holder: Option<u32>,
     pub(super) attached: Vec<Attached>,
+    pub(super) attached_clients: Vec<AttachedClient>,
     pub(super) infos: BTreeMap<ServiceId, Info>,
     pub(super) fill: Vec<Fill>,
     pub(super) flows: BTreeMap<&'static str, usize>,
@@ -35,6 +36,7 @@ pub(super) struct Report {
     pub(super) source: SourceReport,
     pub(super) sync: SyncReport,
     pub(super) interfaces: Vec<InterfaceReport>,
+    pub(super) clients: ClientsReport,
     pub(super) conflicts: Vec<Conflict>,
     pub(super) maps: Vec<Fill>,
     /// First and last port of the translation block.
@@ -93,6 +95,15 @@ pub(super) struct InterfaceReport {
     pub(super) programs: Vec<ProgramReport>,
 }
 
+/// What is attached for clients on this machine itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ClientsReport {
+    pub(super) cgroup: Option<PathBuf>,
+    pub(super) error: Option<String>,
+    pub(super) programs: Vec<ProgramReport>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct ProgramReport {
@@ -133,6 +144,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
     let since = |millis: Option<u64>| millis.map(|it| seconds_since(now, moment(it)));
     let agent = agent(&loaded);
     let interfaces = interfaces(&loaded);
+    let clients = clients(&loaded);
     let conflicts = conflicts(&loaded.infos);
     let NodeConfig { snat_first, snat_count, .. } = loaded.node;
     let snat_ports =
@@ -153,6 +165,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
             error: account.and_then(|it| it.last_error.clone()),
         },
         interfaces,
+        clients,
         conflicts,
         maps: loaded.fill,
         snat_ports,
@@ -207,6 +220,24 @@ fn interfaces(loaded: &Loaded) -> Vec<InterfaceReport> {
             }
         })
         .collect()
+}
+
+/// The account knows where and why not; what is attached is the kernel's word.
+fn clients(loaded: &Loaded) -> ClientsReport {
+    let account = loaded.account.as_ref().and_then(|it| it.clients.clone());
+    let error = account.as_ref().and_then(|it| it.error.clone());
+    let is_gone = loaded.attached_clients.iter().any(|it| !it.is_alive);
+    let programs = loaded.attached_clients.iter().map(|it| ProgramReport {
+        hook: it.hook.name(),
+        id: it.program_id,
+        name: it.program.clone(),
+        age_seconds: it.loaded_at.map(|then| seconds_since(loaded.now, then)),
+    });
+    ClientsReport {
+        cgroup: account.and_then(|it| it.cgroup),
+        error: error.or_else(|| is_gone.then(|| "the control group is gone".to_owned())),
+        programs: programs.collect(),
+    }
 }
 
 fn gone<'a>(mut links: impl Iterator<Item = &'a Attached>) -> Option<String> {

@@ -16,6 +16,7 @@ fn account() -> Status {
         config: Some(PathBuf::from("/etc/redirector.yaml")),
         kubernetes: false,
         node_name: "node-1".to_owned(),
+        clients: None,
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
             ifindex: 2,
@@ -50,6 +51,7 @@ fn loaded() -> Loaded {
         account: Some(account()),
         holder: Some(7),
         attached: vec![link(Hook::Xdp, 10), link(Hook::Ingress, 11)],
+        attached_clients: Vec::new(),
         infos: BTreeMap::new(),
         fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
@@ -70,6 +72,7 @@ Agent:       running (pid 7, version 0.1.0, up 3m12s)
 Node:        node-1
 Source:      /etc/redirector.yaml
 Sync:        in sync (last written 60s ago)
+Clients:     on this machine not served (--no-local-clients)
 SNAT ports:  49152-57343
 Flows:       3 (2 established, 1 unreplied)
 Conflicts:   none
@@ -142,4 +145,29 @@ fn json_has_what_scripts_ask_for() {
     assert_eq!(json["interfaces"][0]["programs"][0]["hook"], "xdp");
     assert_eq!(json["snatPorts"], serde_json::json!([49152, 57343]));
     assert_eq!(json["maps"][0]["capacity"], 200);
+}
+
+#[test]
+fn clients_on_this_machine_are_named() {
+    use crate::dataplane::attached::AttachedClient;
+    use crate::dataplane::pins::ClientHook;
+    use crate::dataplane::status::ClientsStatus;
+    let mut served = loaded();
+    let client = |hook| AttachedClient {
+        hook,
+        is_alive: true,
+        program_id: 20,
+        program: "rd".to_owned(),
+        loaded_at: None,
+    };
+    served.attached_clients = vec![client(ClientHook::Connect4), client(ClientHook::Connect6)];
+    let account = served.account.as_mut().expect("an account");
+    let cgroup = Some("/sys/fs/cgroup".into());
+    account.clients = Some(ClientsStatus { cgroup, error: None });
+    let text = describe(&report(served.clone()));
+    let line = "on this machine served in /sys/fs/cgroup (connect4:20, connect6:20)";
+    assert!(text.contains(line), "{text}");
+    served.attached_clients[0].is_alive = false;
+    let text = describe(&report(served));
+    assert!(text.contains("NOT served: the control group is gone"), "{text}");
 }

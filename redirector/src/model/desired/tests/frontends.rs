@@ -124,3 +124,25 @@ fn source_ranges_are_divided_by_family() {
     assert_eq!(both(&["10.0.0.0/8", "::/0"]), [some(&["10.0.0.0/8"]), some(&["::/0"])]);
     assert_eq!(both(&["10.0.0.0/8"]), [some(&["10.0.0.0/8"]), some(&[])]);
 }
+
+/// Those without an address, each for the first service that claims it; no conflict is told twice.
+#[test]
+fn localhost_stands_for_frontends_without_an_address() {
+    let services = [
+        mk_service("web", &[(None, 80), (Some("192.0.2.9"), 81)], &[backend("local", 8080)]),
+        mk_service("late", &[(None, 80), (None, 82)], &[backend("local", 8080)]),
+    ];
+    let desired = build(&services, &node());
+    let ports = |name: &str| -> Vec<(Family, u16)> {
+        let services = desired.services.iter().filter(|((key, _), _)| key.name == name);
+        let keys = services.flat_map(|(_, service)| &service.localhost);
+        keys.map(|key| {
+            assert!(key.is_localhost());
+            (key.address.family(), key.port.number())
+        })
+        .collect()
+    };
+    assert_eq!(ports("web"), [(Family::V4, 80), (Family::V6, 80)]);
+    assert_eq!(ports("late"), [(Family::V4, 82), (Family::V6, 82)]);
+    assert!(desired.conflicts.iter().all(|conflict| !conflict.frontend.is_localhost()));
+}
