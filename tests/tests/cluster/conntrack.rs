@@ -188,8 +188,7 @@ fn sent_resets(host: &Namespace) -> Result<u64> {
     host.enter(|| {
         let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
         let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, values) =
-            (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+        let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let mut pairs = names.split(' ').zip(values.split(' '));
         let (_, value) = pairs.find(|(name, _)| *name == "OutRsts").context("no OutRsts")?;
         Ok(value.parse()?)
