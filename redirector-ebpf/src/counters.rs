@@ -36,6 +36,9 @@ pub(crate) fn count_client(reason: Reason) {
     let Some(block) = COUNTERS.get_ptr_mut(0) else {
         return;
     };
-    // SAFETY: this CPU's element, valid until the program ends; no reference to it is made.
-    unsafe { (*block).reasons[reason as usize].packets += 1 };
+    // SAFETY: this CPU's element, valid until the program ends.
+    let block = unsafe { &mut *block };
+    if let Some(counter) = block.reasons.get_mut(opaque(reason as usize)) {
+        counter.packets += 1;
+    }
 }

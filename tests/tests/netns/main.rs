@@ -4,7 +4,9 @@
 mod affinity;
 mod choosing;
 mod connections;
+mod deployed;
 mod edges;
+mod explain;
 mod fragments;
 mod kube_proxy;
 mod local_clients;
@@ -19,3 +21,4 @@ mod services;
 mod shapes;
 mod sources;
 mod steering;
+mod takeover;
