@@ -153,9 +153,9 @@ fn check_interfaces(
         checks.push(Check { name: "interfaces", state: State::Failed, detail });
     }
     let features = netdev::read_xdp_features().context("cannot ask for XDP features")?;
-    let features_of = |interface: &Interface| match &features {
-        Some(features) => Some(features.get(&interface.index).copied().unwrap_or_default()),
-        None => None,
+    let features_of = |interface: &Interface| {
+        let features = features.as_ref()?;
+        Some(features.get(&interface.index).copied().unwrap_or_default())
     };
     Ok(found.into_iter().map(|interface| look_at(interface, features_of(interface))).collect())
 }
