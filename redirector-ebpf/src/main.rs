@@ -74,6 +74,7 @@ fn accelerate(ctx: &XdpContext) -> u32 {
 
 /// Complete by itself: forwards, delivers to this host's stack, answers with errors.
 #[classifier]
+#[inline(always)]
 pub fn redirector_in(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     skb.pull_headers();
@@ -128,6 +129,7 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
 
 /// Gives replies of local backends the frontend's address and port back.
 #[classifier]
+#[inline(always)]
 pub fn redirector_out(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(&ctx);
     if environment::is_ours(skb.ingress_ifindex()) {

@@ -3,14 +3,14 @@
 //! They are rare, so what they take stands in functions of its own. The verifier walks a function
 //! that the object exports once and by itself, where it would walk any other again for every path
 //! that leads to its call. The functions tell each other what they found through the workspace.
+//! They are many, because the 512 bytes of stack are for the program and the functions that it calls
+//! together.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
-use redirector_common::Reason;
-use redirector_common::packet::quoted::Quoted;
-use redirector_common::packet::related::{
-    complete, decide_related, decide_related_reply, parse_related, rewrite_related,
-};
+use redirector_common::packet::quoted::{Quoted, parse_quoted, rewrite_error_v4, rewrite_error_v6};
+use redirector_common::packet::related::{decide_related, decide_related_reply, parse_related};
 use redirector_common::packet::{Kind, PacketBuf, Step, fragment};
+use redirector_common::{Family, Reason};
 
 use crate::context::Skb;
 use crate::counters;
@@ -37,6 +37,15 @@ impl Notes {
     }
 }
 
+/// What a packet is: a later fragment.
+const FRAGMENT: u32 = 1;
+/// An ICMP error.
+const ERROR: u32 = 2;
+/// One of IPv4.
+const ERROR_V4: u32 = 3;
+/// One of IPv6.
+const ERROR_V6: u32 = 4;
+
 /// The packet is none of ours.
 const PASS: u32 = 0;
 /// The packet is dropped.
@@ -52,12 +61,11 @@ const FORWARD_UNRESOLVED: u32 = 4;
 #[inline(always)]
 pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
     let size = Skb::from_raw(ctx).size();
-    let found = related_parse(ctx) != 0 && related_complete(ctx) != 0;
-    let step = if found { related_decide(ctx, 0) } else { PASS };
+    let step = if is_ours(ctx) { related_decide(ctx, 0) } else { PASS };
     let verdict = match step {
         PASS => TC_ACT_OK,
         DROP => TC_ACT_SHOT,
-        _ => related_rewrite(ctx, step),
+        _ => translate(ctx, step),
     };
     count(ctx, size);
     verdict
@@ -66,15 +74,37 @@ pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
 /// Handles a later fragment or ICMP message of this host's own.
 #[inline(always)]
 pub(crate) fn handle_out(ctx: *mut __sk_buff) -> i32 {
-    let ours =
-        related_parse(ctx) != 0 && related_complete(ctx) != 0 && related_decide(ctx, 1) != PASS;
-    if !ours {
+    if !is_ours(ctx) || related_decide(ctx, 1) == PASS {
         return TC_ACT_OK;
     }
     let size = Skb::from_raw(ctx).size();
-    let verdict = related_rewrite(ctx, DELIVER);
+    let verdict = translate(ctx, DELIVER);
     count(ctx, size);
     verdict
+}
+
+/// Whether the packet has, or quotes, a tuple that a flow could have.
+#[inline(always)]
+fn is_ours(ctx: *mut __sk_buff) -> bool {
+    let found = match related_parse(ctx) {
+        FRAGMENT => related_find_first(ctx),
+        ERROR => related_parse_quoted(ctx),
+        _ => 0,
+    };
+    found != 0
+}
+
+/// Translates the packet and sends it on.
+#[inline(always)]
+fn translate(ctx: *mut __sk_buff, step: u32) -> i32 {
+    let forwards = u32::from(step != DELIVER);
+    let done = match related_untag(ctx, forwards) {
+        FRAGMENT => related_rewrite_fragment(ctx, forwards),
+        ERROR_V4 => related_rewrite_v4(ctx, forwards),
+        ERROR_V6 => related_rewrite_v6(ctx, forwards),
+        _ => 0,
+    };
+    if done != 0 { related_send(ctx, step) } else { fail(ctx) }
 }
 
 /// Notes the first fragment of a packet that is translated, for those after it.
@@ -89,7 +119,7 @@ pub(crate) extern "C" fn related_note(ctx: *mut __sk_buff) -> u32 {
     0
 }
 
-/// Finds the packet's own headers. 0: it is none of ours.
+/// Finds the packet's own headers, and says what it is. 0: it is none of ours.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn related_parse(ctx: *mut __sk_buff) -> u32 {
@@ -100,9 +130,13 @@ extern "C" fn related_parse(ctx: *mut __sk_buff) -> u32 {
     };
     let notes = environment.related();
     match parse_related(&skb, packet) {
-        Ok(kind) => {
-            notes.is_error = u32::from(matches!(kind, Kind::Error));
-            1
+        Ok(Kind::Fragment) => {
+            notes.is_error = 0;
+            FRAGMENT
+        }
+        Ok(Kind::Error) => {
+            notes.is_error = 1;
+            ERROR
         }
         Err(reason) => {
             notes.reason = reason as u32;
@@ -111,16 +145,35 @@ extern "C" fn related_parse(ctx: *mut __sk_buff) -> u32 {
     }
 }
 
-/// Finds out which flow's tuple it would have. 0: it is none of ours.
+/// Finds the first fragment of the packet's. 0: it is none of ours.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn related_complete(ctx: *mut __sk_buff) -> u32 {
+extern "C" fn related_find_first(ctx: *mut __sk_buff) -> u32 {
+    let skb = Skb::from_raw(ctx);
+    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let found = fragment::find_first(&environment, &skb, packet);
+    note(environment.related(), found)
+}
+
+/// Finds the headers of the packet that is quoted. 0: it is none of ours.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn related_parse_quoted(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::from_raw(ctx);
     let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
         return 0;
     };
     let notes = environment.related();
-    match complete(&environment, &skb, packet, notes.kind(), &mut notes.quoted) {
+    let found = parse_quoted(&skb, packet, &mut notes.quoted);
+    note(notes, found)
+}
+
+/// Whether something was found, and why not.
+#[inline(always)]
+fn note(notes: &mut Notes, found: Result<(), Reason>) -> u32 {
+    match found {
         Ok(()) => 1,
         Err(reason) => {
             notes.reason = reason as u32;
@@ -157,35 +210,86 @@ const fn number(step: Step) -> u32 {
     }
 }
 
-/// Translates the packet and sends it on.
+/// Takes the VLAN tags off a packet that is forwarded, and says what it is. 0: that failed.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn related_rewrite(ctx: *mut __sk_buff, step: u32) -> i32 {
+extern "C" fn related_untag(ctx: *mut __sk_buff, forwards: u32) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    if forwards != 0 && redirect::untag(&mut skb, packet).is_none() {
+        return 0;
+    }
+    match (environment.related().kind(), packet.family()) {
+        (Kind::Fragment, _) => FRAGMENT,
+        (Kind::Error, Family::V4) => ERROR_V4,
+        (Kind::Error, Family::V6) => ERROR_V6,
+    }
+}
+
+/// Translates a later fragment. 0: that failed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn related_rewrite_fragment(ctx: *mut __sk_buff, forwards: u32) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((_, packet, outcome)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let done = fragment::rewrite_later(&mut skb, packet, &outcome.translated, forwards != 0);
+    u32::from(done.is_some())
+}
+
+/// Translates an ICMP error. 0: that failed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn related_rewrite_v4(ctx: *mut __sk_buff, forwards: u32) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let (quoted, to) = (&environment.related().quoted, &outcome.translated);
+    u32::from(rewrite_error_v4(&mut skb, packet, quoted, to, forwards != 0).is_some())
+}
+
+/// Translates an ICMPv6 error. 0: that failed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn related_rewrite_v6(ctx: *mut __sk_buff, forwards: u32) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let (quoted, to) = (&environment.related().quoted, &outcome.translated);
+    u32::from(rewrite_error_v6(&mut skb, packet, quoted, to, forwards != 0).is_some())
+}
+
+/// Sends the packet on.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn related_send(ctx: *mut __sk_buff, step: u32) -> i32 {
     let step = match step {
         FORWARD => Step::Forward,
         FORWARD_UNRESOLVED => Step::ForwardUnresolved,
         _ => Step::Deliver,
     };
-    let mut skb = Skb::from_raw(ctx);
-    let Some((environment, packet, outcome)) = Kernel::new(ctx.cast()) else {
+    let skb = Skb::from_raw(ctx);
+    let Some((_, _, outcome)) = Kernel::new(ctx.cast()) else {
         return TC_ACT_SHOT;
     };
-    let notes = environment.related();
-    let forwards = !matches!(step, Step::Deliver);
-    let ready = !forwards || redirect::untag(&mut skb, packet).is_some();
-    let to = &outcome.translated;
-    let done = if ready {
-        rewrite_related(&mut skb, packet, notes.kind(), &notes.quoted, to, forwards)
-    } else {
-        None
-    };
-    match done.and_then(|()| redirect::finish(&skb, &outcome.next_hop, step)) {
+    match redirect::finish(&skb, &outcome.next_hop, step) {
         Some(verdict) => verdict,
-        None => {
-            notes.reason = Reason::RewriteFailed as u32;
-            TC_ACT_SHOT
-        }
+        None => fail(ctx),
     }
+}
+
+/// The verdict on a packet that could not be translated.
+#[inline(always)]
+fn fail(ctx: *mut __sk_buff) -> i32 {
+    if let Some((environment, _, _)) = Kernel::new(ctx.cast()) {
+        environment.related().reason = Reason::RewriteFailed as u32;
+    }
+    TC_ACT_SHOT
 }
 
 /// Counts the packet, of which that was the size when it came.

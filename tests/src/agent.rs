@@ -31,8 +31,8 @@ use crate::{
 /// Where agents serve their state, on their own loopback device.
 pub const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9961);
 
-/// How long an agent may take to load its programs on a busy machine.
-const START: Duration = Duration::from_secs(30);
+/// How long an agent may take to load its programs on a busy machine, or an emulated one.
+const START: Duration = Duration::from_secs(120);
 
 /// Files that a test may have open.
 const FILES: u64 = 20_000;
@@ -163,8 +163,6 @@ impl Lab {
     ///
     /// If it can't be started.
     pub fn start_without_waiting(&mut self, options: &[&str]) -> Result<()> {
-        ensure!(self.agent.is_none(), "an agent runs already");
-        let log = File::options().create(true).append(true).open(self.files.path().join("log"))?;
         let mut command = self.run_command()?;
         if !options.contains(&"--interface") {
             command.args(["--interface", "eth0", "--interface", "eth1"]);
@@ -172,7 +170,19 @@ impl Lab {
         if options.contains(&"--cgroup") {
             command.env_remove(NO_LOCAL_CLIENTS);
         }
-        command.args(options).stdout(log.try_clone()?).stderr(log);
+        command.args(options);
+        self.start_command(command)
+    }
+
+    /// Starts an agent by a command of the test's own, which becomes the agent.
+    ///
+    /// # Errors
+    ///
+    /// If it can't be started.
+    pub fn start_command(&mut self, mut command: Command) -> Result<()> {
+        ensure!(self.agent.is_none(), "an agent runs already");
+        let log = File::options().create(true).append(true).open(self.files.path().join("log"))?;
+        command.stdout(log.try_clone()?).stderr(log);
         self.agent = Some(command.spawn().with_context(|| format!("starting {command:?}"))?);
         Ok(())
     }

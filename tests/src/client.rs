@@ -104,7 +104,7 @@ pub struct Whoami {
 }
 
 impl Whoami {
-    fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let parse = || {
             let (server, client) = text.trim().strip_prefix("server=")?.split_once(" client=")?;
             Some(Self { server: server.to_owned(), client: client.parse().ok()? })

@@ -7,14 +7,19 @@
 //! * [`namespace`], [`topology`]: hosts and the links between them;
 //! * [`server`], [`client`], [`transfer`], [`frame`]: real traffic;
 //! * [`agent`], [`bpffs`], [`cgroup`], [`cli`]: the program under test;
+//! * [`apiserver`], [`cluster`]: Kubernetes, as far as the program under test meets it;
 //! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
+//! * [`deployed`]: what deploy/ says of the agent's container.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpffs;
 pub mod cgroup;
 pub mod cli;
 pub mod client;
+pub mod cluster;
 pub mod crowd;
+pub mod deployed;
 mod extension;
 pub mod frame;
 pub mod icmp;

@@ -13,8 +13,8 @@ use aya::{
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
-    CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason, SourceBits, SourceRange, Tuple,
-    cache,
+    Affinity, AffinityKey, CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason,
+    SourceBits, SourceRange, Tuple, cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
     reason::REASON_CAPACITY,
@@ -246,6 +246,18 @@ impl Programs {
         let mut map: LpmTrie<&mut MapData, SourceBits, u32> = LpmTrie::try_from(map)?;
         let key = Key::new(range.prefix_len, range.bits);
         Ok(map.insert(&key, SourceRange::ADMITTED, 0)?)
+    }
+
+    /// Remembers a client.
+    ///
+    /// # Errors
+    ///
+    /// If there is no map for it.
+    pub fn keep(&mut self, key: AffinityKey, affinity: Affinity) -> Result<()> {
+        let name = MapName::Affinity.name();
+        let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+        let mut map: HashMap<&mut MapData, AffinityKey, Affinity> = HashMap::try_from(map)?;
+        Ok(map.insert(key, affinity, 0)?)
     }
 
     /// All halves of all flows.

@@ -9,6 +9,9 @@ use crate::cargo;
 use crate::process;
 use crate::setup;
 
+/// Names the agent that tests run, if not the one that we build.
+pub(crate) const AGENT: &str = "REDIRECTOR_BIN";
+
 /// Builds the release binary, with the eBPF object embedded, at target/release/redirector.
 #[derive(Args)]
 pub(crate) struct Arguments {}
@@ -31,6 +34,19 @@ pub(crate) fn release() -> Result<PathBuf> {
         "redirector",
     ]))?;
     Ok(binary())
+}
+
+/// The agent that tests run: the one that is named, else a release build.
+pub(crate) fn agent() -> Result<PathBuf> {
+    match std::env::var_os(AGENT) {
+        Some(agent) => Ok(agent.into()),
+        None => release(),
+    }
+}
+
+/// The agent that tests run, which is built already.
+pub(crate) fn tested() -> PathBuf {
+    std::env::var_os(AGENT).map_or_else(binary, PathBuf::from)
 }
 
 /// Where the release binary is.

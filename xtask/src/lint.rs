@@ -97,7 +97,7 @@ fn clippy() -> Result<()> {
     // Tiers that need root are out of reach of --all-targets, so that `cargo test` is, too.
     let mut command = cargo("clippy");
     command.args(["--locked", "--package", Tier::PACKAGE]);
-    for target in Tier::ALL.into_iter().filter_map(Tier::target) {
+    for target in Tier::ALL.into_iter().flat_map(Tier::targets) {
         command.args(["--test", target]);
     }
     process::run(command.args(["--", "-Dwarnings"]))

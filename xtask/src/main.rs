@@ -3,7 +3,10 @@
 mod bench;
 mod build;
 mod cargo;
+mod charts;
 mod demo;
+mod filesystem;
+mod image;
 mod kernels;
 mod lint;
 mod process;
@@ -30,6 +33,7 @@ enum Command {
     Test(test::Arguments),
     Bench(bench::Arguments),
     Demo(demo::Arguments),
+    Image(image::Arguments),
     Kernels(kernels::Arguments),
     #[command(hide = true)]
     DemoServer(demo::ServerArguments),
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Image(arguments) => image::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Kernels(arguments) => kernels::run(&arguments),
         Command::DemoServer(arguments) => demo::run_server(&arguments).map(|()| ExitCode::SUCCESS),
     };

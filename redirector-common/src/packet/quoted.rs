@@ -151,33 +151,79 @@ pub fn rewrite_error<P: PacketBuf>(
     to: &Tuple,
     decrement_ttl: bool,
 ) -> Option<()> {
+    match packet.family() {
+        Family::V4 => rewrite_error_v4(bytes, packet, quoted, to, decrement_ttl),
+        Family::V6 => rewrite_error_v6(bytes, packet, quoted, to, decrement_ttl),
+    }
+}
+
+/// As [`rewrite_error`], for IPv4.
+#[inline(always)]
+#[must_use]
+pub fn rewrite_error_v4<P: PacketBuf>(
+    bytes: &mut P,
+    packet: &Packet,
+    quoted: &Quoted,
+    to: &Tuple,
+    decrement_ttl: bool,
+) -> Option<()> {
+    check(bytes, packet, quoted)?;
+    let message = write_v4(bytes, packet, quoted, to, decrement_ttl)?;
+    finish(bytes, packet, quoted, to, message)
+}
+
+/// As [`rewrite_error`], for IPv6.
+#[inline(always)]
+#[must_use]
+pub fn rewrite_error_v6<P: PacketBuf>(
+    bytes: &mut P,
+    packet: &Packet,
+    quoted: &Quoted,
+    to: &Tuple,
+    decrement_ttl: bool,
+) -> Option<()> {
+    check(bytes, packet, quoted)?;
+    let message = write_v6(bytes, packet, quoted, to, decrement_ttl)?;
+    finish(bytes, packet, quoted, to, message)
+}
+
+/// Everything that can fail comes before the first write.
+#[inline(always)]
+fn check<P: PacketBuf>(bytes: &P, packet: &Packet, quoted: &Quoted) -> Option<()> {
+    let _: *mut [u8; ICMP_LEN] = bytes.at(packet.transport.into())?;
+    let _: *mut [u8; TRANSPORT_LEN] = bytes.at(at(packet, quoted.transport))?;
+    Some(())
+}
+
+/// Writes the ports of the quoted packet, its checksum, and the message's.
+#[inline(always)]
+fn finish<P: PacketBuf>(
+    bytes: &mut P,
+    packet: &Packet,
+    quoted: &Quoted,
+    to: &Tuple,
+    message: Delta,
+) -> Option<()> {
     let from = &packet.tuple;
-    let network = usize::from(packet.network);
-    let transport = usize::from(packet.transport);
-    let (inner, inner_transport) =
-        (network + usize::from(quoted.network), network + usize::from(quoted.transport));
-    // Everything that can fail comes before the first write.
-    let _: *mut [u8; ICMP_LEN] = bytes.at(transport)?;
-    let _: *mut [u8; TRANSPORT_LEN] = bytes.at(inner_transport)?;
-    let addresses = addresses(from, to);
-    let ports = Delta::NONE.sums(ports_of(from), ports_of(to));
-    let mut message = match packet.family() {
-        Family::V4 => write_v4(bytes, (network, inner), from, to, decrement_ttl)?,
-        Family::V6 => write_v6(bytes, (network, inner), from, to, decrement_ttl)?,
-    };
-    message = message.plus(addresses).plus(ports);
-    let ports_at: *mut [u8; 4] = bytes.at(inner_transport)?;
+    let ports_at: *mut [u8; 4] = bytes.at(at(packet, quoted.transport))?;
     let [a, b] = to.destination_port.bytes();
     let [c, d] = to.source_port.bytes();
     // SAFETY: `at` checked the bounds.
     unsafe { ports_at.write_unaligned([a, b, c, d]) };
+    let change = addresses(from, to).plus(Delta::NONE.sums(ports_of(from), ports_of(to)));
+    let mut message = message.plus(change);
     if quoted.checksum != 0 {
         let udp = matches!(from.protocol(), Protocol::Udp);
-        let at = network + usize::from(quoted.checksum);
-        message = message.plus(update(bytes, at, addresses.plus(ports), udp)?);
+        message = message.plus(update(bytes, at(packet, quoted.checksum), change, udp)?);
     }
-    let _ = update(bytes, transport + 2, message, false)?;
+    let _ = update(bytes, usize::from(packet.transport) + 2, message, false)?;
     Some(())
+}
+
+/// The offset from the start of the frame of what is so far from the error's IP header.
+#[inline(always)]
+fn at(packet: &Packet, offset: u16) -> usize {
+    usize::from(packet.network) + usize::from(offset)
 }
 
 /// Updates the checksum at `offset` and returns what that changes in sums over it.
@@ -205,12 +251,13 @@ fn update<P: PacketBuf>(bytes: &mut P, offset: usize, change: Delta, udp: bool) 
 #[inline(always)]
 fn write_v4<P: PacketBuf>(
     bytes: &mut P,
-    (network, inner): (usize, usize),
-    from: &Tuple,
+    packet: &Packet,
+    quoted: &Quoted,
     to: &Tuple,
     decrement_ttl: bool,
 ) -> Option<Delta> {
-    let quoted: *mut Ipv4Hdr = bytes.at(inner)?;
+    let from = &packet.tuple;
+    let quoted: *mut Ipv4Hdr = bytes.at(at(packet, quoted.network))?;
     // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
     let quoted = unsafe { &mut *quoted };
     let old = u16::from_ne_bytes(quoted.check);
@@ -219,7 +266,7 @@ fn write_v4<P: PacketBuf>(
     quoted.src_addr = to.destination.v4_bytes();
     quoted.dst_addr = to.source.v4_bytes();
 
-    let outer: *mut Ipv4Hdr = bytes.at(network)?;
+    let outer: *mut Ipv4Hdr = bytes.at(packet.network.into())?;
     // SAFETY: as above.
     let outer = unsafe { &mut *outer };
     let sender = Address::from_v4_word(read_words::<4, 1>(&outer.src_addr)[0]);
@@ -240,18 +287,19 @@ fn write_v4<P: PacketBuf>(
 #[inline(always)]
 fn write_v6<P: PacketBuf>(
     bytes: &mut P,
-    (network, inner): (usize, usize),
-    from: &Tuple,
+    packet: &Packet,
+    quoted: &Quoted,
     to: &Tuple,
     decrement_ttl: bool,
 ) -> Option<Delta> {
-    let quoted: *mut Ipv6Hdr = bytes.at(inner)?;
+    let from = &packet.tuple;
+    let quoted: *mut Ipv6Hdr = bytes.at(at(packet, quoted.network))?;
     // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
     let quoted = unsafe { &mut *quoted };
     quoted.src_addr = to.destination.v6_bytes();
     quoted.dst_addr = to.source.v6_bytes();
 
-    let outer: *mut Ipv6Hdr = bytes.at(network)?;
+    let outer: *mut Ipv6Hdr = bytes.at(packet.network.into())?;
     // SAFETY: as above.
     let outer = unsafe { &mut *outer };
     let sender = Address::from_words(read_words(&outer.src_addr));

@@ -104,9 +104,10 @@ fn later_fragments_follow_the_first() {
         let (a, b, translated) = ingress(&host, &mut first);
         assert_eq!((a, b), (step, reason));
         let (a, b, followed) = ingress(&host, &mut later);
-        let established = match step {
-            Step::Forward => Reason::RemoteEstablished,
-            _ => Reason::LocalEstablished,
+        let established = if step == Step::Forward {
+            Reason::RemoteEstablished
+        } else {
+            Reason::LocalEstablished
         };
         assert_eq!((a, b, followed), (step, established, translated));
         let flow = host.flows()[&udp((CLIENT, 4000), (NODE, port))];

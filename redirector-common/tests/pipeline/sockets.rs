@@ -29,7 +29,7 @@ impl Node {
     /// A service at `frontends` with `external` backends for packets and `internal` ones for
     /// clients on the node.
     fn serve(&mut self, frontends: &[FrontendKey], external: &[Backend], internal: &[Backend]) {
-        let id = u32::try_from(self.services.len()).expect("few") + 1;
+        let id = u32::try_from(self.services.len()).unwrap() + 1;
         let (table_offset, table_size) = self.add_table(external);
         let (internal_offset, internal_size) = self.add_table(internal);
         self.services.insert(
@@ -57,7 +57,7 @@ impl Node {
     fn add_table(&mut self, backends: &[Backend]) -> (u32, u32) {
         let offset = self.table.len();
         for backend in backends {
-            let id = u32::try_from(self.backends.len()).expect("few") + 1;
+            let id = u32::try_from(self.backends.len()).unwrap() + 1;
             self.backends.insert(id, *backend);
             self.table.push(id);
         }

@@ -17,6 +17,7 @@ use crate::k8s::object::ObjectName;
 use crate::k8s::protected::{Guard, read_listening};
 use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
 use crate::model::desired::Conflict;
+use crate::model::state::Rank;
 use crate::model::{Service, ServiceKey, Source};
 
 /// How long the maps may be out of line before load balancers are told to go elsewhere, in
@@ -36,6 +37,8 @@ pub(super) struct Kubernetes {
     /// Objects that wait for a port that is in use.
     waiting: BTreeSet<Object>,
     missing: Vec<Kind>,
+    /// Services that became others, or came, or went.
+    changed: BTreeSet<ServiceKey>,
     /// When what changed came to be, in milliseconds since 1970, and is not in the maps yet.
     triggers: Vec<i64>,
     checks: BTreeMap<u16, Check>,
@@ -69,6 +72,7 @@ impl Kubernetes {
             owners: BTreeMap::new(),
             waiting: BTreeSet::new(),
             missing: Kind::ALL.to_vec(),
+            changed: BTreeSet::new(),
             triggers: Vec::new(),
             checks: BTreeMap::new(),
             servers: CheckServers::new(answer.clone()),
@@ -151,17 +155,23 @@ impl Kubernetes {
         })
     }
 
-    /// What all objects ask for, the older first.
-    pub(super) fn services(&self) -> Vec<Service> {
-        let mut all: Vec<(i64, &Service)> = self
-            .converted
-            .values()
-            .flat_map(|converted| {
-                converted.services.iter().map(|service| (converted.created, service))
-            })
-            .collect();
-        all.sort_by(|(one, a), (other, b)| (one, &a.key).cmp(&(other, &b.key)));
-        all.into_iter().map(|(_, service)| service.clone()).collect()
+    /// What all objects ask for.
+    pub(super) fn services(&self) -> impl Iterator<Item = (Rank, Service)> {
+        self.converted.values().flat_map(|converted| {
+            let rank = rank(converted);
+            converted.services.iter().map(move |service| (rank, service.clone()))
+        })
+    }
+
+    /// Services that changed since the last call: what they are now, if they still are.
+    pub(super) fn take_changed(&mut self) -> Vec<(ServiceKey, Option<(Rank, Service)>)> {
+        let find = |key: &ServiceKey| {
+            let converted = self.converted.get(self.owners.get(key)?)?;
+            let service = converted.services.iter().find(|service| service.key == *key)?;
+            Some((rank(converted), service.clone()))
+        };
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|key| (key.clone(), find(&key))).collect()
     }
 
     /// Times since what changed came to be, in milliseconds, now that it is in the maps.
@@ -249,6 +259,10 @@ impl Kubernetes {
             self.owners.insert(service.key.clone(), object.clone());
         }
         let is_changed = old.services != new.services || old.created != new.created;
+        if is_changed {
+            let services = old.services.iter().chain(&new.services);
+            self.changed.extend(services.map(|service| service.key.clone()));
+        }
         if new != Converted::default() {
             self.converted.insert(object, new);
         }
@@ -315,6 +329,11 @@ impl Kubernetes {
             None => format!("{:?} of the node's file", key.name),
         }
     }
+}
+
+/// Of two objects that want a frontend, the older gets it.
+const fn rank(converted: &Converted) -> Rank {
+    Rank { source: 1, order: converted.created }
 }
 
 fn subject((kind, name): &Object, converted: &Converted) -> Subject {

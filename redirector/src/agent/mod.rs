@@ -192,6 +192,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     loop {
         let event = tokio::select! {
+            () = node.collection_due() => {
+                node.collect();
+                continue;
+            }
             event = events.recv() => event,
             Some(ended) = tasks.join_next() => {
                 let reason = match ended {

@@ -1,7 +1,7 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use redirector_common::node::NodeConfig;
@@ -22,6 +22,7 @@ use crate::dataplane::epochs::Epochs;
 use crate::dataplane::gc::{self, KernelFlows};
 use crate::dataplane::ids::Cursors;
 use crate::dataplane::kube_proxy;
+use crate::dataplane::layout::Layout;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, cache_sets};
@@ -31,15 +32,20 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
+use crate::dataplane::sync::Writes;
 use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
 use crate::k8s::report::Mouth;
 use crate::model::Service;
-use crate::model::desired::{self, NodeAddresses};
+use crate::model::desired::NodeAddresses;
+use crate::model::state::{Rank, State};
 
 /// Index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
+
+/// How long after one pass over the flows the next may begin because of a change.
+const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(300);
 
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
@@ -58,8 +64,15 @@ pub(super) struct Node {
     cursors: Cursors,
     /// What the maps were last made from; `None`: they have to be made again.
     made_from: Option<NodeAddresses>,
+    /// What all sources ask for.
+    state: State,
+    /// What the maps hold, by service; `None`: to be found out when everything is laid out.
+    layout: Option<Layout>,
     wanted_ports: Ports,
     listed: BTreeSet<(ServiceId, BackendId)>,
+    /// When flows were collected last, and when they have to be again.
+    collected_at: Option<Instant>,
+    collect_at: Option<Instant>,
     entries: BTreeMap<u32, Entry>,
     slots: Slots,
     chosen: Vec<String>,
@@ -202,8 +215,14 @@ impl Node {
         if !self.kubernetes.as_mut().is_some_and(Kubernetes::update) {
             return;
         }
-        self.made_from = None;
-        match self.sync(host) {
+        let done = self.sync_changes(host).and_then(|is_done| {
+            if is_done {
+                return Ok(());
+            }
+            self.made_from = None;
+            self.sync(host)
+        });
+        match done {
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 self.actual = None;
@@ -214,10 +233,86 @@ impl Node {
         self.account.publish(&mut self.maps.status);
     }
 
+    /// Brings only those services in line that changed. Returns whether that could be done.
+    fn sync_changes(&mut self, host: &Host) -> anyhow::Result<bool> {
+        let began = Instant::now();
+        let addresses = interfaces::addresses(host, &self.chosen);
+        let (Some(kubernetes), Some(actual), Some(mut layout)) =
+            (&mut self.kubernetes, &mut self.actual, self.layout.take())
+        else {
+            return Ok(false);
+        };
+        if self.made_from.as_ref() != Some(&addresses) || !kubernetes.missing().is_empty() {
+            return Ok(false);
+        }
+        for (key, service) in kubernetes.take_changed() {
+            match service {
+                Some((rank, service)) => self.state.put(rank, service),
+                None => self.state.remove(&key),
+            }
+        }
+        let dirty = self.state.take_dirty();
+        let step = match layout.change(&self.state, &dirty, actual) {
+            Ok(step) => step,
+            Err(reason) => {
+                tracing::debug!(%reason, "everything is laid out anew");
+                return Ok(false);
+            }
+        };
+        let mut written = step.before.clone();
+        let has_vips = layout.has_vips();
+        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
+        layout.commit(step, written, actual);
+        self.cursors = layout.cursors();
+        self.layout = Some(layout);
+        self.synced(began, dirty.len(), writes);
+        Ok(true)
+    }
+
+    /// What follows when the maps are in line.
+    fn synced(&mut self, began: Instant, services: usize, writes: Writes) {
+        let conflicts = self.state.conflicts();
+        self.account.synced(began.elapsed(), conflicts.len());
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.note_conflicts(&conflicts);
+            self.account.programmed(kubernetes.take_latencies());
+            let missing = kubernetes.missing().iter().map(|kind| kind.name()).collect();
+            self.account.waits_for(missing);
+        }
+        if !writes.is_none() {
+            let Writes { set, removed } = writes;
+            tracing::info!(services, written = set, removed, "maps brought in line");
+            self.collect_soon();
+        }
+    }
+
+    /// UDP clients of backends that went must not wait for the next pass; but a pass looks at
+    /// every flow, so of many changes in a short time one has to do for all.
+    fn collect_soon(&mut self) {
+        let next = self.collected_at.map(|at| at + BETWEEN_COLLECTIONS);
+        match next.filter(|next| *next > Instant::now()) {
+            Some(next) => self.collect_at = Some(next),
+            None => self.collect(),
+        }
+    }
+
+    /// Waits until flows have to be collected, if they have to be.
+    pub(super) async fn collection_due(&self) {
+        match self.collect_at {
+            Some(at) => tokio::time::sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// What all sources ask for, the first to be served first.
-    fn services(&self) -> Vec<Service> {
-        let mut services = self.wishes.services();
-        services.extend(self.kubernetes.iter().flat_map(Kubernetes::services));
+    fn services(&mut self) -> Vec<(Rank, Service)> {
+        let file = self.wishes.services().into_iter();
+        let mut services: Vec<(Rank, Service)> =
+            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it)).collect();
+        if let Some(kubernetes) = &mut self.kubernetes {
+            kubernetes.take_changed();
+            services.extend(kubernetes.services());
+        }
         services
     }
 
@@ -260,16 +355,18 @@ impl Node {
         if let Some(kubernetes) = &mut self.kubernetes {
             kubernetes.keep_from(snat.clone());
         }
-        let desired = desired::build(&self.services(), &addresses);
+        self.layout = None;
+        self.state = State::new(addresses.clone(), self.services());
+        let desired = self.state.all();
         let actual = match &mut self.actual {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
         let mut encoded =
             encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
-        let missing =
-            self.kubernetes.as_ref().map(Kubernetes::missing).unwrap_or_default().to_vec();
-        if !missing.is_empty() {
+        let is_complete =
+            self.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.missing().is_empty());
+        if !is_complete {
             // What seems to be too much may be asked for by what was not read yet.
             encoded.keep(actual);
         }
@@ -285,36 +382,36 @@ impl Node {
                 netns_cookie: self.netns_cookie,
             },
         )?;
-        self.listed = encoded.listed();
+        if is_complete && !self.cursors.is_crowded() {
+            let capacity = self.maps.capacity;
+            self.layout =
+                Some(Layout::new(&self.state, &encoded, snat.clone(), capacity, self.cursors));
+        }
+        // The layout has them too.
+        self.listed = match self.layout {
+            Some(_) => BTreeSet::new(),
+            None => encoded.listed(),
+        };
         self.wanted_ports = encoded.ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.account.synced(began.elapsed(), desired.conflicts.len());
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.note_conflicts(&desired.conflicts);
-            self.account.programmed(kubernetes.take_latencies());
-        }
-        self.account.waits_for(missing.iter().map(|kind| kind.name()).collect());
-        if !writes.is_none() {
-            tracing::info!(
-                services = desired.services.len(),
-                written = writes.set,
-                removed = writes.removed,
-                "maps brought in line"
-            );
-            // UDP clients of backends that went must not wait for the next pass.
-            self.collect();
-        }
+        self.synced(began, desired.services.len(), writes);
         Ok(())
     }
 
     /// Collects flows, and takes ports back that none of them needs.
     pub(super) fn collect(&mut self) {
-        let outcome = gc::collect(&mut self.flows, &self.listed, gc::now()).and_then(|collected| {
+        self.collect_at = None;
+        self.collected_at = Some(Instant::now());
+        let (listed, wanted) = match &self.layout {
+            Some(layout) => (layout.listed(), layout.wanted_ports()),
+            None => (&self.listed, &self.wanted_ports),
+        };
+        let outcome = gc::collect(&mut self.flows, listed, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
             match &mut self.actual {
                 Some(actual) => {
-                    let (wanted, in_use) = (&self.wanted_ports, &collected.in_use);
+                    let in_use = &collected.in_use;
                     self.maps.services.release_ports(actual, wanted, in_use).map(drop)
                 }
                 None => Ok(()),
@@ -518,6 +615,10 @@ impl Parts {
             actual: None,
             cursors: Cursors::default(),
             made_from: None,
+            state: State::default(),
+            layout: None,
+            collected_at: None,
+            collect_at: None,
             wanted_ports: Ports::default(),
             listed: BTreeSet::new(),
             entries: self.entries,

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::ReadArgs;
 use super::render::{self, Row};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+pub(super) use records::flag_names;
 
 /// Commands about maps.
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod config;
 pub mod counters;
 pub mod detach;
+pub mod explain;
 pub mod flow;
 pub mod map;
 pub mod render;
@@ -65,6 +66,8 @@ enum Command {
     Map(map::MapCommand),
     /// Show ports that pods of a cluster ask for and silently do not get
     Audit(audit::AuditArgs),
+    /// Show what would become of a packet, step by step, and why
+    Explain(explain::ExplainArgs),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -152,6 +155,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Counters(args) => counters::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Audit(args) => audit::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Detach(args) => detach::run(&args),
         Command::Completions(args) => completions::print_completions(&args),
@@ -218,6 +222,8 @@ mod tests {
             "redirector flow list --state sleeping",
             "redirector map dump NOTHING",
             "redirector service list -o xml",
+            "redirector explain icmp 192.0.2.1:1 192.0.2.2:2",
+            "redirector explain tcp 192.0.2.1 192.0.2.2:80",
         ] {
             let error = Cli::try_parse_from(line.split(' ')).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -23,6 +23,9 @@ use crate::k8s::convert::NodePortAddresses;
   SIGHUP   reads the file again (as does a change of the file)
   SIGTERM  ends the agent; the data path goes on, and 'redirector detach' removes it
 
+Environment:
+  REDIRECTOR_PROC_SYS  where kernel settings are, if not /proc/sys (for 'redirector detach', too)
+
 Examples:
   redirector run --config /etc/redirector.yaml
   redirector run --kubernetes --node-name node1

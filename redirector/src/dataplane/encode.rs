@@ -8,7 +8,7 @@ use redirector_common::{
     SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
-use super::contents::{Contents, lines_of};
+use super::contents::{Contents, Ports};
 use super::ids::{Cursors, Ids};
 use super::info::{Info, TooLong};
 use super::regions::Regions;
@@ -87,20 +87,22 @@ pub fn encode(
 
 /// Lines of `MAGLEV` that tables may take: an eighth stays free, for new ones to be written while
 /// the old ones are in use.
-const fn roomy(capacity: Capacity) -> u64 {
+pub(super) const fn roomy(capacity: Capacity) -> u64 {
     (capacity.lines - capacity.lines / 8) as u64
 }
 
 /// Lines of `MAGLEV` that every service's tables take together.
 fn lines_wanted(desired: &Desired, density: Density) -> u64 {
-    let lines = |service: &DesiredService, origin| {
-        u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE))
-    };
-    let both = |service: &DesiredService| match service.is_one_table() {
-        true => lines(service, Origin::Outside),
-        false => lines(service, Origin::Outside) + lines(service, Origin::Node),
-    };
-    desired.services.values().map(both).sum()
+    desired.services.values().map(|service| lines_of_tables(service, density)).sum()
+}
+
+/// Lines of `MAGLEV` that a service's tables take together.
+pub(super) fn lines_of_tables(service: &DesiredService, density: Density) -> u64 {
+    let lines = |origin| u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE));
+    match service.is_one_table() {
+        true => lines(Origin::Outside),
+        false => lines(Origin::Outside) + lines(Origin::Node),
+    }
 }
 
 fn encode_at(
@@ -111,17 +113,16 @@ fn encode_at(
     density: Density,
     cursors: &mut Cursors,
 ) -> Result<Contents, EncodeError> {
+    let mut ids = Ids::read(actual, (capacity.services, capacity.backends), *cursors);
+    let mut regions = Regions::of(actual, capacity.lines);
     let mut encoder = Encoder {
         actual,
         capacity,
         density,
-        ids: Ids::read(actual, (capacity.services, capacity.backends), *cursors),
-        regions: Regions::new(capacity.lines),
+        ids: &mut ids,
+        regions: &mut regions,
         contents: Contents::default(),
     };
-    for (first, lines) in actual.services.values().flat_map(lines_of) {
-        encoder.regions.take(first, lines);
-    }
     for (key, service) in &desired.services {
         encoder.add_service(key, service)?;
     }
@@ -132,24 +133,26 @@ fn encode_at(
         }
     }
     encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
-    *cursors = encoder.ids.cursors();
-    Ok(encoder.contents)
+    let contents = encoder.contents;
+    *cursors = ids.cursors();
+    Ok(contents)
 }
 
 /// Value of every entry of `VIPS`: that it is there says all.
-const VIP: u32 = 1;
+pub(super) const VIP: u32 = 1;
 
-struct Encoder<'a> {
-    actual: &'a Contents,
-    capacity: Capacity,
-    density: Density,
-    ids: Ids,
-    regions: Regions,
-    contents: Contents,
+pub(super) struct Encoder<'a> {
+    /// What the maps hold of the services that are added.
+    pub(super) actual: &'a Contents,
+    pub(super) capacity: Capacity,
+    pub(super) density: Density,
+    pub(super) ids: &'a mut Ids,
+    pub(super) regions: &'a mut Regions,
+    pub(super) contents: Contents,
 }
 
 impl Encoder<'_> {
-    fn add_service(
+    pub(super) fn add_service(
         &mut self,
         key: &(ServiceKey, Family),
         service: &DesiredService,
@@ -317,7 +320,18 @@ impl Encoder<'_> {
             let local_address = Address::loopback(key.address.family());
             let value = Frontend { service: id, reserved: 0, local_address };
             self.contents.frontends.insert(*key, value);
-            self.contents.ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
+        }
+        for (key, local_address) in &service.frontends {
+            let value = Frontend { service: id, reserved: 0, local_address: *local_address };
+            self.contents.frontends.insert(*key, value);
+        }
+        Self::add_ports(&mut self.contents.ports, service);
+    }
+
+    /// Adds the flags of the ports that a service needs looked up.
+    pub(super) fn add_ports(ports: &mut Ports, service: &DesiredService) {
+        for key in &service.localhost {
+            ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
         }
         let remote = service
             .backends
@@ -329,8 +343,6 @@ impl Encoder<'_> {
                 .iter()
                 .any(|backend| backend.takes_new_flows && backend.backend.is_own());
         for (key, local_address) in &service.frontends {
-            let value = Frontend { service: id, reserved: 0, local_address: *local_address };
-            self.contents.frontends.insert(*key, value);
             let mut flags = PortFlags::FRONTEND;
             if remote {
                 flags = flags.union(PortFlags::REMOTE);
@@ -339,7 +351,6 @@ impl Encoder<'_> {
             if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
                 flags = flags.union(PortFlags::STEER);
             }
-            let ports = &mut self.contents.ports;
             ports.add(key.protocol(), key.port, flags);
             for backend in service.backends.iter().map(|backend| backend.backend) {
                 if backend.is_local() {

@@ -120,6 +120,22 @@ impl Ids {
         Some(id)
     }
 
+    /// Frees the number of a service. Its affinity group keeps its own: others may share it.
+    pub(crate) fn free_service(&mut self, key: &(ServiceKey, Family)) {
+        if let Some(id) = self.services.remove(key) {
+            self.used_services.used.remove(&id);
+        }
+    }
+
+    /// Frees the number of a backend.
+    pub(crate) fn free_backend(&mut self, id: BackendId, backend: &Backend) {
+        let key = content(backend);
+        if self.backends.get(&key) == Some(&id) {
+            self.backends.remove(&key);
+        }
+        self.used_backends.used.remove(&id);
+    }
+
     /// Where the next search goes on.
     pub(crate) fn cursors(&self) -> Cursors {
         Cursors {

@@ -249,15 +249,19 @@ fn read_link(message: &LinkMessage) -> Interface {
         if let LinkAttribute::IfName(name) = attribute {
             interface.name.clone_from(name);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
-            let is = |kind| infos.contains(&LinkInfo::Kind(kind));
-            interface.is_veth = is(InfoKind::Veth);
-            interface.leads_inside =
-                [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun].map(is) != [false; 3];
+            interface.is_veth = is_kind(infos, InfoKind::Veth);
+            interface.leads_inside = [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun]
+                .into_iter()
+                .any(|kind| is_kind(infos, kind));
         } else if let LinkAttribute::Xdp(xdp) = attribute {
             interface.xdp = read_xdp(xdp);
         }
     }
     interface
+}
+
+fn is_kind(infos: &[LinkInfo], kind: InfoKind) -> bool {
+    infos.contains(&LinkInfo::Kind(kind))
 }
 
 fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {

@@ -11,7 +11,7 @@ use std::io;
 
 use aya::Pod;
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{HashMap, Map, MapData, MapError, MapType, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
@@ -207,6 +207,40 @@ impl Pinned {
         let mut lines = self.table::<u32, MaglevLine>(MapName::Maglev)?;
         lines.retain(|line, _| services.values().any(|service| uses_line(service, *line)));
         Ok(lines)
+    }
+
+    /// One line of the Maglev tables.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn maglev_line(&self, line: u32) -> Result<Option<MaglevLine>, PinnedError> {
+        let name = MapName::Maglev;
+        let refused = |error: MapError| unreadable(name, chain(&error));
+        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
+        let map = Array::<_, MaglevLine>::try_from(map).map_err(refused)?;
+        match map.get(&line, 0) {
+            Ok(found) => Ok(Some(found)),
+            Err(MapError::OutOfBounds { .. }) => Ok(None),
+            Err(error) => Err(refused(error)),
+        }
+    }
+
+    /// The half of a flow that packets with this tuple belong to.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn flow(&self, key: &Tuple) -> Result<Option<Flow>, PinnedError> {
+        let name = MapName::Flows;
+        let refused = |error: MapError| unreadable(name, chain(&error));
+        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
+        let map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
+        match map.get(key, 0) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(refused(error)),
+        }
     }
 
     /// Ports that concern us.

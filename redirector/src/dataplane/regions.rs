@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::contents::{Contents, lines_of};
+
 /// Which lines are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Regions {
@@ -17,6 +19,20 @@ impl Regions {
     /// An array of `capacity` lines, all free.
     pub(crate) fn new(capacity: u32) -> Self {
         Self { capacity, taken: BTreeMap::new(), next: 0 }
+    }
+
+    /// An array of `capacity` lines, of which those are taken that services have.
+    pub(crate) fn of(contents: &Contents, capacity: u32) -> Self {
+        let mut regions = Self::new(capacity);
+        for (first, lines) in contents.services.values().flat_map(lines_of) {
+            regions.take(first, lines);
+        }
+        regions
+    }
+
+    /// Marks lines as free.
+    pub(crate) fn release(&mut self, first: u32) {
+        self.taken.remove(&first);
     }
 
     /// Marks lines as taken.

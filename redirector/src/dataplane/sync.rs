@@ -111,6 +111,22 @@ impl Tables {
         actual: &mut Contents,
         desired: &Contents,
     ) -> Result<Writes, TableError> {
+        self.sync_part(actual, desired, !desired.vips.is_empty())
+    }
+
+    /// The same of a part of the maps, of which nothing outside it is spoken of: `actual` and
+    /// `desired` have no entries of others. `vips_anywhere`: whether there are
+    /// any at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`sync`](Self::sync).
+    pub fn sync_part(
+        &mut self,
+        actual: &mut Contents,
+        desired: &Contents,
+        vips_anywhere: bool,
+    ) -> Result<Writes, TableError> {
         let frontends = delta(&actual.frontends, &desired.frontends);
         let services = delta(&actual.services, &desired.services);
         let ranges = delta(&actual.ranges, &desired.ranges);
@@ -145,7 +161,7 @@ impl Tables {
         //    not serve ends here.
         writes += remove(&mut *self.takers, &mut actual.takers, &takers)?;
         writes += set(&mut *self.vips, &mut actual.vips, &vips)?;
-        self.ports.mark_vips(!actual.vips.is_empty())?;
+        self.ports.mark_vips(vips_anywhere)?;
 
         // 4. What no way leads to any more, once no packet is on an old one.
         let stale = services.remove.len()

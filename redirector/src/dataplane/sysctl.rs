@@ -2,6 +2,7 @@
 //! that `detach` can put it back with no agent left to ask.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::io;
 use std::ops::RangeInclusive;
@@ -49,6 +50,10 @@ pub enum SysctlError {
     },
 }
 
+/// Names the directory of the settings where it is not `/proc/sys`: a container that is not
+/// privileged has that read-only, and can be given the host's elsewhere.
+pub const ROOT_VARIABLE: &str = "REDIRECTOR_PROC_SYS";
+
 /// The settings under one root.
 #[derive(Clone, Debug)]
 pub struct Sysctls {
@@ -57,7 +62,7 @@ pub struct Sysctls {
 
 impl Default for Sysctls {
     fn default() -> Self {
-        Self { root: PathBuf::from("/proc/sys") }
+        Self { root: env::var_os(ROOT_VARIABLE).unwrap_or_else(|| "/proc/sys".into()).into() }
     }
 }
 

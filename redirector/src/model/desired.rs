@@ -218,8 +218,6 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
-            // Its rules would send packets that carry a socket elsewhere.
-            entry.steers = !(node.has_kube_proxy && is_kube_proxys(service.key.source));
             for (frontend, local_address) in frontends {
                 if !node.is_own(frontend.address.into()) {
                     desired.vips.insert(frontend.address);
@@ -249,7 +247,10 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
 }
 
 /// `localhost` for frontends without an address, where the networks that limit them have it.
-fn expand_localhost(service: &Service, family: Family) -> impl Iterator<Item = FrontendKey> + '_ {
+pub(super) fn expand_localhost(
+    service: &Service,
+    family: Family,
+) -> impl Iterator<Item = FrontendKey> + '_ {
     let loopback = IpAddr::from(Address::loopback(family));
     let networks = service.node_networks.as_deref();
     let is_meant =
@@ -261,7 +262,7 @@ fn expand_localhost(service: &Service, family: Family) -> impl Iterator<Item = F
         .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
 }
 
-fn expand_frontends(
+pub(super) fn expand_frontends(
     service: &Service,
     family: Family,
     node: &NodeAddresses,
@@ -283,7 +284,11 @@ fn expand_frontends(
 }
 
 /// The service with its backends, and no frontend yet.
-fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> DesiredService {
+pub(super) fn build_backends(
+    service: &Service,
+    family: Family,
+    node: &NodeAddresses,
+) -> DesiredService {
     let mut seen = BTreeSet::new();
     let mut backends: Vec<DesiredBackend> = service
         .backends
@@ -307,7 +312,8 @@ fn build_backends(service: &Service, family: Family, node: &NodeAddresses) -> De
         affinity_seconds: service.affinity_seconds,
         affinity_group: service.affinity_group.clone(),
         source_ranges: choose_ranges(&service.source_ranges, family),
-        steers: true,
+        // Its rules would send packets that carry a socket elsewhere.
+        steers: !(node.has_kube_proxy && is_kube_proxys(service.key.source)),
         silent,
     }
 }

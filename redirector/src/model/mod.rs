@@ -6,6 +6,7 @@
 
 pub mod desired;
 pub mod maglev;
+pub mod state;
 
 use std::net::IpAddr;
 use std::sync::Arc;

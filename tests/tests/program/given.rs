@@ -137,7 +137,8 @@ impl Given {
     }
 }
 
-fn monotonic_now() -> Result<u64> {
+/// The clock of flows, in nanoseconds.
+pub(crate) fn monotonic_now() -> Result<u64> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
     Ok(u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?)
 }

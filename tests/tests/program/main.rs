@@ -2,6 +2,7 @@
 
 mod case;
 mod checksums;
+mod choosing;
 mod collisions;
 mod errors;
 mod flows;

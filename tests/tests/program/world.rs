@@ -12,8 +12,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use redirector_common::{
-    Address, Backend, Family, Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags,
-    Protocol, Service, SourceRange,
+    Address, Affinity, AffinityKey, Backend, Family, Frontend, FrontendKey, Interface, NodeConfig,
+    Origin, Port, PortFlags, Protocol, Service, SourceRange, Taker, TakerKey,
     map_name::MapName,
     node::{PortBlock, port_index},
     service::MaglevLine,
@@ -127,6 +127,20 @@ pub(crate) const STEERED_MIXED: u16 = 111;
 
 /// Where the backend of [`STEERED`] listens, if it does.
 pub(crate) const STEERED_PORT: u16 = 8082;
+/// As [`MISSING`], but [`CLIENT`] stays with the backend of [`REMOTE`].
+pub(crate) const PINNED: u16 = 105;
+/// The same, but for its time, which is over.
+pub(crate) const PINNED_ONCE: u16 = 106;
+/// The same, but the backend takes only clients on the node.
+pub(crate) const PINNED_INSIDE: u16 = 107;
+/// As [`REMOTE`], by random selection.
+pub(crate) const RANDOM: u16 = 108;
+
+/// An address that only frontends have.
+pub(crate) const VIP: Addresses = Addresses::new(9, 9);
+/// A port that no frontend has, where packets are looked at for such addresses.
+pub(crate) const UNDEFINED: u16 = 2222;
+
 /// Where local backends listen.
 pub(crate) const LOCAL_PORT: u16 = 8080;
 /// Where backends elsewhere listen.
@@ -136,7 +150,7 @@ pub(crate) const SNAT: u16 = 50000;
 /// Ports that are marked as the translation block's.
 const SNAT_MARKED: u16 = 8;
 
-const SERVICES: [(u16, Target); 20] = [
+const SERVICES: [(u16, Target); 24] = [
     (LOCAL, Target::Local(LOCAL_PORT)),
     (LOCAL_ALIAS, Target::Local(LOCAL_PORT)),
     (LOCAL_INSIDE, Target::LocalAt(NODE_INSIDE, LOCAL_PORT + 1)),
@@ -157,7 +171,18 @@ const SERVICES: [(u16, Target); 20] = [
     (EMPTY_LIMITED, Target::Empty),
     (STEERED, Target::Local(STEERED_PORT)),
     (STEERED_MIXED, Target::Local(STEERED_PORT)),
+    (PINNED, Target::Missing),
+    (PINNED_ONCE, Target::Missing),
+    (PINNED_INSIDE, Target::Missing),
+    (RANDOM, Target::Remote(BACKEND, REMOTE_PORT)),
 ];
+
+/// Number of the service, and of its backend, of a port.
+fn number(family: Family, port: u16) -> u32 {
+    let before = if family == Family::V4 { 0 } else { SERVICES.len() };
+    let found = (1..).zip(SERVICES).find(|(_, (it, _))| *it == port);
+    found.map_or(0, |(number, _)| number) + u32::try_from(before).unwrap_or_default()
+}
 
 /// A port of a host.
 pub(crate) fn at(addresses: Addresses, family: Family, port: u16) -> SocketAddr {
@@ -218,6 +243,12 @@ pub(crate) fn fill_maps(programs: &mut Programs) -> Result<()> {
         for port in [LOCAL_PORT, LOCAL_PORT + 1, STEERED_PORT] {
             mark(programs, protocol, port, PortFlags::LOCAL_BACKEND)?;
         }
+        for port in [UNDEFINED, REMOTE, SNAT] {
+            mark(programs, protocol, port, PortFlags::VIPS)?;
+        }
+    }
+    for family in FAMILIES {
+        programs.insert(MapName::Vips, Address::from(VIP.of(family)), 1_u32)?;
     }
     mark(programs, Protocol::Tcp, STEERED, PortFlags::STEER)?;
     mark(programs, Protocol::Tcp, STEERED_MIXED, PortFlags::STEER.union(PortFlags::REMOTE))
@@ -263,14 +294,15 @@ fn add_service(
     let table_offset = id * 16;
     programs.set(MapName::Backends, id, backend)?;
     programs.set(MapName::Maglev, id, MaglevLine { entries: [id; 16] })?;
-    let flags = flags | limit_sources(programs, id, family, port)?;
+    let random = if port == RANDOM { Service::FLAG_RANDOM } else { 0 };
+    let flags = flags | random | limit_sources(programs, id, family, port)?;
     let service = Service {
         table_offset,
         table_size,
         internal_offset: table_offset,
         internal_size: table_size,
         flags,
-        ..Service::default()
+        ..keep_client(programs, id, family, port)?
     };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
@@ -286,6 +318,24 @@ fn add_service(
         mark(programs, protocol, port, bits)?;
     }
     Ok(())
+}
+
+/// Remembers the client where the service does, and returns what the service says of that.
+fn keep_client(programs: &mut Programs, id: u32, family: Family, port: u16) -> Result<Service> {
+    let now = crate::given::monotonic_now()?;
+    let (origin, last_seen) = match port {
+        PINNED => (Origin::Outside, now),
+        PINNED_ONCE => (Origin::Outside, 1),
+        PINNED_INSIDE => (Origin::Node, now),
+        _ => return Ok(Service::default()),
+    };
+    // A machine that was just started is not as old as the longest time.
+    let affinity_seconds = if port == PINNED_ONCE { 1 } else { 86_400 };
+    let backend = number(family, REMOTE);
+    let key = AffinityKey { group: id, client: CLIENT.of(family).into() };
+    programs.keep(key, Affinity { backend, reserved: 0, last_seen })?;
+    programs.insert(MapName::Takers, TakerKey { service: id, backend }, Taker::NONE.and(origin))?;
+    Ok(Service { affinity_group: id, affinity_seconds, ..Service::default() })
 }
 
 /// Writes the service's source ranges, and returns the flag that it then has.

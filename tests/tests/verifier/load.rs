@@ -3,29 +3,50 @@
 use std::io;
 use std::os::fd::{FromRawFd as _, OwnedFd};
 
-use anyhow::Result;
-use aya_obj::generated::{bpf_attach_type, bpf_insn};
-use redirector::dataplane::pins::ClientHook;
+use anyhow::{Result, bail};
+use aya_obj::ProgramSection;
+use aya_obj::generated::{bpf_attach_type, bpf_insn, bpf_prog_type};
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LOG_STATS: u32 = 4;
 const BPF_LOG_LEVEL1: u32 = 1;
 const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
-const BPF_XDP: u32 = 37;
 /// Holds the last instructions of any path.
 const LOG_LEN: usize = 64 << 20;
 
 /// What a program is loaded as.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Kind {
-    /// XDP, of one buffer.
-    Xdp,
-    /// XDP, of several buffers.
-    XdpFrags,
-    /// TC.
-    Classifier,
-    /// On a control group, for sockets.
-    Client(ClientHook),
+pub(crate) struct Kind {
+    program: bpf_prog_type,
+    flags: u32,
+    /// Zero where the kernel does not ask.
+    attach: u32,
+}
+
+impl Kind {
+    /// What the object says of a program.
+    pub(crate) fn of(section: &ProgramSection) -> Result<Self> {
+        let kind = |program, flags, attach: Option<bpf_attach_type>| Self {
+            program,
+            flags,
+            attach: attach.map_or(0, |attach| attach as u32),
+        };
+        #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; the rest we do not use")]
+        Ok(match section {
+            ProgramSection::Xdp { frags, .. } => kind(
+                bpf_prog_type::BPF_PROG_TYPE_XDP,
+                if *frags { BPF_F_XDP_HAS_FRAGS } else { 0 },
+                Some(bpf_attach_type::BPF_XDP),
+            ),
+            ProgramSection::SchedClassifier => {
+                kind(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, 0, None)
+            }
+            ProgramSection::CgroupSockAddr { attach_type } => {
+                kind(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SOCK_ADDR, 0, Some((*attach_type).into()))
+            }
+            other => bail!("a kind of program that this test does not know: {other:?}"),
+        })
+    }
 }
 
 /// `union bpf_attr` for `BPF_PROG_LOAD`, as far as `expected_attach_type`.
@@ -63,22 +84,16 @@ fn attempt(
     log_len: usize,
 ) -> Result<(io::Result<()>, String)> {
     let mut log = vec![0_u8; log_len];
-    let (kind, flags, expected_attach_type) = match kind {
-        Kind::Xdp => (6, 0, BPF_XDP),
-        Kind::XdpFrags => (6, BPF_F_XDP_HAS_FRAGS, BPF_XDP),
-        Kind::Classifier => (3, 0, 0),
-        Kind::Client(hook) => (18, 0, attach_type(hook)),
-    };
     let attr = LoadAttr {
-        kind,
+        kind: kind.program as u32,
         instruction_count: u32::try_from(instructions.len())?,
         instructions: instructions.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
         log_level,
         log_size: u32::try_from(log.len())?,
         log: log.as_mut_ptr() as u64,
-        flags,
-        expected_attach_type,
+        flags: kind.flags,
+        expected_attach_type: kind.attach,
         ..LoadAttr::default()
     };
     // SAFETY: the attributes are as long as we say, and what they point to lives until the end of
@@ -96,18 +111,4 @@ fn attempt(
     };
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
     Ok((answer, String::from_utf8_lossy(&log[..end]).into_owned()))
-}
-
-const fn attach_type(hook: ClientHook) -> u32 {
-    let kind = match hook {
-        ClientHook::GetPeerName4 => bpf_attach_type::BPF_CGROUP_INET4_GETPEERNAME,
-        ClientHook::GetPeerName6 => bpf_attach_type::BPF_CGROUP_INET6_GETPEERNAME,
-        ClientHook::RecvMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_RECVMSG,
-        ClientHook::RecvMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_RECVMSG,
-        ClientHook::SendMsg4 => bpf_attach_type::BPF_CGROUP_UDP4_SENDMSG,
-        ClientHook::SendMsg6 => bpf_attach_type::BPF_CGROUP_UDP6_SENDMSG,
-        ClientHook::Connect4 => bpf_attach_type::BPF_CGROUP_INET4_CONNECT,
-        ClientHook::Connect6 => bpf_attach_type::BPF_CGROUP_INET6_CONNECT,
-    };
-    kind as u32
 }

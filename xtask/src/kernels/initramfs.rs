@@ -8,26 +8,28 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::Test;
 use super::packages::{Kernel, files};
-use crate::process::{self, which};
+use super::plan::Test;
+use crate::filesystem::{install, make_empty};
+use crate::process::which;
 
 /// What the tests run; busybox's own do less.
-const PROGRAMS: [&str; 4] = ["ethtool", "ip", "nsenter", "tc"];
+const PROGRAMS: [&str; 5] = ["ethtool", "ip", "nsenter", "setpriv", "tc"];
 
 /// What Debian builds as modules.
 const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+
+/// Where the agent stands, which tests start.
+const AGENT: &str = "usr/bin/redirector";
 
 /// Before a test's output, and after it with its exit code.
 pub(super) const BEGIN: &str = "@begin ";
 pub(super) const END: &str = "@end ";
 
 /// Makes the archive and returns its path.
-pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
+pub(super) fn build(kernel: &Kernel, tests: &[Test], agent: Option<&Path>) -> Result<PathBuf> {
     let root = kernel.directory.join("initramfs");
-    if root.exists() {
-        fs::remove_dir_all(&root).with_context(|| format!("cannot remove {root:?}"))?;
-    }
+    make_empty(&root)?;
     for directory in ["bin", "dev", "lib/modules", "proc", "run", "sys", "tests", "tmp", "usr/bin"]
     {
         let directory = root.join(directory);
@@ -39,6 +41,9 @@ pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
     }
     for test in tests {
         install(&root, &test.executable, &format!("tests/{}", test.name))?;
+    }
+    if let Some(agent) = agent {
+        install(&root, agent, AGENT)?;
     }
     let modules = install_modules(&root, &kernel.modules)?;
     let init = root.join("init");
@@ -52,7 +57,10 @@ pub(super) fn build(kernel: &Kernel, tests: &[Test]) -> Result<PathBuf> {
 fn script(modules: &[String], tests: &[Test]) -> String {
     let mut script = "#!/bin/busybox sh\n\
         /bin/busybox --install -s /bin\n\
-        export PATH=/usr/bin:/bin RUST_BACKTRACE=0\n\
+        export PATH=/usr/bin:/bin RUST_BACKTRACE=0\n"
+        .to_owned();
+    script += &format!("export {}=/{AGENT}\n", crate::build::AGENT);
+    script += "\
         mount -t devtmpfs dev /dev\n\
         exec >/dev/ttyS1 2>&1\n\
         stty -F /dev/ttyS1 -opost\n\
@@ -62,16 +70,16 @@ fn script(modules: &[String], tests: &[Test]) -> String {
         mount -t cgroup2 cgroup /sys/fs/cgroup\n\
         mount -t tmpfs run /run\n\
         mount -t tmpfs tmp /tmp\n\
-        ip link set lo up\n"
-        .to_owned();
+        ip link set lo up\n";
     for module in modules {
         script += &format!("insmod /lib/modules/{module}.ko\n");
     }
-    for Test { name, .. } in tests {
+    for Test { name, only, .. } in tests {
+        let only = only.join(" ");
         // One at a time: the machine has one processor. A test's own output ends with a newline,
         // but what is cut off need not.
         script += &format!(
-            "echo '{BEGIN}{name}'\n/tests/{name} --test-threads 1 --nocapture; code=$?\necho; echo \"{END}{name} $code\"\n"
+            "echo '{BEGIN}{name}'\n/tests/{name} {only} --test-threads 1 --nocapture; code=$?\necho; echo \"{END}{name} $code\"\n"
         );
     }
     script + "poweroff -f\n"
@@ -79,27 +87,6 @@ fn script(modules: &[String], tests: &[Test]) -> String {
 
 fn find(program: &str) -> Result<PathBuf> {
     which(program).with_context(|| format!("there is no {program} on this machine"))
-}
-
-/// Copies a program with its shared libraries.
-fn install(root: &Path, program: &Path, to: &str) -> Result<()> {
-    copy(program, &root.join(to))?;
-    // Fails for a program without any.
-    let libraries = process::output(Command::new("ldd").arg(program)).unwrap_or_default();
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        let target = root.join(library.trim_start_matches('/'));
-        if !target.exists() {
-            copy(Path::new(library), &target)?;
-        }
-    }
-    Ok(())
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let parent = to.parent().unwrap_or(to);
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {parent:?}"))?;
-    fs::copy(from, to).with_context(|| format!("cannot copy {from:?} to {to:?}"))?;
-    Ok(())
 }
 
 /// Copies modules and what they depend on, unpacked; returns them in the order of loading.

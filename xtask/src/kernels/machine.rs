@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::Test;
 use super::figures::Figure;
 use super::initramfs::{BEGIN, END};
 use super::packages::Kernel;
+use super::plan::Test;
 use crate::process::{describe, which};
 use crate::test::summary::Summary;
 
@@ -47,6 +47,7 @@ pub(super) struct Outcome {
 
 /// Boots a kernel, shows what the tests print, and waits for the machine to power off.
 pub(super) fn boot(
+    series: &str,
     kernel: &Kernel,
     initramfs: &Path,
     accelerator: Accelerator,
@@ -62,7 +63,7 @@ pub(super) fn boot(
     loop {
         match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
             Ok(line) => {
-                println!("{line}");
+                println!("{series:>5} │ {line}");
                 outcome.add(&line);
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -171,7 +172,7 @@ impl Outcome {
 
     /// What went wrong.
     pub(super) fn problems(&self, tests: &[Test]) -> impl Iterator<Item = String> {
-        tests.iter().filter_map(|Test { name, .. }| match self.finished.get(name) {
+        tests.iter().filter_map(|Test { name, .. }| match self.finished.get(*name) {
             None => Some(format!("{name} did not end")),
             Some((code, Summary { passed, failed, ignored })) => {
                 let fine = code == "0" && *passed > 0 && *failed == 0 && *ignored == 0;
@@ -184,16 +185,24 @@ impl Outcome {
         })
     }
 
+    /// Of all test programs.
+    pub(super) fn sum(&self) -> Summary {
+        let mut sum = Summary::default();
+        for (_, Summary { passed, failed, ignored }) in self.finished.values() {
+            sum.passed += passed;
+            sum.failed += failed;
+            sum.ignored += ignored;
+        }
+        sum
+    }
+
     /// Rows of the table.
     pub(super) fn render(&self, series: &str) -> String {
         let mut rows = String::new();
         for (name, Figure { verified, stack }) in &self.figures {
             rows += &format!("{series:<7} {name:<15} {verified:>8} {stack:>6}\n");
         }
-        let (passed, failed) = self
-            .finished
-            .values()
-            .fold((0, 0), |(p, f), (_, summary)| (p + summary.passed, f + summary.failed));
+        let Summary { passed, failed, .. } = self.sum();
         rows + &format!(
             "{series:<7} {passed} tests passed, {failed} failed, {:.0} s\n",
             self.took.as_secs_f64()
@@ -214,7 +223,7 @@ mod tests {
     }
 
     fn tests() -> [Test; 1] {
-        [Test { name: "verifier".into(), executable: "verifier".into() }]
+        [Test { name: "verifier", executable: "verifier".into(), only: &[] }]
     }
 
     #[test]

@@ -3,19 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
 use super::directory;
-use crate::process::{self, describe, which};
-
-/// What running a virtual machine takes, and the packages that bring it.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("cpio", "cpio"),
-    ("xz", "xz-utils"),
-];
+use crate::process::{self, describe};
 
 /// An unpacked kernel.
 pub(super) struct Kernel {
@@ -29,48 +22,22 @@ pub(super) struct Kernel {
     pub(super) directory: PathBuf,
 }
 
-/// Installs what is missing.
-pub(super) fn complete() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| which(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let mut install = Command::new("apt-get");
-    install
-        .args(["install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300"])
-        .args(&missing)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    if which("apt-get").is_none() || !process::is_root() {
-        bail!("missing: {}; as root, run: {}", missing.join(", "), describe(&install));
-    }
-    println!("kernels: running {}", describe(&install));
-    process::run(&mut install)
-}
-
 /// The kernel of a series that was fetched before, or the newest that the archive has.
 pub(super) fn fetch(series: &str) -> Result<Kernel> {
     let directory = directory().join(series);
     if let Some(kernel) = find(&directory)? {
         return Ok(kernel);
     }
-    let names = process::output(
-        Command::new("apt-cache").args(["pkgnames", &format!("linux-image-{series}")]),
-    )?;
-    let Some(package) = newest(&names, series) else {
-        bail!(
-            "the package sources of this machine have no kernel {series} (linux-image-{series}…-cloud-amd64): \
-             run apt-get update, or add Debian 12's security or backports archive"
-        );
-    };
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {directory:?}"))?;
-    let mut download = Command::new("apt-get");
-    download.args(["download", package]).current_dir(&directory);
-    println!("kernels: running {}", describe(&download));
-    process::run(&mut download)?;
+    // The archive may have moved on since the lists were fetched, if they were at all.
+    let package = match download(series, &directory) {
+        Err(error) if process::is_root() => {
+            println!("kernels: {error:#}");
+            update()?;
+            download(series, &directory)?
+        }
+        result => result?,
+    };
     let archive = files(&directory)?
         .into_iter()
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -78,6 +45,39 @@ pub(super) fn fetch(series: &str) -> Result<Kernel> {
     process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(directory.join("root")))?;
     fs::remove_file(&archive).with_context(|| format!("cannot remove {archive:?}"))?;
     find(&directory)?.with_context(|| format!("{package} has no boot/vmlinuz-…"))
+}
+
+/// Fetches the newest package of a series and returns its name.
+fn download(series: &str, directory: &Path) -> Result<String> {
+    let known = known(series)?;
+    let Some(package) = newest(&known, series) else {
+        bail!(
+            "the package sources of this machine have no kernel {series} (linux-image-{series}…-cloud-amd64): \
+             run apt-get update, or add Debian 12's security or backports archive"
+        );
+    };
+    let mut download = Command::new("apt-get");
+    download.args(["download", package]).current_dir(directory);
+    println!("kernels: running {}", describe(&download));
+    process::run(&mut download)?;
+    Ok(package.to_owned())
+}
+
+fn update() -> Result<()> {
+    // Both machines may want it.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut update = Command::new("apt-get");
+    update.args(["update", "--quiet", "-o", "DPkg::Lock::Timeout=300"]);
+    println!("kernels: running {}", describe(&update));
+    process::run(&mut update)
+}
+
+/// Names of packages, one a line.
+fn known(series: &str) -> Result<String> {
+    let prefix = format!("linux-image-{series}");
+    process::output(Command::new("apt-cache").args(["pkgnames", &prefix]))
+        .context("kernels come from Debian's archive")
 }
 
 fn find(directory: &Path) -> Result<Option<Kernel>> {

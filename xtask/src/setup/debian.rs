@@ -107,9 +107,13 @@ fn packages(missing: &Missing) -> Vec<&'static str> {
 /// The package that brings a program, or a part of the toolchain.
 fn package_of(program: &'static str) -> &'static str {
     match program {
+        "busybox" => "busybox-static",
         "ip" => "iproute2",
         "nc" => "netcat-openbsd",
         "ps" => "procps",
+        "qemu-system-x86_64" => "qemu-system-x86",
+        "strip" => "binutils",
+        "xz" => "xz-utils",
         "clippy" => CLIPPY,
         "rustfmt" => "rustfmt-web",
         same => same,

@@ -18,8 +18,23 @@ pub(crate) struct Arguments {}
 /// The version of bpf-linker that we test with.
 const LINKER_VERSION: &str = "0.13.0";
 
-/// Programs that tests and the demo run.
-const PROGRAMS: [&str; 6] = ["curl", "ethtool", "ip", "iperf3", "nc", "ps"];
+/// Programs that tests and the demo run; those from `busybox` on for older kernels, the image, the
+/// chart and the plugin.
+const PROGRAMS: [&str; 13] = [
+    "curl",
+    "ethtool",
+    "ip",
+    "iperf3",
+    "nc",
+    "ps",
+    "busybox",
+    "cpio",
+    "npm",
+    "qemu-system-x86_64",
+    "shellcheck",
+    "strip",
+    "xz",
+];
 
 /// Parts of the Rust toolchain that rustup's smallest profile leaves out, and how Cargo calls them.
 const COMPONENTS: [(&str, &str); 2] = [("rustfmt", "fmt"), ("clippy", "clippy")];

@@ -9,10 +9,12 @@ use clap::ValueEnum;
 use super::report::Outcome;
 use super::summary::Summary;
 use crate::cargo::cargo;
-use crate::{build, process};
+use crate::charts::Tools;
+use crate::lint::Finding;
+use crate::{build, image, kernels, process};
 
-/// Names the agent that tests run, if not the one that we have built.
-const AGENT: &str = "REDIRECTOR_BIN";
+/// How many tests of a program run at once.
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// A set of tests that need the same of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,10 +27,24 @@ pub(crate) enum Tier {
     Netns,
     /// Agents killed, restarted and replaced under load.
     Restart,
+    /// Agents on the nodes of a cluster, against an API server.
+    Cluster,
+    /// Manifests, chart, image and plugin.
+    Deploy,
+    /// The essential of it all on older kernels, in virtual machines.
+    Kernels,
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 4] = [Self::Host, Self::Program, Self::Netns, Self::Restart];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Host,
+        Self::Program,
+        Self::Netns,
+        Self::Restart,
+        Self::Cluster,
+        Self::Deploy,
+        Self::Kernels,
+    ];
 
     /// The package of the tiers that need root.
     pub(crate) const PACKAGE: &str = "redirector-tests";
@@ -39,43 +55,77 @@ impl Tier {
             Self::Program => "program",
             Self::Netns => "netns",
             Self::Restart => "restart",
+            Self::Cluster => "cluster",
+            Self::Deploy => "deploy",
+            Self::Kernels => "kernels",
         }
     }
 
-    /// The tier's own test program. Plain `cargo test` passes it by (`test = false`), because it
-    /// needs root.
-    pub(crate) fn target(self) -> Option<&'static str> {
+    /// The tier's own test programs. Plain `cargo test` passes them by (`test = false`), because
+    /// they need root and more.
+    pub(crate) fn targets(self) -> &'static [&'static str] {
         match self {
-            Self::Host => None,
-            Self::Program | Self::Netns | Self::Restart => Some(self.name()),
+            Self::Host => &[],
+            Self::Program => &["program"],
+            Self::Netns => &["netns"],
+            Self::Restart => &["restart"],
+            Self::Cluster => &["cluster"],
+            Self::Deploy => &["deploy"],
+            Self::Kernels => &["smoke", "verifier"],
         }
     }
 
     /// Whether the tier runs the release binary.
     pub(super) fn needs_agent(self) -> bool {
-        self.target().is_some()
+        !self.targets().is_empty()
+    }
+
+    /// Whether the tier's tests wait for others most of the time, so that more of them can run at
+    /// once than there are processors.
+    fn waits(self) -> bool {
+        self == Self::Cluster
     }
 
     /// Runs the tier; tests that fail are part of the outcome, all else is an error.
     pub(super) fn run(self, passed_on: &[String]) -> Result<Outcome> {
+        if self == Self::Kernels {
+            return run_kernels();
+        }
         let mut command = cargo("test");
         command.arg("--locked");
-        match self.target() {
-            // The rest of the programs of a workspace says more than the first one that fails.
-            None => command.arg("--no-fail-fast"),
-            Some(target) => {
-                if !process::is_root() {
-                    bail!("needs root: run `cargo xtask test` as root");
-                }
-                if std::env::var_os(AGENT).is_none() {
-                    command.env(AGENT, build::binary());
-                }
-                command.args(["--package", Self::PACKAGE, "--test", target])
+        if self.needs_agent() {
+            if !process::is_root() {
+                bail!("needs root: run `cargo xtask test` as root");
             }
-        };
+            let agent = build::tested();
+            command.env(build::AGENT, &agent).args(["--package", Self::PACKAGE]);
+            for target in self.targets() {
+                command.args(["--test", target]);
+            }
+            if self.waits() && std::env::var_os(THREADS).is_none() {
+                command.env(THREADS, "4");
+            }
+            if self == Self::Deploy {
+                let Tools { helm, kubectl } = Tools::find()?;
+                command.env("REDIRECTOR_HELM", helm).env("REDIRECTOR_KUBECTL", kubectl);
+                command.env("REDIRECTOR_IMAGE", image::of(&agent)?);
+            }
+        } else {
+            // The rest of the programs of a workspace says more than the first one that fails.
+            command.arg("--no-fail-fast");
+        }
         let (summary, succeeded) = run_counting(command.arg("--").args(passed_on))?;
         judge(summary, succeeded)
     }
+}
+
+fn run_kernels() -> Result<Outcome> {
+    if !kernels::POSSIBLE {
+        let note = "not run: the older kernels are for x86-64";
+        return Ok(Outcome::checked(Finding::NotRun(note)));
+    }
+    let sum = kernels::run_with(&kernels::Arguments::default(), Some(&build::tested()))?;
+    Ok(Outcome::tests(sum.passed, sum.problems))
 }
 
 /// What a run of tests amounts to.

@@ -298,7 +298,8 @@ fn slot_state(slot: SlotValue) -> &'static str {
     if slot.state == SlotValue::TERMINATING { "terminating" } else { "active" }
 }
 
-fn flag_names(flags: PortFlags) -> Vec<&'static str> {
+/// What a port is used for, in words.
+pub(in crate::cli) fn flag_names(flags: PortFlags) -> Vec<&'static str> {
     [
         (PortFlags::FRONTEND, "frontend"),
         (PortFlags::SNAT, "snat"),

@@ -1,0 +1,212 @@
+//! The desired state, kept: a change of one service costs work for that service and for those
+//! that claim the same frontends, however many others there are.
+//!
+//! What [`desired::build`](super::desired::build) makes of all services at once, this makes of
+//! each when it changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use redirector_common::{Address, Family, FrontendKey};
+
+use super::desired::{
+    Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
+    expand_localhost,
+};
+use super::{Service, ServiceKey};
+
+/// Who gets a frontend that several services claim: the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// Sources go before others.
+    pub source: u8,
+    /// Position, or age in seconds since 1970.
+    pub order: i64,
+}
+
+/// Services of a node, and who claims what.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    node: NodeAddresses,
+    services: BTreeMap<ServiceKey, (Rank, Service)>,
+    claims: BTreeMap<FrontendKey, BTreeSet<(Rank, ServiceKey)>>,
+    /// Frontends with several claims.
+    contested: BTreeSet<FrontendKey>,
+    dirty: BTreeSet<ServiceKey>,
+}
+
+impl State {
+    /// All services of a node. Of services with the same key only the first in rank counts.
+    #[must_use]
+    pub fn new(node: NodeAddresses, services: impl IntoIterator<Item = (Rank, Service)>) -> Self {
+        let mut state = Self { node, ..Self::default() };
+        for (rank, service) in services {
+            let is_better =
+                state.services.get(&service.key).is_none_or(|(earlier, _)| rank < *earlier);
+            if is_better {
+                state.put(rank, service);
+            }
+        }
+        state.dirty.clear();
+        state
+    }
+
+    /// Addresses of the node.
+    #[must_use]
+    pub const fn node(&self) -> &NodeAddresses {
+        &self.node
+    }
+
+    /// Number of services.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Whether there is no service.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// Takes a service in, in place of the one with its key.
+    pub fn put(&mut self, rank: Rank, service: Service) {
+        if self.services.get(&service.key).is_some_and(|old| *old == (rank, service.clone())) {
+            return;
+        }
+        self.remove(&service.key.clone());
+        for frontend in self.frontends(&service) {
+            let claims = self.claims.entry(frontend).or_default();
+            // Whoever had it may have it no longer.
+            self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
+            claims.insert((rank, service.key.clone()));
+            if claims.len() > 1 {
+                self.contest(frontend);
+            }
+        }
+        self.dirty.insert(service.key.clone());
+        self.services.insert(service.key.clone(), (rank, service));
+    }
+
+    /// Takes a service out; none is no error.
+    pub fn remove(&mut self, key: &ServiceKey) {
+        let Some((rank, service)) = self.services.remove(key) else {
+            return;
+        };
+        for frontend in self.frontends(&service) {
+            let Some(claims) = self.claims.get_mut(&frontend) else {
+                continue;
+            };
+            claims.remove(&(rank, key.clone()));
+            // Whoever comes next may have it now.
+            self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
+            if claims.len() < 2 {
+                self.contested.remove(&frontend);
+            }
+            if claims.is_empty() {
+                self.claims.remove(&frontend);
+            }
+        }
+        self.dirty.insert(key.clone());
+    }
+
+    /// Number of services that may have become others.
+    #[must_use]
+    pub fn dirty_len(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Services that may have become others since the last call.
+    pub fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    /// A service in one family; `None` where it has no frontend.
+    #[must_use]
+    pub fn desired(&self, key: &ServiceKey, family: Family) -> Option<DesiredService> {
+        let (rank, service) = self.services.get(key)?;
+        let frontends = expand_frontends(service, family, &self.node);
+        if frontends.is_empty() {
+            return None;
+        }
+        let mut entry = build_backends(service, family, &self.node);
+        for (frontend, local_address) in frontends {
+            let claims = self.claims.get(&frontend);
+            let winner = claims.and_then(|claims| claims.first());
+            if winner.is_none_or(|(first, winner)| (first, winner) == (rank, key)) {
+                entry.frontends.insert(frontend, local_address);
+            } else {
+                entry.conflicts.insert(frontend);
+            }
+        }
+        entry.localhost = expand_localhost(service, family)
+            .filter(|frontend| {
+                let claims = self.claims.get(frontend);
+                claims.and_then(|claims| claims.first()).is_none_or(|(_, winner)| winner == key)
+            })
+            .collect();
+        Some(entry)
+    }
+
+    /// The addresses of frontends of a service that are not this host's.
+    pub fn vips<'a>(&'a self, service: &'a DesiredService) -> impl Iterator<Item = Address> + 'a {
+        let all = service.frontends.keys().chain(&service.conflicts);
+        all.map(|frontend| frontend.address).filter(|address| !self.node.is_own((*address).into()))
+    }
+
+    /// Frontends that several services claim.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
+        for frontend in &self.contested {
+            let mut claims = self.claims.get(frontend).into_iter().flatten();
+            let Some((_, winner)) = claims.next() else {
+                continue;
+            };
+            conflicts.extend(claims.map(|(_, loser)| Conflict {
+                frontend: *frontend,
+                winner: winner.clone(),
+                loser: loser.clone(),
+            }));
+        }
+        conflicts
+    }
+
+    /// Everything at once.
+    #[must_use]
+    pub fn all(&self) -> Desired {
+        let mut desired = Desired { conflicts: self.conflicts(), ..Desired::default() };
+        for key in self.services.keys() {
+            for family in [Family::V4, Family::V6] {
+                if let Some(service) = self.desired(key, family) {
+                    desired.vips.extend(self.vips(&service));
+                    desired.services.insert((key.clone(), family), service);
+                }
+            }
+        }
+        desired
+    }
+
+    fn frontends(&self, service: &Service) -> Vec<FrontendKey> {
+        [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(|family| {
+                let exact: Vec<FrontendKey> =
+                    expand_frontends(service, family, &self.node).into_keys().collect();
+                // Without one of the node's addresses there is none of the node itself.
+                let localhost = expand_localhost(service, family).filter(|_| !exact.is_empty());
+                let localhost: BTreeSet<FrontendKey> = localhost.collect();
+                exact.into_iter().chain(localhost)
+            })
+            .collect()
+    }
+
+    /// Whose `localhost` it is was told for the node's addresses, where it matters more.
+    fn contest(&mut self, frontend: FrontendKey) {
+        if !frontend.is_localhost() {
+            self.contested.insert(frontend);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

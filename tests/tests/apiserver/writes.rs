@@ -1,0 +1,180 @@
+//! Writing: what is added, merged, refused.
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::{Event as CoreEvent, Node, ObjectReference, Pod, Service},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use crate::{fixture, lists::code, node, pod};
+
+#[tokio::test]
+async fn objects_are_made_changed_and_deleted() -> Result<()> {
+    let at = fixture().await?;
+    let pods: Api<Pod> = Api::namespaced(at.client.clone(), "a");
+    let made = pods.create(&PostParams::default(), &pod("a", "x", "")).await?;
+    ensure!(made.uid().is_some() && made.creation_timestamp().is_some());
+    ensure!(code(pods.create(&PostParams::default(), &pod("a", "x", "")).await) == Some(409));
+    let mut changed = made.clone();
+    changed.labels_mut().insert("more".into(), "yes".into());
+    let changed = pods.replace("x", &PostParams::default(), &changed).await?;
+    ensure!(changed.resource_version() != made.resource_version());
+    // By somebody who has not seen that.
+    ensure!(code(pods.replace("x", &PostParams::default(), &made).await) == Some(409));
+    ensure!(code(pods.get("y").await) == Some(404));
+    pods.delete("x", &DeleteParams::default()).await?;
+    ensure!(code(pods.get("x").await) == Some(404));
+    // One that runs on a node is its kubelet's to remove.
+    pods.create(&PostParams::default(), &pod("a", "z", "n1")).await?;
+    pods.delete("z", &DeleteParams::default()).await?;
+    ensure!(pods.get("z").await?.metadata.deletion_timestamp.is_some());
+    pods.delete("z", &DeleteParams::default().grace_period(0)).await?;
+    ensure!(code(pods.get("z").await) == Some(404));
+    Ok(())
+}
+
+#[tokio::test]
+async fn finalizers_hold() -> Result<()> {
+    let at = fixture().await?;
+    let nodes: Api<Node> = Api::all(at.client.clone());
+    let mut held = node("n1");
+    held.finalizers_mut().push("example.org/held".into());
+    nodes.create(&PostParams::default(), &held).await?;
+    nodes.delete("n1", &DeleteParams::default()).await?;
+    ensure!(nodes.get("n1").await?.metadata.deletion_timestamp.is_some());
+    let release = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    nodes.patch("n1", &PatchParams::default(), &release).await?;
+    ensure!(code(nodes.get("n1").await) == Some(404));
+    Ok(())
+}
+
+/// The status and the rest are written apart.
+#[tokio::test]
+async fn statuses_are_patched() -> Result<()> {
+    let at = fixture().await?;
+    at.server.store().put(&pod("a", "x", "n1"))?;
+    let pods: Api<Pod> = Api::namespaced(at.client.clone(), "a");
+    let condition = |kind: &str, status: &str| {
+        json!({"status": {"conditions": [{"type": kind, "status": status}]},
+               "spec": {"nodeName": "elsewhere"}})
+    };
+    let params = PatchParams::default();
+    for (kind, status) in [("Ready", "False"), ("Other", "True"), ("Ready", "True")] {
+        let patch = Patch::Strategic(condition(kind, status));
+        pods.patch_status("x", &params, &patch).await?;
+    }
+    let pod = pods.get("x").await?;
+    let conditions = pod.status.context("no status")?.conditions.context("no conditions")?;
+    let found: Vec<(&str, &str)> =
+        conditions.iter().map(|one| (one.type_.as_str(), one.status.as_str())).collect();
+    ensure!(found == [("Ready", "True"), ("Other", "True")], "{found:?}");
+    ensure!(pod.spec.context("no spec")?.node_name.as_deref() == Some("n1"));
+    let merged = pods.patch_status("x", &params, &Patch::Merge(condition("Last", "True"))).await?;
+    ensure!(merged.status.and_then(|status| status.conditions).map(|all| all.len()) == Some(1));
+    // And a status through the front door is ignored.
+    let ignored = Patch::Merge(json!({"status": {"phase": "Failed"}}));
+    let ignored = pods.patch("x", &params, &ignored).await?;
+    ensure!(ignored.status.and_then(|status| status.phase).is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn apply_makes_what_is_not_there() -> Result<()> {
+    let at = fixture().await?;
+    let leases: Api<Lease> = Api::namespaced(at.client.clone(), "kube-system");
+    let lease = |holder: &str| Lease {
+        metadata: ObjectMeta { name: Some("a".into()), ..ObjectMeta::default() },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(holder.into()),
+            renew_time: Some(MicroTime(Timestamp::now())),
+            ..LeaseSpec::default()
+        }),
+    };
+    let params = PatchParams::apply("redirector");
+    for holder in ["n1", "n2"] {
+        leases.patch("a", &params, &Patch::Apply(lease(holder))).await?;
+        let spec = leases.get("a").await?.spec.context("no spec")?;
+        ensure!(spec.holder_identity.as_deref() == Some(holder));
+    }
+    let nobody = leases.patch("a", &PatchParams::default(), &Patch::Apply(lease("n3"))).await;
+    ensure!(nobody.is_err());
+    Ok(())
+}
+
+/// Both groups show the same events; the newer one is strict about them.
+#[tokio::test]
+async fn events() -> Result<()> {
+    let at = fixture().await?;
+    let events: Api<Event> = Api::namespaced(at.client.clone(), "a");
+    let event = Event {
+        metadata: ObjectMeta { generate_name: Some("x.".into()), ..ObjectMeta::default() },
+        action: Some("Publishing".into()),
+        event_time: Some(MicroTime(Timestamp::now())),
+        note: Some("port 80 is taken".into()),
+        reason: Some("Conflict".into()),
+        regarding: Some(ObjectReference {
+            kind: Some("Pod".into()),
+            name: Some("x".into()),
+            namespace: Some("a".into()),
+            ..ObjectReference::default()
+        }),
+        reporting_controller: Some("redirector.io/agent".into()),
+        reporting_instance: Some("n1".into()),
+        type_: Some("Warning".into()),
+        ..Event::default()
+    };
+    let post = PostParams::default();
+    let made = events.create(&post, &event).await?;
+    ensure!(made.note == event.note && made.name_any().starts_with("x."));
+    let core: Api<CoreEvent> = Api::namespaced(at.client.clone(), "a");
+    let about_x = ListParams::default().fields("involvedObject.name=x");
+    let found = core.list(&about_x).await?.items;
+    ensure!(found.len() == 1 && found[0].message == event.note, "{found:?}");
+    ensure!(found[0].reporting_component == event.reporting_controller);
+    for broken in [
+        Event { action: None, ..event.clone() },
+        Event { event_time: None, ..event.clone() },
+        Event { type_: Some("Error".into()), ..event.clone() },
+        Event { note: Some("x".repeat(1025)), ..event.clone() },
+        Event { deprecated_count: Some(1), ..event.clone() },
+    ] {
+        ensure!(code(events.create(&post, &broken).await) == Some(422), "{broken:?}");
+    }
+    let elsewhere: Api<Event> = Api::namespaced(at.client.clone(), "b");
+    ensure!(code(elsewhere.create(&post, &event).await) == Some(422));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_of_its_type_is_refused() -> Result<()> {
+    let at = fixture().await?;
+    let services: Api<Service> = Api::namespaced(at.client.clone(), "a");
+    let params = PatchParams::default();
+    services
+        .create(
+            &PostParams::default(),
+            &Service {
+                metadata: ObjectMeta { name: Some("s".into()), ..ObjectMeta::default() },
+                ..Service::default()
+            },
+        )
+        .await?;
+    let broken = Patch::Merge(json!({"spec": {"ports": "80"}}));
+    ensure!(code(services.patch("s", &params, &broken).await) == Some(400));
+    let named = Service {
+        metadata: ObjectMeta { name: Some("No Name".into()), ..ObjectMeta::default() },
+        ..Service::default()
+    };
+    ensure!(code(services.create(&PostParams::default(), &named).await) == Some(422));
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Cluster tier: agents on nodes of a cluster, against an API server. Most tests carry the name of
+//! the test of Kubernetes (`test/e2e/network`) whose behaviour they show. Needs root and the
+//! program: see `redirector_tests::cli::program`.
+
+mod chaos;
+mod chaos_objects;
+mod chaos_server;
+mod conntrack;
+mod endpoints;
+mod health;
+mod load_balancers;
+mod networking;
+mod policies;
+mod publishing;
+mod services;
+mod topology;
+mod watches;
+
+use redirector_common::Protocol::{self, Tcp, Udp};
+use redirector_tests::cluster::pod::{Net, Plan};
+
+/// What pods of most scenarios listen on.
+const PORTS: [(&str, Protocol, u16); 2] = [("http", Tcp, 8080), ("dns", Udp, 8081)];
+
+/// A pod of an app in the node's network. There can be but one such on a node: its ports are the
+/// node's.
+const fn on_host<'a>(name: &'static str, app: &'a str, node: u8) -> Plan<'a> {
+    Plan { name, app, node, net: Net::Host, ports: &PORTS }
+}
+
+/// A pod of an app with a network of its own.
+const fn own<'a>(name: &'static str, app: &'a str, node: u8) -> Plan<'a> {
+    Plan { name, app, node, net: Net::Own, ports: &PORTS }
+}
