@@ -29,7 +29,7 @@ impl Node {
     /// A service at `frontends` with `external` backends for packets and `internal` ones for
     /// clients on the node.
     fn serve(&mut self, frontends: &[FrontendKey], external: &[Backend], internal: &[Backend]) {
-        let id = u32::try_from(self.services.len()).expect("few") + 1;
+        let id = u32::try_from(self.services.len()).unwrap() + 1;
         let (table_offset, table_size) = self.add_table(external);
         let (internal_offset, internal_size) = self.add_table(internal);
         self.services.insert(
@@ -57,7 +57,7 @@ impl Node {
     fn add_table(&mut self, backends: &[Backend]) -> (u32, u32) {
         let offset = self.table.len();
         for backend in backends {
-            let id = u32::try_from(self.backends.len()).expect("few") + 1;
+            let id = u32::try_from(self.backends.len()).unwrap() + 1;
             self.backends.insert(id, *backend);
             self.table.push(id);
         }
@@ -128,11 +128,11 @@ impl Directory for Node {
 }
 
 fn address(text: &str) -> Address {
-    text.parse::<std::net::IpAddr>().expect("an address").into()
+    text.parse::<std::net::IpAddr>().unwrap().into()
 }
 
 fn endpoint(text: &str) -> Endpoint {
-    let asked: SocketAddr = text.parse().expect("an address and a port");
+    let asked: SocketAddr = text.parse().unwrap();
     Endpoint::new(asked.ip().into(), Port::new(asked.port()))
 }
 
@@ -212,7 +212,7 @@ fn what_is_asked_for_is_exchanged() {
         ("not for a pod", POD, "192.0.2.1:84", NotOurs, "192.0.2.1:84"),
     ] {
         let got = node.ask(netns, Protocol::Tcp, asked);
-        assert_eq!(got, (reason, to.parse().expect("an address")), "{description}");
+        assert_eq!(got, (reason, to.parse().unwrap()), "{description}");
     }
     // No UDP port is published.
     let (reason, _) = node.ask(NODE, Protocol::Udp, "192.0.2.1:80");
