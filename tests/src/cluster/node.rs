@@ -59,9 +59,6 @@ impl Node {
         let pins = self.pins();
         let mut command = Cli::new(host, &pins).command(&["run", "--kubernetes"])?;
         command.arg("--kubeconfig").arg(&self.kubeconfig);
-        // All nodes have one tree of control groups, which is also the machine's own: no agent of a
-        // test serves its programs.
-        command.env("REDIRECTOR_NO_LOCAL_CLIENTS", "true");
         command.args(["--node-name", &self.name, "--interface", "eth0"]).args(options);
         Ok(command)
     }

@@ -68,6 +68,9 @@ fn chaos() -> Result<()> {
         cluster.api.faults().heal();
         objects.settle(cluster)?;
         traffic.finish()?;
+        let asked = cluster.api.access().asked();
+        let watches = asked.iter().filter(|asked| asked.verb == "watch").count();
+        ensure!(watches > 20, "the agents have hardly noticed: {watches} watches");
         drop(pods);
         compare(cluster)
     })
