@@ -1,10 +1,9 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
-use redirector_common::node::NodeConfig;
 use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
@@ -17,9 +16,8 @@ use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_inter
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
-use crate::dataplane::encode::encode;
 use crate::dataplane::epochs::Epochs;
-use crate::dataplane::gc::{self, KernelFlows};
+use crate::dataplane::gc::KernelFlows;
 use crate::dataplane::ids::Cursors;
 use crate::dataplane::kube_proxy;
 use crate::dataplane::layout::Layout;
@@ -32,20 +30,15 @@ use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
-use crate::dataplane::sync::Writes;
 use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
 use crate::k8s::report::Mouth;
-use crate::model::Service;
 use crate::model::desired::NodeAddresses;
-use crate::model::state::{Rank, State};
+use crate::model::state::State;
 
-/// Index of the loopback device in every network namespace.
-const LOOPBACK: u32 = 1;
-
-/// How long after one pass over the flows the next may begin because of a change.
-const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(300);
+mod cluster;
+mod services;
 
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
@@ -144,52 +137,6 @@ impl Node {
         self.kubernetes.as_ref()
     }
 
-    /// Looks again at what was refused for a reason that may be over.
-    pub(super) fn retry(&self) {
-        if let Some(kubernetes) = &self.kubernetes {
-            kubernetes.retry();
-        }
-    }
-
-    /// Tells the cluster how the node is, and what is wrong with objects.
-    pub(super) async fn speak(&mut self) {
-        let snapshot = self.account.shared.snapshot();
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.speak(&snapshot).await;
-        }
-    }
-
-    /// Takes the programs off all interfaces; everything else stays.
-    pub(super) fn let_go(&mut self) {
-        tracing::error!(
-            "the API server could be reached before the programs were attached and cannot be now: \
-             they are taken off"
-        );
-        self.is_off = true;
-        if let Err(error) = self.detach_others(&[]) {
-            self.account.failed(&format!("{error:#}"));
-        }
-    }
-
-    /// It was the programs: they stay off until the agent is started again.
-    pub(super) fn stand_down(&mut self) {
-        let text = "the API server can be reached only without the programs: they stay off the \
-                    interfaces; find out what the node's file and the cluster's Services take from \
-                    it, and start the agent again";
-        self.account.failed(text);
-        self.account.shared.update(|snapshot| snapshot.ready = false);
-        self.account.publish(&mut self.maps.status);
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.note_detached(text);
-        }
-    }
-
-    /// It was not the programs: they come back with the next look at everything.
-    pub(super) fn take_up(&mut self) {
-        tracing::warn!("the API server cannot be reached without the programs either");
-        self.is_off = false;
-    }
-
     pub(super) fn shared(&self) -> &Shared {
         &self.account.shared
     }
@@ -208,112 +155,6 @@ impl Node {
             }
         }
         self.account.publish(&mut self.maps.status);
-    }
-
-    /// Brings the maps in line with objects of the Kubernetes API that changed.
-    pub(super) fn follow_cluster(&mut self, host: &Host) {
-        if !self.kubernetes.as_mut().is_some_and(Kubernetes::update) {
-            return;
-        }
-        let done = self.sync_changes(host).and_then(|is_done| {
-            if is_done {
-                return Ok(());
-            }
-            self.made_from = None;
-            self.sync(host)
-        });
-        match done {
-            Ok(()) => self.account.in_sync(),
-            Err(error) => {
-                self.actual = None;
-                self.made_from = None;
-                self.account.failed(&format!("{error:#}"));
-            }
-        }
-        self.account.publish(&mut self.maps.status);
-    }
-
-    /// Brings only those services in line that changed. Returns whether that could be done.
-    fn sync_changes(&mut self, host: &Host) -> anyhow::Result<bool> {
-        let began = Instant::now();
-        let addresses = interfaces::addresses(host, &self.chosen);
-        let (Some(kubernetes), Some(actual), Some(mut layout)) =
-            (&mut self.kubernetes, &mut self.actual, self.layout.take())
-        else {
-            return Ok(false);
-        };
-        if self.made_from.as_ref() != Some(&addresses) || !kubernetes.missing().is_empty() {
-            return Ok(false);
-        }
-        for (key, service) in kubernetes.take_changed() {
-            match service {
-                Some((rank, service)) => self.state.put(rank, service),
-                None => self.state.remove(&key),
-            }
-        }
-        let dirty = self.state.take_dirty();
-        let step = match layout.change(&self.state, &dirty, actual) {
-            Ok(step) => step,
-            Err(reason) => {
-                tracing::debug!(%reason, "everything is laid out anew");
-                return Ok(false);
-            }
-        };
-        let mut written = step.before.clone();
-        let has_vips = layout.has_vips();
-        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
-        layout.commit(step, written, actual);
-        self.cursors = layout.cursors();
-        self.layout = Some(layout);
-        self.synced(began, dirty.len(), writes);
-        Ok(true)
-    }
-
-    /// What follows when the maps are in line.
-    fn synced(&mut self, began: Instant, services: usize, writes: Writes) {
-        let conflicts = self.state.conflicts();
-        self.account.synced(began.elapsed(), conflicts.len());
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.note_conflicts(&conflicts);
-            self.account.programmed(kubernetes.take_latencies());
-            let missing = kubernetes.missing().iter().map(|kind| kind.name()).collect();
-            self.account.waits_for(missing);
-        }
-        if !writes.is_none() {
-            let Writes { set, removed } = writes;
-            tracing::info!(services, written = set, removed, "maps brought in line");
-            self.collect_soon();
-        }
-    }
-
-    /// UDP clients of backends that went must not wait for the next pass; but a pass looks at
-    /// every flow, so of many changes in a short time one has to do for all.
-    fn collect_soon(&mut self) {
-        let next = self.collected_at.map(|at| at + BETWEEN_COLLECTIONS);
-        match next.filter(|next| *next > Instant::now()) {
-            Some(next) => self.collect_at = Some(next),
-            None => self.collect(),
-        }
-    }
-
-    /// Waits until flows have to be collected, if they have to be.
-    pub(super) async fn collection_due(&self) {
-        match self.collect_at {
-            Some(at) => tokio::time::sleep_until(at.into()).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// What all sources ask for, the first to be served first.
-    fn services(&mut self) -> Vec<(Rank, Service)> {
-        let file = self.wishes.services().into_iter();
-        let mut services: Vec<(Rank, Service)> =
-            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it)).collect();
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.take_changed();
-            services.extend(kubernetes.services());
-        }
-        services
     }
 
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
@@ -339,89 +180,6 @@ impl Node {
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
-    }
-
-    /// Brings the maps of services in line, if what they are made from has changed.
-    fn sync(&mut self, host: &Host) -> anyhow::Result<()> {
-        let addresses = NodeAddresses {
-            has_kube_proxy: self.has_kube_proxy,
-            ..interfaces::addresses(host, &self.chosen)
-        };
-        if self.made_from.as_ref() == Some(&addresses) {
-            return Ok(());
-        }
-        let began = Instant::now();
-        let snat = self.wishes.snat_ports();
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.keep_from(snat.clone());
-        }
-        self.layout = None;
-        self.state = State::new(addresses.clone(), self.services());
-        let desired = self.state.all();
-        let actual = match &mut self.actual {
-            Some(actual) => actual,
-            none => none.insert(self.maps.services.read()?),
-        };
-        let mut encoded =
-            encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
-        let is_complete =
-            self.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.missing().is_empty());
-        if !is_complete {
-            // What seems to be too much may be asked for by what was not read yet.
-            encoded.keep(actual);
-        }
-        let writes = self.maps.services.sync(actual, &encoded)?;
-        self.maps.node.put(
-            0,
-            &NodeConfig {
-                snat_first: *snat.start(),
-                snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
-                lookup_ifindex: LOOPBACK,
-                cache_sets: self.cache_sets,
-                reserved: 0,
-                netns_cookie: self.netns_cookie,
-            },
-        )?;
-        if is_complete && !self.cursors.is_crowded() {
-            let capacity = self.maps.capacity;
-            self.layout =
-                Some(Layout::new(&self.state, &encoded, snat.clone(), capacity, self.cursors));
-        }
-        // The layout has them too.
-        self.listed = match self.layout {
-            Some(_) => BTreeSet::new(),
-            None => encoded.listed(),
-        };
-        self.wanted_ports = encoded.ports;
-        self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
-        self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.synced(began, desired.services.len(), writes);
-        Ok(())
-    }
-
-    /// Collects flows, and takes ports back that none of them needs.
-    pub(super) fn collect(&mut self) {
-        self.collect_at = None;
-        self.collected_at = Some(Instant::now());
-        let (listed, wanted) = match &self.layout {
-            Some(layout) => (layout.listed(), layout.wanted_ports()),
-            None => (&self.listed, &self.wanted_ports),
-        };
-        let outcome = gc::collect(&mut self.flows, listed, gc::now()).and_then(|collected| {
-            self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
-            match &mut self.actual {
-                Some(actual) => {
-                    let in_use = &collected.in_use;
-                    self.maps.services.release_ports(actual, wanted, in_use).map(drop)
-                }
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = outcome {
-            self.actual = None;
-            self.made_from = None;
-            self.account.failed(&error.to_string());
-        }
     }
 
     /// Routes or neighbours have changed: next hops are looked up again.
