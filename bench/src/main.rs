@@ -1,5 +1,6 @@
 //! redirector's benchmarks; run by `cargo xtask bench`.
 
+mod cluster;
 mod floor;
 mod frame;
 mod harness;
@@ -27,11 +28,14 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Benchmark {
     Packet(packet::Arguments),
+    /// Following a cluster: CPU, memory and writes
+    Cluster(cluster::Arguments),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
         Benchmark::Packet(arguments) => packet::run(&arguments),
+        Benchmark::Cluster(arguments) => cluster::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

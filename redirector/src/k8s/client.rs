@@ -10,6 +10,8 @@ use tokio::time::timeout;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a connection may be silent: longer than any watch, which the server ends before.
+const SILENCE: Duration = Duration::from_secs(310);
 /// How long a small question may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -57,6 +59,7 @@ impl Access {
             None => Config::infer().await.map_err(AccessError::Nowhere)?,
         };
         config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
         Ok(Client::try_from(config)?)
     }
 }

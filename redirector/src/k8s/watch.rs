@@ -37,6 +37,8 @@ const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a streaming list may be silent before pages are asked for instead. A server that is
 /// too old for streaming lists sends all objects and never says that these were all.
 const SILENCE: Duration = Duration::from_secs(20);
+/// How long a page may take.
+const PAGE_PATIENCE: Duration = Duration::from_secs(60);
 /// Objects of a page.
 const PAGE: u32 = 500;
 
@@ -136,17 +138,23 @@ where
         // Until the first list is over, which pages of a slow server may make long.
         let mut list = Some(List::default());
         loop {
-            let event = if self.streams && list.is_some() {
-                match timeout(SILENCE, events.next()).await {
+            let event = match (&list, self.streams) {
+                (None, _) => events.next().await,
+                (Some(_), true) => match timeout(SILENCE, events.next()).await {
                     Ok(event) => event,
                     Err(_) => {
                         tracing::info!("{}: no streaming list came to its end", self.kind.name());
                         self.streams = false;
                         return;
                     }
-                }
-            } else {
-                events.next().await
+                },
+                (Some(_), false) => match timeout(PAGE_PATIENCE, events.next()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.cluster.lost(&format!("no list of {} came", self.kind.name()));
+                        return;
+                    }
+                },
             };
             match event {
                 Some(Ok(event)) => {
