@@ -128,11 +128,11 @@ impl Directory for Node {
 }
 
 fn address(text: &str) -> Address {
-    text.parse::<std::net::IpAddr>().expect("an address").into()
+    text.parse::<std::net::IpAddr>().unwrap().into()
 }
 
 fn endpoint(text: &str) -> Endpoint {
-    let asked: SocketAddr = text.parse().expect("an address and a port");
+    let asked: SocketAddr = text.parse().unwrap();
     Endpoint::new(asked.ip().into(), Port::new(asked.port()))
 }
 
@@ -212,7 +212,7 @@ fn what_is_asked_for_is_exchanged() {
         ("not for a pod", POD, "192.0.2.1:84", NotOurs, "192.0.2.1:84"),
     ] {
         let got = node.ask(netns, Protocol::Tcp, asked);
-        assert_eq!(got, (reason, to.parse().expect("an address")), "{description}");
+        assert_eq!(got, (reason, to.parse().unwrap()), "{description}");
     }
     // No UDP port is published.
     let (reason, _) = node.ask(NODE, Protocol::Udp, "192.0.2.1:80");

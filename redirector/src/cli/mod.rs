@@ -4,6 +4,7 @@
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
 pub mod audit;
+pub mod check;
 pub mod completions;
 pub mod config;
 pub mod counters;
@@ -48,6 +49,8 @@ enum Command {
     Run(run::RunArgs),
     /// Publish ports until Ctrl-C
     Publish(run::PublishArgs),
+    /// Check before installing: kernel, privileges, file systems, interfaces
+    Check(check::CheckArgs),
     /// Show whether all is well: agent, interfaces, sync, conflicts, map fill
     Status(status::StatusArgs),
     /// Show services, their frontends and backends
@@ -145,6 +148,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Publish(args) => run::publish(args),
+        Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Service(command) => service::run(&command),
         Command::Flow(command) => flow::run(&command),

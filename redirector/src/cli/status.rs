@@ -131,10 +131,13 @@ fn agent(report: &Report) -> String {
 
 fn source(report: &Report) -> String {
     let source = &report.source;
-    let file = source
-        .file
-        .as_ref()
-        .map_or_else(|| "command line".to_owned(), |file| file.display().to_string());
+    let file = source.file.as_ref().map(|file| file.display().to_string());
+    let file = match (file, source.kubernetes) {
+        (Some(file), true) => format!("{file}, Kubernetes"),
+        (Some(file), false) => file,
+        (None, true) => "Kubernetes".to_owned(),
+        (None, false) => "command line".to_owned(),
+    };
     match &source.error {
         Some(error) => {
             let since = source

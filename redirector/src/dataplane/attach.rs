@@ -23,7 +23,7 @@ use super::status::{TcState, XdpState};
 use super::syscall::{self, LinkInfo};
 use crate::config::XdpMode;
 
-pub use cgroup::{Clients, detach_clients, find_root};
+pub use cgroup::{Clients, check_cgroup, detach_clients, find_root};
 
 /// Why programs could not be attached to an interface, or taken off.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod delta;
 pub mod detach;
 pub mod encode;
 pub mod epochs;
+pub mod ethtool;
 pub mod gc;
 pub mod ids;
 pub mod info;

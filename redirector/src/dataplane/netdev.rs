@@ -21,11 +21,39 @@ const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 
+/// The driver runs XDP programs.
+const FEATURE_BASIC: u64 = 1;
+/// Packets in several buffers too.
+const FEATURE_RX_SG: u64 = 32;
 /// The driver has `ndo_xdp_xmit`, and it works at the moment.
 const FEATURE_NDO_XMIT: u64 = 4;
 
 /// Bytes of `struct genlmsghdr`.
 const GENERIC_HEADER: usize = 4;
+
+/// What a driver can do with XDP now: bits of the kernel's `enum netdev_xdp_act`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XdpFeatures(pub u64);
+
+impl XdpFeatures {
+    /// Whether it runs XDP programs.
+    #[must_use]
+    pub const fn has_xdp(self) -> bool {
+        self.0 & FEATURE_BASIC != 0
+    }
+
+    /// Whether frames can be sent out of it from XDP.
+    #[must_use]
+    pub const fn has_transmit(self) -> bool {
+        self.0 & FEATURE_NDO_XMIT != 0
+    }
+
+    /// Whether its programs see packets in several buffers.
+    #[must_use]
+    pub const fn has_fragments(self) -> bool {
+        self.0 & FEATURE_RX_SG != 0
+    }
+}
 
 /// For each interface index, whether frames can be sent out of it from XDP now; `None` on kernels
 /// that don't tell.
@@ -34,20 +62,32 @@ const GENERIC_HEADER: usize = 4;
 ///
 /// If the kernel cannot be asked.
 pub fn read_xdp_transmit() -> io::Result<Option<BTreeMap<u32, bool>>> {
+    let features = read_xdp_features()?;
+    Ok(features.map(|all| {
+        all.into_iter().map(|(index, features)| (index, features.has_transmit())).collect()
+    }))
+}
+
+/// What each interface's driver can do, by index; `None` on kernels that don't tell.
+///
+/// # Errors
+///
+/// If the kernel cannot be asked.
+pub fn read_xdp_features() -> io::Result<Option<BTreeMap<u32, XdpFeatures>>> {
     let socket = netlink_raw::open(NETLINK_GENERIC)?;
     let Some(Family { id: family, .. }) = find_family(&socket)? else {
         return Ok(None);
     };
-    let mut transmit = BTreeMap::new();
+    let mut all = BTreeMap::new();
     let devices = question(family, REQUEST | DUMP, NETDEV_CMD_DEV_GET, &[]);
     ask(&socket, &devices, |attributes| {
         let get = |kind| attributes.get(&kind).and_then(|value| number(value));
         let index = get(NETDEV_A_DEV_IFINDEX).and_then(|index| u32::try_from(index).ok());
         if let (Some(index), Some(features)) = (index, get(NETDEV_A_DEV_XDP_FEATURES)) {
-            transmit.insert(index, features & FEATURE_NDO_XMIT != 0);
+            all.insert(index, XdpFeatures(features));
         }
     })?;
-    Ok(Some(transmit))
+    Ok(Some(all))
 }
 
 /// Hears of interfaces that become able, or unable, to send frames for XDP.

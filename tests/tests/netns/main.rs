@@ -2,6 +2,7 @@
 //! namespaces. Needs root and the program: see `redirector_tests::cli::program`.
 
 mod affinity;
+mod check;
 mod choosing;
 mod connections;
 mod deployed;

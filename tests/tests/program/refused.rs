@@ -211,7 +211,7 @@ fn other_destinations() -> Result<()> {
     for family in FAMILIES {
         for (protocol, transport) in transports(Flags::SYN) {
             let name = format!("{protocol} over {family:?}");
-            for port in [1, 22, 79, 105, world::LOCAL_PORT, 49999, 65535] {
+            for port in [1, 22, 79, 112, world::LOCAL_PORT, 49999, 65535] {
                 let packet = to_frontend(transport, family, port);
                 let what = format!("{name} to port {port}");
                 passes(&mut cases, &what, &packet.bytes(), Reason::NotOurs);

@@ -70,6 +70,8 @@ pub(super) enum AgentState {
 #[serde(rename_all = "camelCase")]
 pub(super) struct SourceReport {
     pub(super) file: Option<PathBuf>,
+    /// Whether the Kubernetes API is asked.
+    pub(super) kubernetes: bool,
     pub(super) error: Option<String>,
     pub(super) error_since_seconds: Option<u64>,
 }
@@ -155,6 +157,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
         agent,
         source: SourceReport {
             file: account.and_then(|it| it.config.clone()),
+            kubernetes: account.is_some_and(|it| it.kubernetes),
             error: account.and_then(|it| it.config_error.clone()),
             error_since_seconds: since(account.and_then(|it| it.config_error_since)),
         },

@@ -83,6 +83,15 @@ pub fn detach_clients(pins: &Pins) -> Result<(), AttachError> {
     ClientHook::ALL.iter().rev().try_for_each(|hook| remove_link(&pins.client_link(*hook)))
 }
 
+/// Whether programs could be attached there.
+///
+/// # Errors
+///
+/// If it is no control group.
+pub fn check_cgroup(dir: &Path) -> Result<(), AttachError> {
+    Cgroup::open(dir).map(drop)
+}
+
 /// The control group of every process, as far as this one can see.
 ///
 /// # Errors
