@@ -1,10 +1,14 @@
 //! What deploy/ says of the agent's container.
 
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use serde_json::Value;
 
 /// deploy/kubernetes/daemonset.yaml.
 const DAEMONSET: &str = include_str!("../../deploy/kubernetes/daemonset.yaml");
+
+/// deploy/kubernetes/rbac.yaml.
+const RIGHTS: &str = include_str!("../../deploy/kubernetes/rbac.yaml");
 
 /// The dashboard.
 const DASHBOARD: &str = include_str!("../../deploy/chart/dashboards/redirector.json");
@@ -16,6 +20,17 @@ const DASHBOARD: &str = include_str!("../../deploy/chart/dashboards/redirector.j
 /// If it is not YAML.
 pub fn daemonset() -> Result<Value> {
     serde_saphyr::from_str(DAEMONSET).context("daemonset.yaml")
+}
+
+/// What the agent may ask of the API server.
+///
+/// # Errors
+///
+/// If the first document is not the agent's role.
+pub fn rights() -> Result<Vec<PolicyRule>> {
+    let role = RIGHTS.split("\n---").next().unwrap_or_default();
+    let role: ClusterRole = serde_saphyr::from_str(role).context("rbac.yaml")?;
+    role.rules.context("the role has no rules")
 }
 
 /// The agent's container.

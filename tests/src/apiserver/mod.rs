@@ -6,8 +6,8 @@
 //! demand: see [`Faults`]. Tests write objects straight into its store; there is no scheduler, no
 //! kubelet and no controller.
 //!
-//! A request's life: [`request`] (what is asked) → [`access`] (whether it may) → [`faults`] →
-//! [`list`], [`watch`] or [`write`] → [`store`] → [`answer`].
+//! A request's life: `request` (what is asked) → `access` (whether it may) → `faults` →
+//! `list`, `watch` or `write` → `store` → `answer`.
 
 mod access;
 mod answer;

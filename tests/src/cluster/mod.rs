@@ -2,7 +2,7 @@
 //!
 //! Objects are written into the API server's store by [`Cluster::put`], which also does what the
 //! control plane does: see [`control`]. Agents follow in their own time, and tests await that:
-//! see [`probe`].
+//! see [`probe`]. They have the rights that `deploy/` gives them, and no others.
 
 pub mod build;
 pub mod control;
@@ -23,6 +23,7 @@ use crate::{
     agent::{ADMIN, get},
     apiserver::{ApiServer, Credentials},
     cli::Cli,
+    deployed,
     namespace::{Namespace, prefix},
 };
 use build::{NAMESPACE, mk_node};
@@ -88,6 +89,7 @@ impl Cluster {
     fn new(nodes: u8) -> Result<Self> {
         let net = Network::new(nodes)?;
         let mut api = ApiServer::new(API)?;
+        api.access().set_rules(deployed::rights()?);
         api.start(Some(&net.router))?;
         let files = tempfile::Builder::new().prefix(&(prefix() + "cluster-")).tempdir()?;
         let kubeconfig = api.kubeconfig(Credentials::Token)?;

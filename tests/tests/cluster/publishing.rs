@@ -136,7 +136,10 @@ fn protected_ports() -> Result<()> {
             let events = cluster.api.store().all::<Event>()?;
             let said: String = events.into_iter().filter_map(|event| event.message).collect();
             Ok(said.contains("22") && said.contains("10250"))
-        })
+        })?;
+        let asked = cluster.api.access().asked();
+        ensure!(asked.iter().all(|asked| asked.allowed), "{asked:#?}");
+        Ok(())
     })
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::rbac::v1::PolicyRule;
 use redirector_common::Protocol::Tcp;
 use redirector_tests::{
     apiserver::{Failure, Order, Pace, Requests, Resource, TOKEN},
@@ -165,23 +164,11 @@ fn expired_credentials() -> Result<()> {
     })
 }
 
-/// Only what the node has to do with is asked for, and no more rights are needed than to read that
-/// and to make events.
+/// Only what the node has to do with is asked for, and nothing that the role in `deploy/` does not
+/// allow.
 #[test]
 fn what_is_asked_for() -> Result<()> {
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| PolicyRule {
-        api_groups: Some(vec![group.to_owned()]),
-        resources: Some(resources.iter().map(|name| (*name).to_owned()).collect()),
-        verbs: verbs.iter().map(|name| (*name).to_owned()).collect(),
-        ..PolicyRule::default()
-    };
-    Cluster::run_without_agents(2, |cluster| {
-        cluster.api.access().set_rules(vec![
-            rule("", &["services", "nodes", "pods"], &["list", "watch"]),
-            rule("discovery.k8s.io", &["endpointslices"], &["list", "watch"]),
-            rule("", &["events"], &["create"]),
-        ]);
-        cluster.start_agents(&[])?;
+    Cluster::run(2, |cluster| {
         let _pod = cluster.start_pod(own("web", "web", 2))?;
         put(cluster, "web", 30001)?;
         serves(cluster, 30001, "web")?;
