@@ -7,7 +7,7 @@ use redirector::dataplane::pins::Hook;
 use redirector_common::{Direction, Flow, FlowState, Reason, Tuple};
 use redirector_tests::{
     packet::Packet,
-    program::{Counted, Programs, Verdict, check_pairs, functions},
+    program::{Counted, Outcome, Programs, Verdict, check_pairs, functions},
 };
 
 use crate::{given::Given, world};
@@ -169,7 +169,35 @@ impl Case {
         if matches!(self.expected, Expected::Pass(_) | Expected::Drop(_)) {
             ensure!(before == after, "flows changed from {before:?} to {after:?}");
         }
-        self.check_flow(&before, &after)
+        self.check_flow(&before, &after)?;
+        self.check_again(programs, function, &outcome).context("the same packet again")
+    }
+
+    /// Packets of established flows are answered from the cache from the second one on, and no
+    /// different from the first.
+    fn check_again(&self, programs: &Programs, function: &str, first: &Outcome) -> Result<()> {
+        let (_, reason, _) = self.expectation();
+        let established = [
+            Reason::RemoteEstablished,
+            Reason::RemoteReply,
+            Reason::LocalEstablished,
+            Reason::LocalReply,
+        ];
+        if !established.contains(&reason) || matches!(self.expected, Expected::Pass(_)) {
+            return Ok(());
+        }
+        let ifindex = world::ifindex(self.interface)?;
+        for _ in 0..2 {
+            let again = programs.run((self.hook, function), ifindex, &self.input, self.segment)?;
+            ensure!(
+                again.verdict == first.verdict && again.counted == first.counted,
+                "{:?} counted as {:?}",
+                again.verdict,
+                again.counted
+            );
+            compare(&again.packet, &first.packet)?;
+        }
+        check_pairs(&programs.flows()?)
     }
 
     fn expectation(&self) -> (Verdict, Reason, Option<&[u8]>) {
