@@ -91,7 +91,7 @@ fn ask(socket: &impl Socket) -> i32 {
     let mut to = asked;
     let reason = exchange(&Maps { cookie: client.cookie }, &client, &asked, &mut to);
     match reason.verdict() {
-        Verdict::Pass => return ALLOW,
+        Verdict::Pass => ALLOW,
         Verdict::Deliver | Verdict::Forward => {
             remember(SocketKey::new(client.cookie, to), &asked);
             socket.set_endpoint(&to);
@@ -114,12 +114,12 @@ fn remember(key: SocketKey, asked: &Endpoint) {
         return;
     }
     // SAFETY: compared at once.
-    if unsafe { SOCKETS.get(&key) }.is_some_and(|known| known == asked) {
+    if unsafe { SOCKETS.get(key) }.is_some_and(|known| known == asked) {
         return;
     }
     // Full it never is: the oldest go. Where the kernel has no memory, the program is told of the
     // backend instead.
-    let _ = SOCKETS.insert(&key, asked, 0);
+    let _ = SOCKETS.insert(key, asked, 0);
 }
 
 /// Tells a program what it asked for where the kernel would tell it what it got.
@@ -127,7 +127,7 @@ fn remember(key: SocketKey, asked: &Endpoint) {
 fn tell(socket: &impl Socket) -> i32 {
     let key = SocketKey::new(socket.cookie(), socket.endpoint());
     // SAFETY: copied at once.
-    if let Some(asked) = unsafe { SOCKETS.get(&key) }.copied() {
+    if let Some(asked) = unsafe { SOCKETS.get(key) }.copied() {
         socket.set_endpoint(&asked);
     }
     ALLOW
@@ -324,7 +324,7 @@ impl Directory for Maps {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
         let key = OnStack(*key);
         // SAFETY: copied at once.
-        unsafe { FRONTENDS.get(&key.0) }.copied()
+        unsafe { FRONTENDS.get(key.0) }.copied()
     }
 
     #[inline(always)]

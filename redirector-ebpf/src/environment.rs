@@ -237,7 +237,7 @@ impl Environment for Kernel {
         let value = unsafe { &mut (*self.workspace).affinity };
         *value = *affinity;
         // The map makes room for itself; where it can't, the client is only not remembered.
-        let _ = AFFINITY.insert(self.affinity_key(key), &*value, 0);
+        let _ = AFFINITY.insert(self.affinity_key(key), *value, 0);
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Kubernetes: objects of its API, and what they mean to this node.
 //!
-//! * [`lenient`], [`service`], [`slice`], [`node`], [`pod`]: objects become records that keep only
+//! * [`lenient`], [`service`], [`mod@slice`], [`node`], [`pod`]: objects become records that keep only
 //!   what is used;
 //! * [`index`]: all records, plain and synchronous;
 //! * [`endpoints`], [`convert`]: services of the index become [`model::Service`]s;

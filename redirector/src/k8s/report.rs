@@ -1,7 +1,7 @@
 //! Events: what is wrong with an object is said on the object.
 //!
 //! An Event's name follows from what it says, so that of all nodes that find the same thing wrong
-//! one makes it. What stays wrong is said again after [`AGAIN`], since the API server forgets.
+//! one makes it. What stays wrong is said again after `AGAIN`, since the API server forgets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -124,7 +124,7 @@ impl Visitors {
     fn start(cluster: &Cluster, to: &[SocketAddr]) -> Result<Self> {
         let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut threads = Vec::new();
-        for to in to.iter().copied() {
+        for &to in to {
             let (stop, served) = (stop.clone(), served.clone());
             threads.push(cluster.net.client.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {

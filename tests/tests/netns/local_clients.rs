@@ -87,7 +87,7 @@ fn told(how: &str, asked: SocketAddr) -> SocketAddr {
         IpAddr::V4(v4) if how.starts_with("mapped-") => {
             SocketAddr::new(v4.to_ipv6_mapped().into(), asked.port())
         }
-        _ => asked,
+        IpAddr::V4(_) | IpAddr::V6(_) => asked,
     }
 }
 
