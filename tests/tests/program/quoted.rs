@@ -48,9 +48,10 @@ impl Journey {
         let bytes = self.after.bytes();
         let case =
             Case::raw(what, self.hook, self.before.bytes()).by(self.interface).given(self.flow);
-        match self.reason {
-            Reason::ErrorForwarded => case.sends(self.reason, bytes),
-            _ => case.delivers_bytes(self.reason, bytes),
+        if self.reason == Reason::ErrorForwarded {
+            case.sends(self.reason, bytes)
+        } else {
+            case.delivers_bytes(self.reason, bytes)
         }
     }
 
