@@ -135,10 +135,13 @@ services:
 
 fn published_ports() -> Result<()> {
     chapter("After: a port of node1 that its own server answers");
-    println!("  The server sees the client's own address.");
+    println!(
+        "  Its socket, which listens on 8080, accepts the connection on port 80 itself: nothing"
+    );
+    println!("  is translated, and the server sees the client's own address.");
     let [v4, v6] = urls(80);
-    curl(&v4)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v4))?;
-    curl(&v6)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v6))?;
+    curl(&v4)?.must_contain(&greeting(NODE1, 80, CLIENT_END.v4))?;
+    curl(&v6)?.must_contain(&greeting(NODE1, 80, CLIENT_END.v6))?;
 
     chapter("After: a port of node1 that node2 answers");
     println!("  The answer has to come back through node1, so node2 sees node1's address.");
@@ -180,7 +183,7 @@ fn survive(agent: &mut Child) -> Result<()> {
     agent.wait().context("cannot wait for the agent")?;
     let [local, _] = urls(80);
     let [_, elsewhere] = urls(8081);
-    curl(&local)?.must_contain(&greeting(NODE1, 8080, CLIENT_END.v4))?;
+    curl(&local)?.must_contain(&greeting(NODE1, 80, CLIENT_END.v4))?;
     curl(&elsewhere)?.must_contain(&greeting(NODE2, 8080, NODE1_INSIDE.v6))
 }
 

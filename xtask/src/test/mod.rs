@@ -4,14 +4,14 @@ mod report;
 pub(crate) mod summary;
 pub(crate) mod tier;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 
 use crate::lint::{Check, Finding};
-use crate::{build, setup};
+use crate::{build, process, setup};
 use report::{Outcome, Report};
 use tier::Tier;
 
@@ -43,12 +43,21 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         if tier.needs_agent() && !built {
             report.add("build", || build::agent().map(|_| Outcome::checked(Finding::Clean)));
             built = true;
+            if everything {
+                report.add("demo", || run_demo().map(|()| Outcome::checked(Finding::Clean)));
+            }
         }
         report.add(tier.name(), || tier.run(&arguments.passed_on));
     }
     report.print();
     // No message: the sum is the last line.
     Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// The demo as a user runs it: it fails where an answer is not what it tells its reader to expect.
+fn run_demo() -> Result<()> {
+    let myself = std::env::current_exe().context("cannot find this program's own file")?;
+    process::run(Command::new(myself).arg("demo"))
 }
 
 impl Report {
