@@ -161,6 +161,21 @@ impl FlowState {
         }
     }
 
+    /// Whether the backend has yet to answer, or the client to confirm: a flow that anyone can
+    /// open in another's name.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynReceived | Self::Unreplied)
+    }
+
+    /// Whether nothing more is to be expected but what is late.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::TimeWait | Self::Closed)
+    }
+
     /// The word that `flow list` prints.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -49,6 +49,8 @@ maps! {
     Backends = "BACKENDS", 1;
     /// Both halves of every flow.
     Flows = "FLOWS", 2;
+    /// Which flow was opened when, for making room.
+    FlowRing = "FLOW_RING", 1;
     /// What packets of established flows need, for each CPU.
     FlowCache = "FLOW_CACHE", 1;
     /// Raised when what the flow cache repeats has changed.

@@ -15,8 +15,8 @@ pub struct NodeConfig {
     pub lookup_ifindex: u32,
     /// Elements of `FLOW_CACHE` that each CPU has: a power of two, or 0 for no cache.
     pub cache_sets: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Slots of `FLOW_RING`: a power of two, or 0 for no ring.
+    pub ring_slots: u32,
     /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
     /// of pods. 0, which no namespace has: no program is taken for the node's own.
     pub netns_cookie: u64,

@@ -142,6 +142,12 @@ reasons! {
     ErrorLimited = 36, Drop, "error-limited";
     /// To a port that no service defines, of an address that only frontends have.
     UndefinedPort = 37, Drop, "undefined-port";
+    /// A flow that was not established in time, removed because as many newer ones wait: the budget
+    /// of half-open flows is used up. Counted once for each flow, without bytes.
+    HalfOpenDropped = 38, Drop, "half-open-dropped";
+    /// A flow that was over, or finished where the flow table was full, removed to make room for a
+    /// new one before the agent collected it. Counted once for each flow, without bytes.
+    FlowReclaimed = 39, Drop, "flow-reclaimed";
     /// A program on this machine connected or sent to a frontend; a program in this host's own
     /// stack answers. Counted once for each connection or unconnected datagram, without bytes.
     ClientLocal = 50, Deliver, "client-local";

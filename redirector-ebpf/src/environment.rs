@@ -13,21 +13,21 @@ use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
-    SourceBits, SourceRange, Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
+    Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
 use crate::maps::{
-    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
-    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
+    INTERFACES, MAGLEV, NODE, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::related::Notes;
-use crate::{redirect, steer};
+use crate::{counters, redirect, steer};
 
 const EEXIST: i32 = 17;
 
@@ -161,6 +161,42 @@ impl Environment for Kernel {
     #[inline(always)]
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(self.partner_key(entry));
+    }
+
+    #[inline(always)]
+    fn admit(&self, _: &Packet, _: &Scratch) {
+        // They stand in the workspace.
+        flow_admit();
+    }
+
+    #[inline(always)]
+    fn reclaim(&self) -> bool {
+        flow_reclaim() != 0
+    }
+
+    #[inline(always)]
+    fn vacate(&self, _: &Scratch) -> bool {
+        flow_vacate() != 0
+    }
+
+    #[inline(always)]
+    fn next_admitted(&self) -> u32 {
+        next_position(0)
+    }
+
+    #[inline(always)]
+    fn next_reclaimed(&self) -> u32 {
+        next_position(1)
+    }
+
+    #[inline(always)]
+    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>> {
+        NonNull::new(FLOW_RING.get_ptr_mut(index)?)
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        counters::count_event(reason);
     }
 
     #[inline(always)]
@@ -309,4 +345,60 @@ impl Environment for Kernel {
         // SAFETY: a field of a valid element.
         NonNull::new(unsafe { &raw mut (*self.workspace).scratch })
     }
+}
+
+/// Makes room for the flow that is put together in the workspace. A function of its own, so that
+/// the verifier walks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_admit() -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(core::ptr::null_mut()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
+    let born = unsafe { (*environment.workspace).scratch.forward.born() };
+    pressure::admit(&environment, &packet.tuple, born);
+    0
+}
+
+/// Makes room in a flow table that is full. 0: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_reclaim() -> u32 {
+    Kernel::new(core::ptr::null_mut())
+        .is_some_and(|(environment, _, _)| pressure::reclaim(&environment))
+        .into()
+}
+
+/// Takes the reply half's key of the flow that is put together in the workspace from a flow that
+/// can go. 0: it can't.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_vacate() -> u32 {
+    let Some((environment, _, _)) = Kernel::new(core::ptr::null_mut()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
+    let reply_key = unsafe { &(*environment.workspace).scratch.reply_key };
+    pressure::vacate(&environment, reply_key).into()
+}
+
+/// Moves one of the ring's hands on, and says where it was.
+#[inline(always)]
+fn next_position(hand: u32) -> u32 {
+    let Some(position) = RING_HANDS.get_ptr_mut(hand) else {
+        return 0;
+    };
+    let mut was: u64 = 1;
+    // Two CPUs never get the same position. The target has no atomic types.
+    // SAFETY: an aligned word of a map's element, which is only ever changed like this.
+    unsafe {
+        core::arch::asm!(
+            "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
+            inout(reg) was,
+            in(reg) position,
+            options(nostack),
+        );
+    }
+    was as u32
 }

@@ -8,8 +8,8 @@ use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
-    Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
+    Service, ServiceId, Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -40,6 +40,32 @@ pub trait Environment {
 
     /// Removes the other half of an entry's flow, if it is there.
     fn remove_partner(&self, entry: FlowEntry);
+
+    /// Makes room for the flow that is put together, and notes that it comes: [`pressure::admit`]
+    /// with this packet's tuple.
+    ///
+    /// [`pressure::admit`]: super::pressure::admit
+    fn admit(&self, packet: &Packet, scratch: &Scratch);
+
+    /// Makes room in a table that is full, and says whether there is some:
+    /// [`pressure::reclaim`](super::pressure::reclaim).
+    fn reclaim(&self) -> bool;
+
+    /// Takes the reply half's key of the flow that is put together from a flow that can go, and
+    /// says whether it is free: [`pressure::vacate`](super::pressure::vacate).
+    fn vacate(&self, scratch: &Scratch) -> bool;
+
+    /// Position of a new flow in the ring: one more each time; wraps.
+    fn next_admitted(&self) -> u32;
+
+    /// Position in the ring where room is looked for next: one more each time; wraps.
+    fn next_reclaimed(&self) -> u32;
+
+    /// A slot of the ring.
+    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>>;
+
+    /// Counts what is no packet.
+    fn count(&self, reason: Reason);
 
     /// The kernel's clock in ticks; wraps.
     fn ticks(&self) -> u32;
@@ -270,6 +296,14 @@ impl FlowEntry {
     #[must_use]
     pub const fn is_settled(&self) -> bool {
         self.view().is_settled()
+    }
+
+    /// Whether the flow began so long ago that it would be over without packets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn outlives_silence(&self, now: u64) -> bool {
+        let timeout = self.state().timeout_seconds() as u64 * 1_000_000_000;
+        now.saturating_sub(self.view().created) > timeout
     }
 
     /// Counts a packet of `bytes` bytes.

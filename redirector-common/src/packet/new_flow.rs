@@ -12,6 +12,10 @@ use crate::{Address, Direction, FrontendKey, Origin, Port, Protocol, Reason, Ser
 /// client's retransmission tries others.
 const PORT_ATTEMPTS: u32 = 32;
 
+/// After so many of them that were taken, they are taken from flows that are finished or half-open:
+/// a flood must not keep the ports from everyone else.
+const POLITE_ATTEMPTS: u32 = 16;
+
 /// Decides about a packet to a possible frontend that belongs to no flow.
 #[inline(always)]
 pub(super) fn open<E: Environment>(
@@ -120,6 +124,7 @@ pub(super) fn open<E: Environment>(
         outcome.translated.source = source;
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
+    environment.admit(packet, scratch);
     match record(environment, packet, scratch, local) {
         Recorded::New => {
             outcome.translated.source_port = scratch.forward.translated.source_port;
@@ -203,8 +208,10 @@ fn record<E: Environment>(
     let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = random & 0xffff;
     let mut own_port = keep_port;
-    for _ in 0..=PORT_ATTEMPTS {
-        if !own_port {
+    let mut may_reclaim = true;
+    let mut is_vacated = false;
+    for attempt in 0..=PORT_ATTEMPTS {
+        if !own_port && !is_vacated {
             if count == 0 {
                 return Recorded::NoPort;
             }
@@ -215,7 +222,13 @@ fn record<E: Environment>(
         }
         match environment.insert_flow(&scratch.reply_key, &scratch.reply) {
             Inserted::Done => return record_forward(environment, packet, scratch),
-            Inserted::Full => return Recorded::Full,
+            Inserted::Full => {
+                if !may_reclaim || !environment.reclaim() {
+                    return Recorded::Full;
+                }
+                may_reclaim = false;
+                continue;
+            }
             Inserted::Exists => {}
         }
         if own_port {
@@ -226,7 +239,9 @@ fn record<E: Environment>(
                 }
                 Some(_) | None => own_port = false,
             }
+            continue;
         }
+        is_vacated = attempt >= POLITE_ATTEMPTS && environment.vacate(scratch);
     }
     Recorded::NoPort
 }
@@ -234,7 +249,11 @@ fn record<E: Environment>(
 /// Adds the forward half, or takes the reply half back.
 #[inline(always)]
 fn record_forward<E: Environment>(environment: &E, packet: &Packet, scratch: &Scratch) -> Recorded {
-    match environment.insert_flow(&packet.tuple, &scratch.forward) {
+    let mut inserted = environment.insert_flow(&packet.tuple, &scratch.forward);
+    if matches!(inserted, Inserted::Full) && environment.reclaim() {
+        inserted = environment.insert_flow(&packet.tuple, &scratch.forward);
+    }
+    match inserted {
         Inserted::Done => Recorded::New,
         Inserted::Full => {
             environment.remove_flow(&scratch.reply_key);

@@ -23,7 +23,7 @@ use crate::dataplane::kube_proxy;
 use crate::dataplane::layout::Layout;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
-use crate::dataplane::maps::{Maps, cache_sets};
+use crate::dataplane::maps::{Maps, cache_sets, ring_slots};
 use crate::dataplane::netdev;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
@@ -51,6 +51,7 @@ pub(super) struct Node {
     maps: Maps,
     flows: KernelFlows,
     cache_sets: u32,
+    ring_slots: u32,
     epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
@@ -310,6 +311,7 @@ struct Parts {
     /// What the agent before us worked for, unless it was for a while.
     installed_for: Option<String>,
     cache_sets: u32,
+    ring_slots: u32,
     epochs: Epochs,
     netns_cookie: u64,
 }
@@ -327,6 +329,7 @@ impl Parts {
             entries: maps.interfaces.entries()?,
             flows: KernelFlows::open(pins)?,
             cache_sets: cache_sets(pins, sizes.cpus)?,
+            ring_slots: ring_slots(pins)?,
             epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
             netns_cookie: netns_cookie()
@@ -369,6 +372,7 @@ impl Parts {
             maps: self.maps,
             flows: self.flows,
             cache_sets: self.cache_sets,
+            ring_slots: self.ring_slots,
             epochs: self.epochs,
             actual: None,
             cursors: Cursors::default(),

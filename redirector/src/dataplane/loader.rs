@@ -13,8 +13,8 @@ use redirector_common::node::{
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
-    SocketKey, SourceRange, Taker, TakerKey, Tuple, cache,
+    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple, cache, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
@@ -240,6 +240,7 @@ impl Spec {
             MapName::Maglev => Self::array::<MaglevLine>(sizes.maglev_lines),
             MapName::Backends => Self::array::<Backend>(sizes.backends),
             MapName::Flows => Self::hash::<Tuple, Flow>(sizes.flows),
+            MapName::FlowRing => Self::array::<RingSlot>(ring::slots(sizes.flows)),
             MapName::FlowCache => {
                 Self::array::<CacheSet>(sizes.cache_sets.saturating_mul(sizes.cpus).max(1))
             }

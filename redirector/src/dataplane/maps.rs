@@ -91,11 +91,26 @@ pub fn flows(pins: &Pins) -> Result<HashTable<Tuple, Flow>, TableError> {
 ///
 /// If the map is missing or not what its name says.
 pub fn cache_sets(pins: &Pins, cpus: u32) -> Result<u32, TableError> {
-    let name = MapName::FlowCache;
+    Ok(power_of_two(capacity(pins, MapName::FlowCache)? / cpus.max(1)))
+}
+
+/// Slots of the ring of flows, a power of two: of the map as it is.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn ring_slots(pins: &Pins) -> Result<u32, TableError> {
+    Ok(power_of_two(capacity(pins, MapName::FlowRing)?))
+}
+
+/// The largest that is not larger; 0 where there is none.
+const fn power_of_two(number: u32) -> u32 {
+    if number == 0 { 0 } else { 1 << number.ilog2() }
+}
+
+fn capacity(pins: &Pins, name: MapName) -> Result<u32, TableError> {
     let entries = open(pins, name).and_then(|data| Ok(data.info()?.max_entries()));
-    let entries = entries.map_err(|error| TableError::new(name, "opening", io_error(error)))?;
-    let share = entries / cpus.max(1);
-    Ok(if share == 0 { 0 } else { 1 << share.ilog2() })
+    entries.map_err(|error| TableError::new(name, "opening", io_error(error)))
 }
 
 /// Settings as they were before.

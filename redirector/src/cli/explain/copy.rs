@@ -7,12 +7,14 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use redirector_common::packet::environment::Inserted;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
+use redirector_common::packet::{
+    Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket, pressure,
+};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Direction, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol,
-    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -292,6 +294,31 @@ impl Environment for Copied {
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(&entry.translated().reversed());
     }
+
+    // The copy has no need of room.
+    fn admit(&self, _: &Packet, _: &Scratch) {}
+
+    fn reclaim(&self) -> bool {
+        false
+    }
+
+    fn vacate(&self, scratch: &Scratch) -> bool {
+        pressure::vacate(self, &scratch.reply_key)
+    }
+
+    fn next_admitted(&self) -> u32 {
+        0
+    }
+
+    fn next_reclaimed(&self) -> u32 {
+        0
+    }
+
+    fn ring_slot(&self, _: u32) -> Option<NonNull<RingSlot>> {
+        None
+    }
+
+    fn count(&self, _: Reason) {}
 
     fn ticks(&self) -> u32 {
         0

@@ -1,0 +1,157 @@
+//! Making room for new flows: in the packets' own path, so that it works with the agent dead.
+//!
+//! ```text
+//!            budget of half-open flows
+//!          ◄───────────────────────────►
+//! ─────────┬──────────────────────────┬───────────────────
+//!  settled │  newest flows            │ oldest flows
+//! ─────────┴──────────────────────────┴───────────────────
+//!          ▲                          ▲
+//!          half-open ones go          over: gone; the new flow takes the slot
+//! ```
+//!
+//! Two hands go round the ring, one behind the other by the budget. A flow that is still half-open
+//! when as many newer ones have come makes room: there are never more of them than the budget, and
+//! established flows are not touched. The one in front frees slots whose flows are over, as the
+//! agent's collector does.
+
+use core::ptr::NonNull;
+
+use super::track::is_over;
+use super::{Environment, FlowEntry, cached};
+use crate::ring::{RingSlot, half_open_budget};
+use crate::{FlowState, Reason, Tuple, words};
+
+/// Slots that are looked at for one new flow. With all of them taken by flows that live, the last
+/// one's flow loses its place in the ring, and is then collected by the agent alone.
+const PROBES: u32 = 4;
+
+/// Slots that are looked at for one new flow when the table is full.
+const PROBES_WHEN_FULL: u32 = 16;
+
+/// Gives a new flow its slot, and takes room from those that have had theirs for too long.
+#[inline(always)]
+pub fn admit<E: Environment>(environment: &E, key: &Tuple, born: u32) {
+    let slots = environment.node().ring_slots;
+    if slots == 0 {
+        return;
+    }
+    for probe in 1..=PROBES {
+        let position = environment.next_admitted();
+        let waiting = position.wrapping_sub(half_open_budget(slots));
+        if let Some(slot) = environment.ring_slot(waiting & (slots - 1)) {
+            clear(environment, slot, false);
+        }
+        let Some(slot) = environment.ring_slot(position & (slots - 1)) else {
+            return;
+        };
+        if clear(environment, slot, false) != Slot::Taken || probe == PROBES {
+            return take(slot, key, born);
+        }
+    }
+}
+
+/// Looks for flows that can go, because the table is full. Whether one has gone.
+#[inline(always)]
+pub fn reclaim<E: Environment>(environment: &E) -> bool {
+    let slots = environment.node().ring_slots;
+    if slots == 0 {
+        return false;
+    }
+    for _ in 0..PROBES_WHEN_FULL {
+        let position = environment.next_reclaimed();
+        if let Some(slot) = environment.ring_slot(position & (slots - 1))
+            && clear(environment, slot, true) == Slot::Cleared
+        {
+            return true;
+        }
+    }
+    false
+}
+
+/// Takes a reply half's key, and with it a port of the translation block, from a flow that can
+/// go. Whether it is free now.
+#[inline(always)]
+pub fn vacate<E: Environment>(environment: &E, reply_key: &Tuple) -> bool {
+    match environment.flow(reply_key) {
+        Some(entry) => entry.is_reply() && give_way(environment, reply_key, entry, true),
+        None => true,
+    }
+}
+
+/// What stands in a slot.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slot {
+    /// A flow that lives.
+    Taken,
+    /// Nothing.
+    Free,
+    /// Nothing any more.
+    Cleared,
+}
+
+/// Removes the flow that a slot names, if it has to make room.
+#[inline(always)]
+fn clear<E: Environment>(environment: &E, slot: NonNull<RingSlot>, is_full: bool) -> Slot {
+    let mut key = RingSlot::EMPTY.key;
+    // SAFETY: an element of the ring, which stays where it is.
+    let born = unsafe {
+        words::copy(&(*slot.as_ptr()).key, &mut key);
+        (*slot.as_ptr()).born
+    };
+    let Some(entry) = environment.flow(&key) else {
+        return Slot::Free;
+    };
+    if entry.is_reply() || entry.born() != born {
+        return Slot::Free;
+    }
+    if give_way(environment, &key, entry, is_full) { Slot::Cleared } else { Slot::Taken }
+}
+
+/// Removes the flow of a half, both halves, if it has to make room. Whether it was removed.
+#[inline(always)]
+fn give_way<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry, is_full: bool) -> bool {
+    let state = entry.state();
+    let reason = if state.is_half_open() && (is_full || !is_in_use(environment, entry)) {
+        Reason::HalfOpenDropped
+    } else if (is_full && state.is_finished()) || is_over(environment, entry) {
+        Reason::FlowReclaimed
+    } else {
+        return false;
+    };
+    remove(environment, key, entry);
+    environment.count(reason);
+    true
+}
+
+/// Removes both halves.
+#[inline(always)]
+fn remove<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry) {
+    // The flow cache has settled flows alone. For those that were idle for as long as it takes to
+    // be over, it holds nothing that it believes.
+    if entry.state().is_finished() {
+        cached::forget(environment, key, entry);
+    }
+    let partner = environment.partner(entry);
+    if partner.is_some_and(|partner| *partner.translated() == key.reversed()) {
+        environment.remove_partner(entry);
+    }
+    environment.remove_flow(key);
+}
+
+/// Whether a flow that nobody answers is used all the same, as for logs and figures that are sent
+/// by UDP: it has seen packets for longer than a flow without any would live.
+#[inline(always)]
+fn is_in_use<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
+    let now = environment.now();
+    entry.state() == FlowState::Unreplied && !entry.is_expired(now) && entry.outlives_silence(now)
+}
+
+/// Writes a new flow into a slot.
+#[inline(always)]
+fn take(slot: NonNull<RingSlot>, key: &Tuple, born: u32) {
+    // SAFETY: an element of the ring. Another CPU may write it at the same time: then it names no
+    // flow, or one of both.
+    unsafe { words::copy(&RingSlot { key: *key, born, reserved: 0 }, &mut *slot.as_ptr()) };
+}
