@@ -58,6 +58,17 @@ impl Tuple {
         if self.protocol == Protocol::Tcp.number() as u32 { Protocol::Tcp } else { Protocol::Udp }
     }
 
+    /// Whether this is `other` seen in the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn reverses(&self, other: &Self) -> bool {
+        self.source == other.destination
+            && self.destination == other.source
+            && self.source_port == other.destination_port
+            && self.destination_port == other.source_port
+            && self.protocol == other.protocol
+    }
+
     /// The same connection seen in the other direction.
     #[inline(always)]
     #[must_use]

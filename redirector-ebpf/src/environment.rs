@@ -10,16 +10,17 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
-use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::environment::{Inserted, Recorded};
 use redirector_common::packet::icmp::Message;
+use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, pressure,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, new_flow, pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple,
+    Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
 };
 
 use crate::maps::{
@@ -39,6 +40,7 @@ pub(crate) struct Workspace {
     scratch: Scratch,
     query: FibLookup,
     partner_key: Tuple,
+    held: Tuple,
     source: SourceRange,
     affinity_key: AffinityKey,
     affinity: Affinity,
@@ -175,8 +177,26 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot {
+        Slot::from_number(flow_clear(index, is_full.into()))
+    }
+
+    #[inline(always)]
     fn vacate(&self, _: &Scratch) -> bool {
         flow_vacate() != 0
+    }
+
+    #[inline(always)]
+    fn record(&self, _: &Packet, _: &mut Scratch, keep_port: bool) -> Recorded {
+        Recorded::from_number(flow_record(keep_port.into()))
+    }
+
+    #[inline(always)]
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let held = unsafe { &mut (*self.workspace).held };
+        words::copy(key, held);
+        held
     }
 
     #[inline(always)]
@@ -361,6 +381,18 @@ extern "C" fn flow_admit() -> u32 {
     0
 }
 
+/// Adds the halves that are put together in the workspace: see [`Recorded`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_record(keep_port: u32) -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(core::ptr::null_mut()) else {
+        return Recorded::Full as u32;
+    };
+    // SAFETY: this CPU's element, as in `new`; the caller does not use it meanwhile.
+    let scratch = unsafe { &mut (*environment.workspace).scratch };
+    new_flow::record(&environment, packet, scratch, keep_port != 0) as u32
+}
+
 /// Makes room in a flow table that is full. 0: there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -368,6 +400,16 @@ extern "C" fn flow_reclaim() -> u32 {
     Kernel::new(core::ptr::null_mut())
         .is_some_and(|(environment, _, _)| pressure::reclaim(&environment))
         .into()
+}
+
+/// Removes the flow that a slot of the ring names, if it has to make room: see [`Slot`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_clear(index: u32, is_full: u32) -> u32 {
+    let Some((environment, _, _)) = Kernel::new(core::ptr::null_mut()) else {
+        return Slot::Taken as u32;
+    };
+    pressure::clear(&environment, index, is_full != 0) as u32
 }
 
 /// Takes the reply half's key of the flow that is put together in the workspace from a flow that

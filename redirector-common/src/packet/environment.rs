@@ -3,6 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use super::pressure::Slot;
 use super::{Packet, Socket};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
@@ -51,9 +52,19 @@ pub trait Environment {
     /// [`pressure::reclaim`](super::pressure::reclaim).
     fn reclaim(&self) -> bool;
 
+    /// Removes the flow that a slot of the ring names, if it has to make room:
+    /// [`pressure::clear`](super::pressure::clear).
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot;
+
     /// Takes the reply half's key of the flow that is put together from a flow that can go, and
     /// says whether it is free: [`pressure::vacate`](super::pressure::vacate).
     fn vacate(&self, scratch: &Scratch) -> bool;
+
+    /// Adds the halves that are put together: [`new_flow::record`](super::new_flow::record).
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded;
+
+    /// A copy of a key that others may write, for as long as none other is held.
+    fn hold(&self, key: &Tuple) -> &Tuple;
 
     /// Position of a new flow in the ring: one more each time; wraps.
     fn next_admitted(&self) -> u32;
@@ -145,6 +156,34 @@ pub enum Inserted {
     Exists,
     /// The table is full.
     Full,
+}
+
+/// What came of recording a flow.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Recorded {
+    /// Both halves stand in the table.
+    New = 0,
+    /// Another CPU was faster; its entry is the flow.
+    Elsewhere = 1,
+    /// The table is full.
+    Full = 2,
+    /// No port is left with which the backend could tell this flow from others.
+    NoPort = 3,
+}
+
+impl Recorded {
+    /// From its number; an unknown one reads as `NoPort`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::New,
+            1 => Self::Elsewhere,
+            2 => Self::Full,
+            _ => Self::NoPort,
+        }
+    }
 }
 
 /// Where to send a packet next.

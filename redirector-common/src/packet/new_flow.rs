@@ -2,7 +2,7 @@
 
 use super::cached::Place;
 use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
-use super::environment::Inserted;
+use super::environment::{Inserted, Recorded};
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
 use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket};
@@ -125,7 +125,11 @@ pub(super) fn open<E: Environment>(
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
     environment.admit(packet, scratch);
-    match record(environment, packet, scratch, local) {
+    let mut recorded = environment.record(packet, scratch, local);
+    if matches!(recorded, Recorded::Full) && environment.reclaim() {
+        recorded = environment.record(packet, scratch, local);
+    }
+    match recorded {
         Recorded::New => {
             outcome.translated.source_port = scratch.forward.translated.source_port;
             remember(environment, scratch.affinity_group, &tuple.source, id);
@@ -176,25 +180,11 @@ fn fill<E: Environment>(
     scratch.reply_key = translated.reversed();
 }
 
-/// What came of recording a flow.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Recorded {
-    /// Both halves stand in the table.
-    New,
-    /// Another CPU was faster; its entry is the flow.
-    Elsewhere,
-    /// The table is full.
-    Full,
-    /// No port is left with which the backend could tell this flow from others.
-    NoPort,
-}
-
 /// Adds both halves, the reply half first: its key is free exactly if no other flow would look
 /// the same to the backend. Local backends see the client's own port where that is so, and
 /// everyone else a port of the translation block.
 #[inline(always)]
-fn record<E: Environment>(
+pub fn record<E: Environment>(
     environment: &E,
     packet: &Packet,
     scratch: &mut Scratch,
@@ -208,7 +198,6 @@ fn record<E: Environment>(
     let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = random & 0xffff;
     let mut own_port = keep_port;
-    let mut may_reclaim = true;
     let mut is_vacated = false;
     for attempt in 0..=PORT_ATTEMPTS {
         if !own_port && !is_vacated {
@@ -222,13 +211,7 @@ fn record<E: Environment>(
         }
         match environment.insert_flow(&scratch.reply_key, &scratch.reply) {
             Inserted::Done => return record_forward(environment, packet, scratch),
-            Inserted::Full => {
-                if !may_reclaim || !environment.reclaim() {
-                    return Recorded::Full;
-                }
-                may_reclaim = false;
-                continue;
-            }
+            Inserted::Full => return Recorded::Full,
             Inserted::Exists => {}
         }
         if own_port {
@@ -249,11 +232,7 @@ fn record<E: Environment>(
 /// Adds the forward half, or takes the reply half back.
 #[inline(always)]
 fn record_forward<E: Environment>(environment: &E, packet: &Packet, scratch: &Scratch) -> Recorded {
-    let mut inserted = environment.insert_flow(&packet.tuple, &scratch.forward);
-    if matches!(inserted, Inserted::Full) && environment.reclaim() {
-        inserted = environment.insert_flow(&packet.tuple, &scratch.forward);
-    }
-    match inserted {
+    match environment.insert_flow(&packet.tuple, &scratch.forward) {
         Inserted::Done => Recorded::New,
         Inserted::Full => {
             environment.remove_flow(&scratch.reply_key);

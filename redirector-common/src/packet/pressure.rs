@@ -27,7 +27,7 @@ use crate::{FlowState, Reason, Tuple, words};
 const PROBES: u32 = 4;
 
 /// Slots that are looked at for one new flow when the table is full.
-const PROBES_WHEN_FULL: u32 = 16;
+const PROBES_WHEN_FULL: u32 = 32;
 
 /// Gives a new flow its slot, and takes room from those that have had theirs for too long.
 #[inline(always)]
@@ -39,14 +39,13 @@ pub fn admit<E: Environment>(environment: &E, key: &Tuple, born: u32) {
     for probe in 1..=PROBES {
         let position = environment.next_admitted();
         let waiting = position.wrapping_sub(half_open_budget(slots));
-        if let Some(slot) = environment.ring_slot(waiting & (slots - 1)) {
-            clear(environment, slot, false);
-        }
-        let Some(slot) = environment.ring_slot(position & (slots - 1)) else {
+        let _ = environment.clear_slot(waiting & (slots - 1), false);
+        let index = position & (slots - 1);
+        if environment.clear_slot(index, false) != Slot::Taken || probe == PROBES {
+            if let Some(slot) = environment.ring_slot(index) {
+                take(slot, key, born);
+            }
             return;
-        };
-        if clear(environment, slot, false) != Slot::Taken || probe == PROBES {
-            return take(slot, key, born);
         }
     }
 }
@@ -60,9 +59,7 @@ pub fn reclaim<E: Environment>(environment: &E) -> bool {
     }
     for _ in 0..PROBES_WHEN_FULL {
         let position = environment.next_reclaimed();
-        if let Some(slot) = environment.ring_slot(position & (slots - 1))
-            && clear(environment, slot, true) == Slot::Cleared
-        {
+        if environment.clear_slot(position & (slots - 1), true) == Slot::Cleared {
             return true;
         }
     }
@@ -81,32 +78,45 @@ pub fn vacate<E: Environment>(environment: &E, reply_key: &Tuple) -> bool {
 
 /// What stands in a slot.
 #[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Slot {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Slot {
     /// A flow that lives.
-    Taken,
+    Taken = 0,
     /// Nothing.
-    Free,
+    Free = 1,
     /// Nothing any more.
-    Cleared,
+    Cleared = 2,
+}
+
+impl Slot {
+    /// From its number; an unknown one reads as `Taken`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Free,
+            2 => Self::Cleared,
+            _ => Self::Taken,
+        }
+    }
 }
 
 /// Removes the flow that a slot names, if it has to make room.
 #[inline(always)]
-fn clear<E: Environment>(environment: &E, slot: NonNull<RingSlot>, is_full: bool) -> Slot {
-    let mut key = RingSlot::EMPTY.key;
-    // SAFETY: an element of the ring, which stays where it is.
-    let born = unsafe {
-        words::copy(&(*slot.as_ptr()).key, &mut key);
-        (*slot.as_ptr()).born
+pub fn clear<E: Environment>(environment: &E, index: u32, is_full: bool) -> Slot {
+    let Some(slot) = environment.ring_slot(index) else {
+        return Slot::Taken;
     };
-    let Some(entry) = environment.flow(&key) else {
+    // Another CPU may write the slot meanwhile; what is removed is what was looked at.
+    // SAFETY: an element of the ring, which stays where it is.
+    let (key, born) = unsafe { (environment.hold(&(*slot.as_ptr()).key), (*slot.as_ptr()).born) };
+    let Some(entry) = environment.flow(key) else {
         return Slot::Free;
     };
     if entry.is_reply() || entry.born() != born {
         return Slot::Free;
     }
-    if give_way(environment, &key, entry, is_full) { Slot::Cleared } else { Slot::Taken }
+    if give_way(environment, key, entry, is_full) { Slot::Cleared } else { Slot::Taken }
 }
 
 /// Removes the flow of a half, both halves, if it has to make room. Whether it was removed.
@@ -134,7 +144,7 @@ fn remove<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry) {
         cached::forget(environment, key, entry);
     }
     let partner = environment.partner(entry);
-    if partner.is_some_and(|partner| *partner.translated() == key.reversed()) {
+    if partner.is_some_and(|partner| partner.translated().reverses(key)) {
         environment.remove_partner(entry);
     }
     environment.remove_flow(key);
@@ -153,5 +163,7 @@ fn is_in_use<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
 fn take(slot: NonNull<RingSlot>, key: &Tuple, born: u32) {
     // SAFETY: an element of the ring. Another CPU may write it at the same time: then it names no
     // flow, or one of both.
-    unsafe { words::copy(&RingSlot { key: *key, born, reserved: 0 }, &mut *slot.as_ptr()) };
+    let slot = unsafe { &mut *slot.as_ptr() };
+    slot.born = born;
+    words::copy(key, &mut slot.key);
 }

@@ -6,10 +6,11 @@ use std::ptr::NonNull;
 
 use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
-use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::environment::{Inserted, Recorded};
+use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
     Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, Socket,
-    decide, decide_reply, pressure,
+    decide, decide_reply, new_flow, pressure,
 };
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
@@ -59,6 +60,7 @@ pub(crate) struct Host {
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
     pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
+    held: UnsafeCell<Tuple>,
     ring: Box<[UnsafeCell<RingSlot>]>,
     admitted: Cell<u32>,
     reclaimed: Cell<u32>,
@@ -110,6 +112,7 @@ impl Host {
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
             fragments: RefCell::default(),
+            held: UnsafeCell::new(Packet::EMPTY.tuple),
             ring: (0..RING_SLOTS).map(|_| UnsafeCell::new(RingSlot::EMPTY)).collect(),
             admitted: Cell::default(),
             reclaimed: Cell::default(),
@@ -290,8 +293,23 @@ impl Environment for Host {
         pressure::reclaim(self)
     }
 
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot {
+        pressure::clear(self, index, is_full)
+    }
+
     fn vacate(&self, scratch: &Scratch) -> bool {
         pressure::vacate(self, &scratch.reply_key)
+    }
+
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded {
+        new_flow::record(self, packet, scratch, keep_port)
+    }
+
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: nobody holds another one.
+        let held = unsafe { &mut *self.held.get() };
+        *held = *key;
+        held
     }
 
     fn next_admitted(&self) -> u32 {

@@ -9,6 +9,7 @@ mod deciding;
 mod host;
 mod packets;
 mod parsing;
+mod pressure;
 mod related;
 mod rewriting;
 mod sockets;

@@ -88,12 +88,13 @@ impl Node {
         prerequisites::make_dirs(&pins)?;
         let lock = Lock::take(&pins)?;
         let is_first = is_empty(&pins);
-        let started = Parts::open(&pins, kernel).and_then(|parts| {
-            parts.check_owner(&wishes)?;
-            let (mut node, mouth) = parts.into_node(wishes, lock);
-            node.bring_up(host, chosen)?;
-            Ok((node, mouth))
-        });
+        let started =
+            Parts::open(&pins, kernel, &Sizes::chosen(wishes.tables())).and_then(|parts| {
+                parts.check_owner(&wishes)?;
+                let (mut node, mouth) = parts.into_node(wishes, lock);
+                node.bring_up(host, chosen)?;
+                Ok((node, mouth))
+            });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
             if is_first && let Err(error) = crate::dataplane::detach(&pins) {
@@ -317,9 +318,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn open(pins: &Pins, kernel: KernelVersion) -> anyhow::Result<Self> {
-        let sizes = Sizes::of_machine();
-        let programs = Programs::load(pins, &sizes)?;
+    fn open(pins: &Pins, kernel: KernelVersion, sizes: &Sizes) -> anyhow::Result<Self> {
+        let programs = Programs::load(pins, sizes)?;
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());

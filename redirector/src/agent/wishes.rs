@@ -1,6 +1,9 @@
 //! What the operator asks for: the command line and the file.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+
+use redirector_common::map_name::MapName;
 
 use super::{Options, interfaces};
 use crate::config::{self, Config, XdpMode};
@@ -76,6 +79,11 @@ impl Wishes {
 
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    /// Entries of the maps whose size was chosen.
+    pub(super) const fn tables(&self) -> &BTreeMap<MapName, u32> {
+        &self.config.tables
     }
 
     /// Those of the file and then those of the command line.

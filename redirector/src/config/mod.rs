@@ -14,12 +14,15 @@ mod node;
 pub mod publish;
 mod service;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
+
+use redirector_common::map_name::MapName;
 
 pub use error::{ConfigError, Place, Position, Problem};
 
@@ -44,6 +47,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Entries of the maps whose size was chosen.
+    pub tables: BTreeMap<MapName, u32>,
     /// Services, and then publish entries, one service for each port; each in the order of the
     /// file. A frontend goes to the first that claims it, so a service that names an address has
     /// it before a publish entry for every node address.
@@ -57,6 +62,7 @@ impl Default for Config {
             interfaces: None,
             xdp_mode: XdpMode::default(),
             snat_ports: DEFAULT_SNAT_PORTS,
+            tables: BTreeMap::new(),
             services: Vec::new(),
         }
     }
@@ -180,6 +186,7 @@ pub fn from_arguments<S: AsRef<str>>(
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        tables: BTreeMap::new(),
         services,
     };
     check(document, problems)
@@ -196,6 +203,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
+        tables: document.tables,
         services,
     })
 }

@@ -15,6 +15,7 @@ mod modes;
 mod pods;
 mod policies;
 mod ports;
+mod pressure;
 mod quoted;
 mod refusals;
 mod reload;

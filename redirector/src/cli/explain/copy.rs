@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::environment::{Inserted, Recorded};
+use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket, pressure,
+    Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket, new_flow, pressure,
 };
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
@@ -78,6 +79,7 @@ pub(super) struct Copied {
     pub(super) sockets: Vec<TcpSocket>,
     pub(super) find_way: fn(Address) -> std::io::Result<Option<routes::Way>>,
     scratch: Box<UnsafeCell<Scratch>>,
+    held: Box<UnsafeCell<Tuple>>,
     steps: RefCell<Vec<Found>>,
 }
 
@@ -133,6 +135,7 @@ impl Copied {
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
             })),
+            held: Box::new(UnsafeCell::new(Packet::EMPTY.tuple)),
             steps: RefCell::default(),
         }
     }
@@ -302,8 +305,23 @@ impl Environment for Copied {
         false
     }
 
+    fn clear_slot(&self, _: u32, _: bool) -> Slot {
+        Slot::Taken
+    }
+
     fn vacate(&self, scratch: &Scratch) -> bool {
         pressure::vacate(self, &scratch.reply_key)
+    }
+
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded {
+        new_flow::record(self, packet, scratch, keep_port)
+    }
+
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: nobody holds another one.
+        let held = unsafe { &mut *self.held.get() };
+        *held = *key;
+        held
     }
 
     fn next_admitted(&self) -> u32 {
