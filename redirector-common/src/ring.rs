@@ -9,7 +9,7 @@ use crate::Tuple;
 use crate::packet::Packet;
 
 /// Of the ring's slots, flows that are not established yet may have one in so many.
-pub const HALF_OPEN_SHARE: u32 = 4;
+pub const HALF_OPEN_SHARE: u32 = 2;
 
 /// Value of the `FLOW_RING` array. Other CPUs may write it while it is read: what is torn names no
 /// flow.
@@ -56,6 +56,6 @@ mod tests {
         for (entries, expected) in rows {
             assert_eq!(slots(entries), expected, "{entries}");
         }
-        assert_eq!(half_open_budget(slots(262_144)), 32768);
+        assert_eq!(half_open_budget(slots(262_144)), 65536);
     }
 }

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use socket2::{Domain, Socket, Type};
@@ -13,8 +14,11 @@ use crate::namespace::Namespace;
 use crate::packet::{Flags, Packet};
 use crate::wait::uninterrupted;
 
-/// Frames that the kernel takes at once.
-const BATCH: usize = 256;
+/// Frames that the kernel takes at once: a burst must not fill the queues on the way.
+const BATCH: usize = 32;
+
+/// Frames in a second: what a cable of 65 Mbit/s brings.
+const RATE: u32 = 100_000;
 
 /// Where a TCP SYN has its IPv4 source address, behind an Ethernet header.
 const SOURCE: usize = 14 + 12;
@@ -52,6 +56,7 @@ pub fn syns(
     let template = syn(0);
     let mut frames = vec![template.clone(); BATCH];
     let mut number = first;
+    let began = Instant::now();
     while number < first + count {
         let batch = BATCH.min((first + count - number) as usize);
         for frame in &mut frames[..batch] {
@@ -59,6 +64,8 @@ pub fn syns(
             number += 1;
         }
         send(&socket, &mut frames[..batch])?;
+        let due = Duration::from_secs(1) * (number - first) / RATE;
+        std::thread::sleep(due.saturating_sub(began.elapsed()));
     }
     Ok(())
 }

@@ -14,12 +14,12 @@ use redirector_tests::{
 /// SYNs of the flood, each from another address.
 const FLOOD: u32 = 1_000_000;
 
-/// Half-open flows that the flow table of these tests allows: an eighth of its entries.
-const BUDGET: u64 = 8192;
+/// Half-open flows that the flow table of these tests allows: a quarter of its entries.
+const BUDGET: u64 = 32768;
 
 /// More ports than half-open flows, so that it is the budget that holds the flood back.
 fn config() -> String {
-    format!("snatPorts: 20000-49999\ntables: {{flows: {}}}\n{CONFIG}", 8 * BUDGET)
+    format!("snatPorts: 10000-59999\ntables: {{flows: {}}}\n{CONFIG}", 4 * BUDGET)
 }
 
 /// Connections to a backend elsewhere, some in each family.
@@ -38,19 +38,23 @@ fn withstand(lab: &Lab, to: SocketAddr) -> Result<()> {
     let mut streams = connect(lab, 20)?;
     check(&streams, "before the flood")?;
     let next_hop = lab.net.node1.mac("eth0")?;
-    let client = lab.net.client.name().to_owned();
-    let mut opened = 0;
+    let (mut opened, mut failed) = (0, 0);
     std::thread::scope(|scope| -> Result<()> {
         let host = &lab.net.client;
         let flood = scope.spawn(move || flood::syns(host, "eth0", next_hop, to, (0, FLOOD)));
         while !flood.is_finished() {
-            streams.extend(connect(lab, 2).context("during the flood")?);
-            opened += 2;
+            // On a machine that is busy, a handshake may take longer than the flood leaves it.
+            match connect(lab, 1).and_then(|new| check(&new, "a new one").map(|()| new)) {
+                Ok(new) => streams.extend(new),
+                Err(_) => failed += 1,
+            }
+            opened += 1;
             check(&streams, "during the flood")?;
         }
-        flood.join().map_err(|_| anyhow::anyhow!("the flood in {client} panicked"))?
+        flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))?
     })?;
     ensure!(opened >= 10, "only {opened} connections were made during the flood");
+    ensure!(failed * 20 <= opened, "{failed} of {opened} new connections failed");
     streams.extend(connect(lab, 20).context("after the flood")?);
     check(&streams, "after the flood")?;
     let status = lab.cli().json(&["status"])?;
@@ -58,7 +62,7 @@ fn withstand(lab: &Lab, to: SocketAddr) -> Result<()> {
     let waiting = status["halfOpen"]["flows"].as_u64().context("no gauge")?;
     ensure!((BUDGET / 2..=BUDGET).contains(&waiting), "{waiting} are half-open");
     let dropped = lab.cli().packets("half-open-dropped")?;
-    ensure!(dropped > u64::from(FLOOD) * 8 / 10, "only {dropped} made room");
+    ensure!(dropped > u64::from(FLOOD) * 9 / 10, "only {dropped} made room");
     for reason in ["flow-table-full", "snat-exhausted"] {
         ensure!(lab.cli().packets(reason)? == 0, "{reason}");
     }

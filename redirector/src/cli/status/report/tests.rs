@@ -76,7 +76,7 @@ Sync:        in sync (last written 60s ago)
 Clients:     on this machine not served (--no-local-clients)
 SNAT ports:  49152-57343
 Flows:       3 (2 established, 1 unreplied)
-Half-open:   1 of at most 32
+Half-open:   1 of at most 64
 Conflicts:   none
 
 INTERFACE  XDP      TC   PROGRAMS           AGE  NOTE
@@ -148,7 +148,7 @@ fn json_has_what_scripts_ask_for() {
     assert_eq!(json["snatPorts"], serde_json::json!([49152, 57343]));
     assert_eq!(json["maps"][0]["capacity"], 200);
     assert_eq!(json["maps"][0]["bytes"], 48 << 10);
-    assert_eq!(json["halfOpen"], serde_json::json!({"flows": 1, "budget": 32}));
+    assert_eq!(json["halfOpen"], serde_json::json!({"flows": 1, "budget": 64}));
 }
 
 #[test]
