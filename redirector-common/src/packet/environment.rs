@@ -337,12 +337,18 @@ impl FlowEntry {
         self.view().is_settled()
     }
 
-    /// Whether the flow began so long ago that it would be over without packets.
+    /// Nanoseconds since the flow began.
     #[inline(always)]
     #[must_use]
-    pub const fn outlives_silence(&self, now: u64) -> bool {
-        let timeout = self.state().timeout_seconds() as u64 * 1_000_000_000;
-        now.saturating_sub(self.view().created) > timeout
+    pub const fn age(&self, now: u64) -> u64 {
+        now.saturating_sub(self.view().created)
+    }
+
+    /// Nanoseconds since this half last saw a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn idle(&self, now: u64) -> u64 {
+        now.saturating_sub(self.view().last_seen)
     }
 
     /// Counts a packet of `bytes` bytes.

@@ -17,7 +17,6 @@
 
 use core::ptr::NonNull;
 
-use super::track::is_over;
 use super::{Environment, FlowEntry, cached};
 use crate::ring::{RingSlot, half_open_budget};
 use crate::{FlowState, Reason, Tuple, words};
@@ -122,10 +121,20 @@ pub fn clear<E: Environment>(environment: &E, index: u32, is_full: bool) -> Slot
 /// Removes the flow of a half, both halves, if it has to make room. Whether it was removed.
 #[inline(always)]
 fn give_way<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry, is_full: bool) -> bool {
-    let state = entry.state();
-    let reason = if state.is_half_open() && (is_full || !is_in_use(environment, entry)) {
+    let (state, now) = (entry.state(), environment.now());
+    // Both halves have one state. Once for all: the verifier walks what follows for each of them.
+    let timeout = u64::from(state.timeout_seconds()) * 1_000_000_000;
+    let is_idle = entry.idle(now) > timeout;
+    let reason = if state.is_half_open() {
+        // Logs and figures that are sent by UDP are answered by nobody, and used all the same.
+        let is_used = state == FlowState::Unreplied && !is_idle && entry.age(now) > timeout;
+        if is_used && !is_full {
+            return false;
+        }
         Reason::HalfOpenDropped
-    } else if (is_full && state.is_finished()) || is_over(environment, entry) {
+    } else if (is_full && state.is_finished())
+        || (is_idle && environment.partner(entry).is_none_or(|partner| partner.idle(now) > timeout))
+    {
         Reason::FlowReclaimed
     } else {
         return false;
@@ -148,14 +157,6 @@ fn remove<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry) {
         environment.remove_partner(entry);
     }
     environment.remove_flow(key);
-}
-
-/// Whether a flow that nobody answers is used all the same, as for logs and figures that are sent
-/// by UDP: it has seen packets for longer than a flow without any would live.
-#[inline(always)]
-fn is_in_use<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
-    let now = environment.now();
-    entry.state() == FlowState::Unreplied && !entry.is_expired(now) && entry.outlives_silence(now)
 }
 
 /// Writes a new flow into a slot.
