@@ -1,7 +1,9 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
 use super::cached::Place;
-use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
+use super::decide::{
+    Decision, Outcome, Step, deliver, established, find_way, forward, is_moving, unclaimed,
+};
 use super::environment::{Inserted, Recorded};
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
@@ -38,6 +40,9 @@ pub(super) fn open<E: Environment>(
     let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
     let may_answer = may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges();
     if !opens && !may_answer {
+        if is_moving(environment) {
+            return Decision::drop(Reason::TableMoves);
+        }
         return Decision::pass(Reason::NoFlow);
     }
     let Some(service) = environment.service(frontend.service) else {

@@ -119,6 +119,7 @@ impl Node {
                 cache_sets: self.cache_sets,
                 ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
+                moving_until: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
