@@ -79,7 +79,7 @@ fn resize(lab: &Lab, name: &str, entries: u32) -> Result<()> {
     lab.cli().output(&["map", "resize", name, &size]).and_then(|output| {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "map resize {name} {size}: {said}");
-        ensure!(said.contains(&format!("{name}: room for {size} entries")), "{said}");
+        ensure!(said.contains(&format!(": room for {size} entries")), "{said}");
         Ok(())
     })
 }
