@@ -17,6 +17,7 @@ pub mod layout;
 pub mod loader;
 pub mod lock;
 pub mod maps;
+pub mod memory;
 pub mod neighbours;
 pub mod netdev;
 pub mod netlink;
