@@ -75,6 +75,7 @@ const _: () = assert!(size_of::<Frontend>() == 24);
 
 impl Frontend {
     const FOREIGN: u32 = 1;
+    const UNLISTED: u32 = 2;
 
     /// A frontend of `service`.
     #[inline(always)]
@@ -88,6 +89,20 @@ impl Frontend {
     #[must_use]
     pub const fn foreign(service: ServiceId, local_address: Address) -> Self {
         Self { service, flags: Self::FOREIGN, local_address }
+    }
+
+    /// The same, on an address of this host that other nodes do not know as its.
+    #[must_use]
+    pub const fn unlisted(self) -> Self {
+        Self { flags: self.flags | Self::UNLISTED, ..self }
+    }
+
+    /// Whether other nodes do not know that the address is this host's: they would take nothing
+    /// that comes to it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unlisted(&self) -> bool {
+        self.flags & Self::UNLISTED != 0
     }
 
     /// Whether the address is another node's: packets to it can only have been handed over by that

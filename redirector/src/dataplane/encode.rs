@@ -130,6 +130,7 @@ fn encode_at(
             ports.add(protocol, Port::new(port), PortFlags::SNAT);
         }
     }
+    encoder.contents.peers = desired.peers.iter().map(|address| (*address, PEER)).collect();
     encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
     let contents = encoder.contents;
     *cursors = ids.cursors();
@@ -138,6 +139,9 @@ fn encode_at(
 
 /// Value of every entry of `VIPS`: that it is there says all.
 pub(super) const VIP: u32 = 1;
+
+/// Value of every entry of `PEERS`, likewise.
+pub(super) const PEER: u32 = 1;
 
 pub(super) struct Encoder<'a> {
     /// What the maps hold of the services that are added.
@@ -324,7 +328,12 @@ impl Encoder<'_> {
         }
         for (key, local_address) in &service.frontends {
             let value = Frontend::new(id, *local_address);
+            let is_unlisted = service.unlisted.contains(&key.address);
+            let value = if is_unlisted { value.unlisted() } else { value };
             self.contents.frontends.insert(*key, value);
+        }
+        for (key, local_address) in &service.foreign {
+            self.contents.frontends.insert(*key, Frontend::foreign(id, *local_address));
         }
         Self::add_ports(&mut self.contents.ports, service);
     }
@@ -343,7 +352,7 @@ impl Encoder<'_> {
                 .backends
                 .iter()
                 .any(|backend| backend.takes_new_flows && backend.backend.is_own());
-        for (key, local_address) in &service.frontends {
+        for (key, local_address) in service.frontends.iter().chain(&service.foreign) {
             let mut flags = PortFlags::FRONTEND;
             if remote {
                 flags = flags.union(PortFlags::REMOTE);

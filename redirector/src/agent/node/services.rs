@@ -1,12 +1,14 @@
 //! Keeping the maps of services in line with what all sources ask for.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::NodeConfig;
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
+use super::super::wishes::Wishes;
 use super::Node;
 use crate::dataplane::encode::encode;
 use crate::dataplane::gc;
@@ -59,6 +61,7 @@ impl Node {
         if self.made_from.as_ref() != Some(&addresses) || !kubernetes.missing().is_empty() {
             return Ok(false);
         }
+        self.state.set_nodes(nodes(&self.wishes, Some(kubernetes), &addresses));
         for (key, service) in kubernetes.take_changed() {
             match service {
                 Some((rank, service)) => self.state.put(rank, service),
@@ -95,7 +98,9 @@ impl Node {
             kubernetes.keep_from(snat.clone());
         }
         self.layout = None;
-        self.state = State::new(addresses.clone(), self.services());
+        let nodes = nodes(&self.wishes, self.kubernetes.as_ref(), &addresses);
+        let node = NodeAddresses { nodes, ..addresses.clone() };
+        self.state = State::new(node, self.services());
         let desired = self.state.all();
         let actual = match &mut self.actual {
             Some(actual) => actual,
@@ -216,4 +221,17 @@ impl Node {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Addresses of all nodes that run redirector, as far as anyone says.
+fn nodes(
+    wishes: &Wishes,
+    kubernetes: Option<&Kubernetes>,
+    addresses: &NodeAddresses,
+) -> BTreeSet<IpAddr> {
+    let mut nodes = wishes.nodes().clone();
+    if let Some(kubernetes) = kubernetes {
+        nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
+    }
+    nodes
 }

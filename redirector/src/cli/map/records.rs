@@ -50,6 +50,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "service": frontend.service,
                 "localAddress": address(frontend.local_address),
                 "foreign": frontend.is_foreign(),
+                "unlisted": frontend.is_unlisted(),
             }
         }),
         MapName::Services => of(maps.services()?, |(id, service)| {
