@@ -10,7 +10,10 @@ use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
 use super::super::wishes::Wishes;
 use super::Node;
+use crate::dataplane::contents::Contents;
+use crate::dataplane::direct::Direct;
 use crate::dataplane::encode::encode;
+use crate::dataplane::ethtool;
 use crate::dataplane::gc;
 use crate::dataplane::layout::Layout;
 use crate::dataplane::netlink::Host;
@@ -136,11 +139,24 @@ impl Node {
             Some(_) => BTreeSet::new(),
             None => encoded.listed(),
         };
+        self.tell_direct(&encoded);
         self.wanted_ports = encoded.ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.synced(began, desired.services.len(), writes);
         Ok(())
+    }
+
+    /// Says what direct server return costs, where that has changed.
+    fn tell_direct(&mut self, contents: &Contents) {
+        let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
+        let mtus = self.chosen.iter().filter_map(mtu).collect();
+        let (services, frontends) = (contents.services.values(), contents.frontends.iter());
+        let direct = Direct::of(services, frontends, contents.peers.len(), mtus);
+        if direct.services > 0 && self.told.as_ref() != Some(&direct) {
+            tracing::info!("direct server return: {}", direct.describe());
+            self.told = Some(direct);
+        }
     }
 
     /// What follows when the maps are in line.
