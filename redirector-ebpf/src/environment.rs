@@ -24,7 +24,7 @@ use redirector_common::{
 
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
-    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    MAGLEV, NODE, PEERS, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::related::Notes;
 use crate::{redirect, steer};
@@ -249,6 +249,11 @@ impl Environment for Kernel {
     #[inline(always)]
     fn is_vip(&self, address: &Address) -> bool {
         VIPS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn is_peer(&self, address: &Address) -> bool {
+        PEERS.get_ptr(address).is_some()
     }
 
     #[inline(always)]

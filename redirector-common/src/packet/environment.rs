@@ -77,6 +77,9 @@ pub trait Environment {
     /// Whether an address is a frontend's and not this host's.
     fn is_vip(&self, address: &Address) -> bool;
 
+    /// Whether an address is another node's that runs redirector.
+    fn is_peer(&self, address: &Address) -> bool;
+
     /// Whether one more error may be sent now.
     fn may_answer(&self) -> bool;
 

@@ -38,6 +38,7 @@ pub(crate) struct Host {
     pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub(crate) takers: BTreeMap<TakerKey, Taker>,
     pub(crate) vips: BTreeSet<Address>,
+    pub(crate) peers: BTreeSet<Address>,
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
@@ -86,6 +87,7 @@ impl Host {
             affinities: RefCell::default(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
+            peers: BTreeSet::new(),
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
@@ -134,7 +136,7 @@ impl Host {
         for &port in ports {
             self.frontends.insert(
                 FrontendKey::new(v4(1), Port::new(port), protocol),
-                Frontend { service: id, reserved: 0, local_address: v4(1) },
+                Frontend::new(id, v4(1)),
             );
             let mut ports = self.ports.borrow_mut();
             let entry = ports.entry((protocol.number(), port)).or_default();
@@ -322,6 +324,10 @@ impl Environment for Host {
     fn is_vip(&self, address: &Address) -> bool {
         assert!(!self.vips.is_empty(), "asked for nothing");
         self.vips.contains(address)
+    }
+
+    fn is_peer(&self, address: &Address) -> bool {
+        self.peers.contains(address)
     }
 
     fn may_answer(&self) -> bool {

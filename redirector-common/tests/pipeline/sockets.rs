@@ -48,7 +48,7 @@ impl Node {
                 (false, Family::V4) => address("192.0.2.1"),
                 (false, Family::V6) => address("2001:db8::1"),
             };
-            let value = Frontend { service: id, reserved: 0, local_address };
+            let value = Frontend::new(id, local_address);
             self.frontends.insert(*key, value);
             self.ports.insert((key.protocol().number(), key.port.number()));
         }

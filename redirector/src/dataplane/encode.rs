@@ -14,7 +14,7 @@ use super::info::{Info, TooLong};
 use super::regions::Regions;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
 use crate::model::maglev::Density;
-use crate::model::{Algorithm, BackendState, ServiceKey};
+use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey};
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +99,8 @@ fn lines_wanted(desired: &Desired, density: Density) -> u64 {
 /// Lines of `MAGLEV` that a service's tables take together.
 pub(super) fn lines_of_tables(service: &DesiredService, density: Density) -> u64 {
     let lines = |origin| u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE));
-    match service.is_one_table() {
-        true => lines(Origin::Outside),
-        false => lines(Origin::Outside) + lines(Origin::Node),
-    }
+    let internal = if service.is_one_table() { 0 } else { lines(Origin::Node) };
+    lines(Origin::Outside) + internal + lines(Origin::Peer)
 }
 
 fn encode_at(
@@ -204,7 +202,7 @@ impl Encoder<'_> {
     }
 
     /// Adds the service and its tables: one where clients on the node have the same backends to
-    /// choose from as those outside, else two.
+    /// choose from as those outside, else two; and one for what peers hand over.
     fn add_service_value(
         &mut self,
         id: ServiceId,
@@ -219,12 +217,15 @@ impl Encoder<'_> {
         } else {
             self.add_table(id, key, Origin::Node, service, backends)?
         };
+        let (peer_offset, peer_size) = self.add_table(id, key, Origin::Peer, service, backends)?;
         let affinity = self.add_affinity(id, key, service, backends)?;
         let value = Service {
             table_offset,
             table_size,
             internal_offset,
             internal_size,
+            peer_offset,
+            peer_size,
             flags: flags(service),
             affinity_group: affinity.map_or(0, |(group, _)| group),
             affinity_seconds: affinity.map_or(0, |(_, seconds)| seconds),
@@ -246,7 +247,7 @@ impl Encoder<'_> {
             return Ok(None);
         };
         for (desired, backend) in service.backends.iter().zip(backends) {
-            let taker = [Origin::Outside, Origin::Node]
+            let taker = Origin::ALL
                 .into_iter()
                 .filter(|origin| desired.takes_from(*origin))
                 .fold(Taker::NONE, Taker::and);
@@ -318,11 +319,11 @@ impl Encoder<'_> {
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
         for key in &service.localhost {
             let local_address = Address::loopback(key.address.family());
-            let value = Frontend { service: id, reserved: 0, local_address };
+            let value = Frontend::new(id, local_address);
             self.contents.frontends.insert(*key, value);
         }
         for (key, local_address) in &service.frontends {
-            let value = Frontend { service: id, reserved: 0, local_address: *local_address };
+            let value = Frontend::new(id, *local_address);
             self.contents.frontends.insert(*key, value);
         }
         Self::add_ports(&mut self.contents.ports, service);
@@ -371,6 +372,9 @@ fn flags(service: &DesiredService) -> u32 {
     }
     if service.algorithm == Algorithm::Random {
         flags |= Service::FLAG_RANDOM;
+    }
+    if service.forwarding == Forwarding::Dsr {
+        flags |= Service::FLAG_DSR;
     }
     flags
 }

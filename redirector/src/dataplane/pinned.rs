@@ -188,6 +188,15 @@ impl Pinned {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
     }
 
+    /// Addresses of the other nodes that run redirector.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn peers(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Peers)?.into_keys().collect())
+    }
+
     /// First fragments of packets that came in pieces, not long ago.
     ///
     /// # Errors
@@ -362,6 +371,7 @@ impl Pinned {
             MapName::Affinity => self.affinities()?.len(),
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
+            MapName::Peers => self.peers()?.len(),
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
         })
@@ -438,7 +448,8 @@ impl Pinned {
 /// Lines of `MAGLEV` that services use. They are not read: the map is large, and this is asked
 /// often.
 fn lines_in_use<'a>(services: impl Iterator<Item = &'a Service>) -> usize {
-    let regions: BTreeMap<u32, u32> = services.flat_map(lines_of).collect();
+    let regions: BTreeMap<u32, u32> =
+        services.flat_map(lines_of).filter(|(_, lines)| *lines > 0).collect();
     regions.into_values().map(|lines| lines as usize).sum()
 }
 

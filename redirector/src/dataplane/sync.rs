@@ -29,6 +29,8 @@ pub struct Tables {
     pub takers: DynTable<TakerKey, Taker>,
     /// `VIPS`.
     pub vips: DynTable<Address, u32>,
+    /// `PEERS`.
+    pub peers: DynTable<Address, u32>,
     /// `SLOTS`.
     pub slots: DynTable<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -84,6 +86,7 @@ impl Tables {
             backends: self.backends.entries()?,
             takers: self.takers.entries()?,
             vips: self.vips.entries()?,
+            peers: self.peers.entries()?,
             slots: self.slots.entries()?,
             infos,
             ports: Ports { blocks: self.ports.entries()? },
@@ -133,6 +136,7 @@ impl Tables {
         let backends = delta(&actual.backends, &desired.backends);
         let takers = delta(&actual.takers, &desired.takers);
         let vips = delta(&actual.vips, &desired.vips);
+        let peers = delta(&actual.peers, &desired.peers);
         let maglev = delta(&actual.maglev, &desired.maglev);
         let slots = delta(&actual.slots, &desired.slots);
         let infos = delta(&actual.infos, &desired.infos);
@@ -151,6 +155,7 @@ impl Tables {
         writes += set(&mut *self.maglev, &mut actual.maglev, &maglev)?;
         writes += set(&mut *self.ranges, &mut actual.ranges, &ranges)?;
         writes += set(&mut *self.takers, &mut actual.takers, &takers)?;
+        writes += set(&mut *self.peers, &mut actual.peers, &peers)?;
         writes += set(&mut *self.slots, &mut actual.slots, &slots)?;
         writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
 
@@ -172,6 +177,7 @@ impl Tables {
             (self.wait_for_packets)();
         }
         writes += remove(&mut *self.services, &mut actual.services, &services)?;
+        writes += remove(&mut *self.peers, &mut actual.peers, &peers)?;
         writes += remove(&mut *self.ranges, &mut actual.ranges, &ranges)?;
         writes += remove(&mut *self.slots, &mut actual.slots, &slots)?;
         writes += remove(&mut *self.maglev, &mut actual.maglev, &maglev)?;

@@ -182,6 +182,8 @@ pub struct DesiredBackend {
     pub takes_new_flows: bool,
     /// The same of clients on this node, to whom the policy Local does not apply.
     pub takes_node_flows: bool,
+    /// The same of what peers hand over: to backends on this host, with direct server return alone.
+    pub takes_peer_flows: bool,
     /// Identity in Maglev tables, the same on every node.
     pub identity: u64,
 }
@@ -197,6 +199,7 @@ impl DesiredBackend {
         match origin {
             Origin::Outside => self.takes_new_flows,
             Origin::Node => self.takes_node_flows,
+            Origin::Peer => self.takes_peer_flows,
         }
     }
 }
@@ -298,6 +301,9 @@ pub(super) fn build_backends(
         .collect();
     choose_takers(&mut backends, TrafficPolicy::Cluster, |backend| &mut backend.takes_node_flows);
     choose_takers(&mut backends, service.policy, |backend| &mut backend.takes_new_flows);
+    if service.forwarding == Forwarding::Dsr {
+        choose_takers(&mut backends, TrafficPolicy::Local, |backend| &mut backend.takes_peer_flows);
+    }
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
@@ -361,6 +367,7 @@ fn resolve_backend(
         avoided: spec.avoided,
         takes_new_flows: false,
         takes_node_flows: false,
+        takes_peer_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
 }

@@ -306,7 +306,7 @@ fn add_service(
     };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
-    let value = Frontend { service: id, reserved: 0, local_address: address };
+    let value = Frontend::new(id, address);
     let mut bits = PortFlags::FRONTEND;
     // As the agent does: also a table that is broken belongs to a service with backends elsewhere.
     if matches!(target, Target::Remote(..) | Target::Missing) {

@@ -66,6 +66,7 @@ pub(super) struct Copied {
     pub(super) affinities: BTreeMap<AffinityKey, Affinity>,
     pub(super) takers: BTreeMap<TakerKey, Taker>,
     pub(super) vips: BTreeSet<Address>,
+    pub(super) peers: BTreeSet<Address>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     pub(super) large: Rc<dyn Large>,
@@ -95,6 +96,7 @@ impl Copied {
             affinities: maps.affinities()?,
             takers: maps.takers()?,
             vips: maps.vips()?,
+            peers: maps.peers()?,
             backends: maps.backends()?,
             interfaces: maps.interfaces()?,
             sockets: sockets::read(),
@@ -118,6 +120,7 @@ impl Copied {
             affinities: BTreeMap::new(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
+            peers: BTreeSet::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             large,
@@ -211,6 +214,7 @@ impl Clone for Copied {
             affinities: self.affinities.clone(),
             takers: self.takers.clone(),
             vips: self.vips.clone(),
+            peers: self.peers.clone(),
             backends: self.backends.clone(),
             interfaces: self.interfaces.clone(),
             find_way: self.find_way,
@@ -385,6 +389,14 @@ impl Environment for Copied {
             self.note("address", format!("only frontends have {address}"));
         }
         is_vip
+    }
+
+    fn is_peer(&self, address: &Address) -> bool {
+        let is_peer = self.peers.contains(address);
+        let found =
+            if is_peer { "a node that runs redirector" } else { "none of redirector's nodes" };
+        self.note("peer", format!("{address}: {found}"));
+        is_peer
     }
 
     fn may_answer(&self) -> bool {

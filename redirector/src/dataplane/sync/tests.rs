@@ -61,7 +61,7 @@ fn check_ways(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = contents.services.get(&value.service);
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
-        for origin in [Origin::Outside, Origin::Node] {
+        for origin in Origin::ALL {
             let table = contents.table(service, origin).expect("the table is whole");
             for backend in &table {
                 let found = contents.backends.contains_key(backend);
@@ -109,7 +109,7 @@ fn check_remote(contents: &Contents) {
 /// Clients may stay with exactly those backends that new flows may go to.
 fn check_takers(contents: &Contents) {
     for (id, service) in &contents.services {
-        for origin in [Origin::Outside, Origin::Node] {
+        for origin in Origin::ALL {
             let table = contents.table(service, origin).expect("the table is whole");
             let expected: BTreeSet<_> = match service.has_affinity() {
                 true => table.into_iter().collect(),
@@ -185,6 +185,7 @@ fn tables(world: &Arc<Mutex<World>>) -> Tables {
         infos: table(world, |contents| &mut contents.infos),
         takers: table(world, |contents| &mut contents.takers),
         vips: table(world, |contents| &mut contents.vips),
+        peers: table(world, |contents| &mut contents.peers),
         ports: Box::new(Watched {
             world: Arc::clone(world),
             select: |contents| &mut contents.ports.blocks,
@@ -267,7 +268,7 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let tables = [Origin::Outside, Origin::Node].map(|origin| -> Vec<String> {
+        let tables = Origin::ALL.map(|origin| -> Vec<String> {
             contents.table(service, origin).expect("whole").iter().map(backend).collect()
         });
         let slots: Vec<String> = contents
