@@ -4,7 +4,7 @@ use super::cached::{self, Place};
 use super::steer::Steering;
 use super::track::{is_over, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, handover, new_flow};
-use crate::{FlowState, Manner, PortFlags, Protocol, Reason, Tuple, words};
+use crate::{Address, FlowState, Manner, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,9 @@ pub struct Outcome {
     pub next_hop: NextHop,
     /// How it is to get there, where it is forwarded.
     pub manner: Manner,
+    /// The backend, where the packet is handed over as it came: for whoever has no need of
+    /// [`Self::translated`] then.
+    pub backend: Address,
     /// What its sender is told, where it is rejected.
     pub error: IcmpError,
 }
@@ -133,6 +136,7 @@ impl Outcome {
         translated: Packet::EMPTY.tuple,
         next_hop: NextHop::NONE,
         manner: Manner::Translate,
+        backend: Address::UNSPECIFIED,
         error: IcmpError::PortUnreachable,
     };
 }

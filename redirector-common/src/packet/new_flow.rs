@@ -130,30 +130,29 @@ pub(super) fn open<E: Environment>(
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;
     }
-    let mut keeps_client = true;
-    scratch.source = tuple.source;
-    let mut manner = Manner::Translate;
-    if !local {
+    if local {
+        outcome.manner = Manner::Translate;
+        words::copy(&tuple.source, &mut scratch.source);
+    } else {
         scratch.source = environment
             .interface(outcome.next_hop.ifindex)
             .map_or(Address::UNSPECIFIED, |interface| interface.source(packet.family()));
         if scratch.source.is_unspecified() {
             return Decision::drop(Reason::NoSourceAddress);
         }
-        manner = outcome.manner;
-        keeps_client = manner.hands_over();
-        if !keeps_client {
+        if !outcome.manner.hands_over() {
             outcome.translated.source = scratch.source;
         }
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
-    scratch.forward.set_manner(manner);
-    scratch.reply.set_manner(manner);
+    scratch.forward.set_manner(outcome.manner);
+    scratch.reply.set_manner(outcome.manner);
     if packet.is_tunnelled() && matches!(hook, Hook::Xdp) {
         // TC ingress counts it.
         scratch.forward.packets = 0;
         scratch.forward.bytes = 0;
     }
+    let keeps_client = local || outcome.manner.hands_over();
     match record(environment, packet, scratch, keeps_client) {
         Recorded::New => {
             words::copy(&scratch.forward.translated, &mut outcome.translated);

@@ -1,7 +1,10 @@
 //! Packets in packets: how a node hands a client's packet over to another that is not on its
 //! segment. IPv4 in IPv4 (RFC 2003), IPv6 in IPv6 (RFC 2473).
 
-use super::parse::{Network, ether_type, parse_link, parse_network, parse_packet};
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+use super::parse::{ether_type, parse_packet, read_words};
 use super::related::parse_related_packet;
 use super::{Environment, Kind, NextHop, Packet, PacketBuf, Route};
 use crate::{Address, Family, FrontendKey, Port, Reason, Tuple};
@@ -90,18 +93,30 @@ fn write_ipv6(
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tunnelled {
+    /// Where the tunnel begins.
+    source: Address,
     /// Where the tunnel ends.
     destination: Address,
     /// Offset of the packet inside from the start of the frame, in bytes.
     inner: u32,
+    /// Length of the packet with its outer header, in bytes; 0 where that has none because it is
+    /// too large.
+    ip_len: u32,
 }
 
 impl Tunnelled {
     /// Nothing yet.
-    pub const NONE: Self = Self { destination: Address::UNSPECIFIED, inner: 0 };
+    pub const NONE: Self = Self {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        inner: 0,
+        ip_len: 0,
+    };
 }
 
-/// Finds the packet inside of one that another node of redirector's has sent.
+/// Finds the packet inside of one that another node of redirector's has sent, without a VLAN tag
+/// in the frame: nothing but that packet follows the outer header, which is as
+/// [`write_header`] makes it.
 ///
 /// `None`: it is none of ours.
 #[inline(always)]
@@ -110,30 +125,54 @@ pub fn find_inner<P: PacketBuf, E: Environment>(
     bytes: &P,
     tunnelled: &mut Tunnelled,
 ) -> Option<()> {
-    let (ether_type, network, vlan_tags) = parse_link(bytes).ok()?;
-    if vlan_tags != 0 {
+    let found: u16 = bytes.read(EthHdr::LEN - 2)?;
+    let found = u16::from_be(found);
+    if found == ether_type(Family::V4) {
+        find_in_ipv4(bytes, tunnelled)?;
+    } else if found == ether_type(Family::V6) {
+        find_in_ipv6(bytes, tunnelled)?;
+    } else {
         return None;
     }
-    let outer = parse_network(bytes, ether_type, network).ok()?;
-    if !is_plain(&outer, network) || !environment.is_peer(&outer.source) {
+    environment.is_peer(&tunnelled.source).then_some(())
+}
+
+#[inline(always)]
+fn find_in_ipv4<P: PacketBuf>(bytes: &P, tunnelled: &mut Tunnelled) -> Option<()> {
+    const FRAGMENT: u16 = 0x3fff;
+    let header: *mut Ipv4Hdr = bytes.at(EthHdr::LEN)?;
+    // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
+    let header = unsafe { &*header };
+    if header.vihl != 0x45
+        || header.proto != IPV4
+        || u16::from_be_bytes(header.frags) & FRAGMENT != 0
+    {
         return None;
     }
-    tunnelled.destination = outer.destination;
-    tunnelled.inner = outer.transport as u32;
+    tunnelled.source = Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]);
+    tunnelled.destination = Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]);
+    tunnelled.inner = (EthHdr::LEN + Ipv4Hdr::LEN) as u32;
+    tunnelled.ip_len = u16::from_be_bytes(header.tot_len).into();
     Some(())
 }
 
-/// Whether nothing but one packet follows the outer header.
 #[inline(always)]
-fn is_plain(outer: &Network, network: usize) -> bool {
-    let family = outer.source.family();
-    let protocol = match family {
-        Family::V4 => IPV4,
-        Family::V6 => IPV6,
+fn find_in_ipv6<P: PacketBuf>(bytes: &P, tunnelled: &mut Tunnelled) -> Option<()> {
+    let header: *mut Ipv6Hdr = bytes.at(EthHdr::LEN)?;
+    // SAFETY: as above.
+    let header = unsafe { &*header };
+    if header.vcf[0] >> 4 != 6 || header.next_hdr != IPV6 {
+        return None;
+    }
+    tunnelled.source = Address::from_words(read_words(&header.src_addr));
+    tunnelled.destination = Address::from_words(read_words(&header.dst_addr));
+    tunnelled.inner = (EthHdr::LEN + Ipv6Hdr::LEN) as u32;
+    tunnelled.ip_len = match u16::from_be_bytes(header.payload_len) {
+        0 => 0,
+        len => u32::from(len) + Ipv6Hdr::LEN as u32,
     };
-    outer.protocol == protocol
-        && outer.transport == network + usize::from(header_len(family))
-        && outer.fragment.identification == 0
+    // Such an address would be taken for IPv4 from here on.
+    matches!(tunnelled.destination.family(), Family::V6).then_some(())
 }
 
 /// Finds the headers of the packet inside, as they are in the frame with both; of a TCP or UDP
@@ -178,6 +217,10 @@ pub fn is_accepted<E: Environment>(
     may_open: bool,
 ) -> bool {
     let tuple = &packet.tuple;
+    let len = u32::from(packet.ip_len) + u32::from(header_len(packet.family()));
+    if tunnelled.ip_len != 0 && len > tunnelled.ip_len {
+        return false;
+    }
     if let Some(entry) = environment.flow(tuple) {
         return entry.is_local()
             && !entry.is_reply()
