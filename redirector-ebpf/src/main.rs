@@ -24,10 +24,10 @@ mod uncover;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use redirector_common::{Manner, Reason, words};
 use redirector_common::packet::{
     Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
 };
+use redirector_common::{Manner, Reason, words};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -92,8 +92,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         if matches!(reason, Reason::Fragment | Reason::Icmp) {
             return handle_in(skb.raw());
         }
-        let inside =
-            if matches!(reason, Reason::IpInIp) { uncover_skb(skb.raw()) } else { 0 };
+        let inside = if matches!(reason, Reason::IpInIp) { uncover_skb(skb.raw()) } else { 0 };
         if inside == uncover::RELATED {
             return handle_in(skb.raw());
         }
@@ -128,12 +127,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
 /// Translates and sends on. One path for all three ways, so that the verifier walks the rewriting
 /// once.
 #[inline(always)]
-fn translate(
-    skb: &mut Skb,
-    packet: &mut Packet,
-    outcome: &mut Outcome,
-    step: Step,
-) -> Option<i32> {
+fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &mut Outcome, step: Step) -> Option<i32> {
     if packet.is_first_fragment() {
         related_note(skb.raw());
     }

@@ -295,19 +295,20 @@ pub(super) fn established<E: Environment>(
             // Replies of nodes that answer by themselves never come this way.
             (true, true) => return Decision::pass(Reason::NotOurs),
         };
-        forward(environment, packet, hook, reason, outcome, |outcome| {
-            if let Some(known) = entry.next_hop(place.epoch, now) {
-                words::copy(known, &mut outcome.next_hop);
-                let fits = u32::from(len) <= known.mtu;
-                return if fits { Route::Via } else { Route::TooBig };
-            }
+        let route = if packet.ttl <= 1 {
+            Route::TooFar
+        } else if let Some(known) = entry.next_hop(place.epoch, now) {
+            words::copy(known, &mut outcome.next_hop);
+            if u32::from(len) <= known.mtu { Route::Via } else { Route::TooBig }
+        } else {
             let route = handover::find_way(environment, packet, len, outcome);
             if matches!(route, Route::Via) {
                 entry.set_manner(outcome.manner);
                 entry.set_next_hop(&outcome.next_hop, place.epoch, now);
             }
             route
-        })
+        };
+        forward(environment, hook, reason, route, outcome)
     } else if entry.is_reply() {
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
@@ -327,21 +328,20 @@ pub(super) const fn deliver(hook: Hook, reason: Reason) -> Decision {
     Decision::new(Step::Deliver, reason).unless_xdp(hook)
 }
 
-/// Decides how a packet that leaves this host again goes, given where to and how to find the way.
+/// Decides how a packet that leaves this host again goes, given the way that was found.
 #[inline(always)]
 pub(super) fn forward<E: Environment>(
     environment: &E,
-    packet: &Packet,
     hook: Hook,
     reason: Reason,
+    route: Route,
     outcome: &mut Outcome,
-    find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
-    if packet.ttl <= 1 {
-        let error = IcmpError::TimeExceeded;
-        return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);
-    }
-    match find_way(outcome) {
+    match route {
+        Route::TooFar => {
+            let error = IcmpError::TimeExceeded;
+            Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome)
+        }
         Route::Via => {
             let decision = Decision::new(Step::Forward, reason);
             let transmits = matches!(hook, Hook::Ingress)

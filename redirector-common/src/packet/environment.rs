@@ -8,8 +8,8 @@ use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
-    Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Service,
+    ServiceId, Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -191,6 +191,8 @@ pub enum Route {
     TooBig,
     /// No way, or a forbidden one, or to this host itself.
     Unreachable,
+    /// The packet has passed too many routers to go on; of a packet alone, never of a way.
+    TooFar,
 }
 
 /// Where a new flow is put together: too large for the 512 bytes of a program's stack.

@@ -76,6 +76,6 @@ fn cover(packet: &Packet, len: u16, route: Route, next_hop: &mut NextHop) -> Rou
             next_hop.mtu = next_hop.mtu.saturating_sub(overhead);
             if u32::from(len) > next_hop.mtu { Route::TooBig } else { route }
         }
-        Route::Unresolved | Route::Unreachable => route,
+        Route::Unresolved | Route::Unreachable | Route::TooFar => route,
     }
 }

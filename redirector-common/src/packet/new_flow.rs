@@ -5,7 +5,7 @@ use super::decide::{Decision, Outcome, Step, deliver, established, forward, uncl
 use super::environment::Inserted;
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
-use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket, handover};
+use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
 use crate::{
     Address, Direction, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service, Tuple, words,
 };
@@ -52,11 +52,8 @@ pub(super) fn open<E: Environment>(
     {
         return Decision::drop(Reason::SourceDenied);
     }
-    let origin = if packet.is_tunnelled() || frontend.is_foreign() {
-        Origin::Peer
-    } else {
-        Origin::Outside
-    };
+    let origin =
+        if packet.is_tunnelled() || frontend.is_foreign() { Origin::Peer } else { Origin::Outside };
     let (_, size) = service.table(origin);
     if size == 0 {
         return if packet.is_tunnelled() {
@@ -122,10 +119,13 @@ pub(super) fn open<E: Environment>(
     } else if local {
         deliver(hook, Reason::LocalNew)
     } else {
-        forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
-            outcome.manner = scratch.wanted();
+        outcome.manner = scratch.wanted();
+        let route = if packet.ttl <= 1 {
+            Route::TooFar
+        } else {
             handover::find_first_way(environment, packet, len, outcome)
-        })
+        };
+        forward(environment, hook, Reason::RemoteNew, route, outcome)
     };
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;

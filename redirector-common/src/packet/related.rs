@@ -188,7 +188,7 @@ fn forward<E: Environment>(
         Route::Via => Decision::new(Step::Forward, reason),
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason),
         Route::TooBig => Decision::drop(stopped),
-        Route::Unreachable => Decision::drop(Reason::NoRoute),
+        Route::Unreachable | Route::TooFar => Decision::drop(Reason::NoRoute),
     }
 }
 

@@ -249,10 +249,10 @@ fn ends_here<E: Environment>(environment: &E, packet: &Packet, tunnelled: &Tunne
         (tunnelled.destination, Port::ZERO),
     );
     match environment.route(packet, &to, 0, &mut next_hop) {
-        Route::Unreachable => true,
-        Route::Via | Route::Unresolved | Route::TooBig => !environment
-            .interface(next_hop.ifindex)
-            .is_some_and(|interface| interface.is_ours()),
+        Route::Unreachable | Route::TooFar => true,
+        Route::Via | Route::Unresolved | Route::TooBig => {
+            !environment.interface(next_hop.ifindex).is_some_and(|interface| interface.is_ours())
+        }
     }
 }
 
