@@ -42,6 +42,9 @@ pub(crate) struct Host {
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
+    /// The next node on the way; the destination itself if there is none.
+    pub(crate) router: Cell<Option<Address>>,
+    gateway: Cell<Address>,
     /// How often the routing table was asked.
     pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
@@ -91,6 +94,8 @@ impl Host {
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
+            router: Cell::new(None),
+            gateway: Cell::new(Address::UNSPECIFIED),
             asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
             sockets: RefCell::default(),
@@ -110,6 +115,8 @@ impl Host {
                 reply: empty,
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
+                wanted: 0,
+                source: Address::UNSPECIFIED,
             }),
         }
     }
@@ -159,13 +166,16 @@ impl Host {
     /// What a hook does with a packet.
     pub(crate) fn at(&self, hook: Hook, packet: &Packet) -> (Decision, Outcome) {
         let mut outcome = Outcome::EMPTY;
-        (decide(self, packet, hook, packet.ip_len, &mut outcome), outcome)
+        let decision = match hook {
+            Hook::Xdp | Hook::Ingress => decide(self, packet, hook, packet.ip_len, &mut outcome),
+            Hook::Egress => decide_reply(self, packet, &mut outcome),
+        };
+        (decision, outcome)
     }
 
     /// What TC egress does with a packet.
     pub(crate) fn egress(&self, packet: &Packet) -> (Decision, Outcome) {
-        let mut outcome = Outcome::EMPTY;
-        (decide_reply(self, packet, &mut outcome), outcome)
+        self.at(Hook::Egress, packet)
     }
 
     /// Every half, by its key.
@@ -349,11 +359,16 @@ impl Environment for Host {
         self.fragments.borrow_mut().insert(*key, *first);
     }
 
-    fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
+    fn route(&self, _: &Packet, to: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
         self.asked.set(self.asked.get() + 1);
+        self.gateway.set(self.router.get().unwrap_or(to.destination));
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.get()
     }
 
     fn socket(&self, packet: &Packet) -> Socket {

@@ -356,7 +356,12 @@ fn limit_sources(programs: &mut Programs, id: u32, family: Family, port: u16) ->
     Ok(Service::FLAG_SOURCE_RANGES)
 }
 
-fn mark(programs: &mut Programs, protocol: Protocol, port: u16, bits: PortFlags) -> Result<()> {
+pub(crate) fn mark(
+    programs: &mut Programs,
+    protocol: Protocol,
+    port: u16,
+    bits: PortFlags,
+) -> Result<()> {
     let (block, byte) = port_index(protocol, Port::new(port));
     programs.change(MapName::Ports, block, |block: &mut PortBlock| {
         block.flags[byte] |= bits.0;

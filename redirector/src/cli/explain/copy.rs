@@ -1,6 +1,6 @@
 //! What the maps hold, as the packet code asks for it; every answer is noted.
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ptr::NonNull;
@@ -76,6 +76,8 @@ pub(super) struct Copied {
     failure: RefCell<Option<PinnedError>>,
     pub(super) sockets: Vec<TcpSocket>,
     pub(super) find_way: fn(Address) -> std::io::Result<Option<routes::Way>>,
+    /// The neighbour on the way that was last found.
+    gateway: Cell<Address>,
     scratch: Box<UnsafeCell<Scratch>>,
     steps: RefCell<Vec<Found>>,
 }
@@ -128,11 +130,14 @@ impl Copied {
             failure: RefCell::default(),
             sockets: Vec::new(),
             find_way: |_| Ok(None),
+            gateway: Cell::new(Address::UNSPECIFIED),
             scratch: Box::new(UnsafeCell::new(Scratch {
                 forward: flow,
                 reply: flow,
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
+                wanted: 0,
+                source: Address::UNSPECIFIED,
             })),
             steps: RefCell::default(),
         }
@@ -448,6 +453,7 @@ impl Environment for Copied {
             Err(error) => (Route::Unreachable, format!("the kernel does not say: {error}")),
             Ok(None) => (Route::Unreachable, "no way that leaves this host".to_owned()),
             Ok(Some(way)) => {
+                self.gateway.set(way.gateway.map_or(to.destination, Address::from));
                 next_hop.ifindex = way.ifindex;
                 next_hop.mtu = way.mtu;
                 let by = way.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
@@ -463,6 +469,10 @@ impl Environment for Copied {
         };
         self.note("route", format!("to {}: {found}", to.destination));
         route
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.get()
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {
