@@ -124,7 +124,7 @@ pub(super) fn open<E: Environment>(
         let route = if packet.ttl <= 1 {
             Route::TooFar
         } else {
-            handover::find_first_way(environment, packet, len, outcome)
+            handover::find_way(environment, packet, len, true, outcome)
         };
         forward(environment, hook, Reason::RemoteNew, route, outcome)
     };
