@@ -301,7 +301,7 @@ pub(super) fn established<E: Environment>(
             words::copy(known, &mut outcome.next_hop);
             if u32::from(len) <= known.mtu { Route::Via } else { Route::TooBig }
         } else {
-            let route = handover::find_way(environment, packet, len, outcome);
+            let route = handover::find_way(environment, packet, len, false, outcome);
             if matches!(route, Route::Via) {
                 entry.set_manner(outcome.manner);
                 entry.set_next_hop(&outcome.next_hop, place.epoch, now);
