@@ -282,7 +282,7 @@ impl Lab {
             .transpose()
     }
 
-    fn print_state(&self) {
+    pub fn print_state(&self) {
         self.print_device_counters();
         eprintln!("--- the agent's log:\n{}", self.log());
         for command in

@@ -32,6 +32,8 @@ pub struct Tables {
     pub takers: DynTable<TakerKey, Taker>,
     /// `VIPS`.
     pub vips: DynTable<Address, u32>,
+    /// `PEERS`.
+    pub peers: DynTable<Address, u32>,
     /// `SLOTS`.
     pub slots: DynTable<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -94,6 +96,7 @@ impl Tables {
             backends: self.backends.entries()?,
             takers: self.takers.entries()?,
             vips: self.vips.entries()?,
+            peers: self.peers.entries()?,
             slots: self.slots.entries()?,
             infos,
             ports: Ports { blocks: self.ports.entries()? },
@@ -152,6 +155,7 @@ impl Tables {
         writes += set(&mut *self.maglev, &mut actual.maglev, &desired.maglev)?;
         writes += set(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
         writes += set(&mut *self.takers, &mut actual.takers, &desired.takers)?;
+        writes += set(&mut *self.peers, &mut actual.peers, &desired.peers)?;
         writes += set(&mut *self.slots, &mut actual.slots, &desired.slots)?;
         writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
 
@@ -173,6 +177,7 @@ impl Tables {
             (self.wait_for_packets)();
         }
         writes += remove(&mut *self.services, &mut actual.services, &desired.services)?;
+        writes += remove(&mut *self.peers, &mut actual.peers, &desired.peers)?;
         writes += remove(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
         writes += remove(&mut *self.slots, &mut actual.slots, &desired.slots)?;
         //    What is left in lines that no table has is seen by nobody.
