@@ -9,6 +9,7 @@ mod deployed;
 mod edges;
 mod explain;
 mod fragments;
+mod hotplug;
 mod kube_proxy;
 mod local_clients;
 mod modes;
