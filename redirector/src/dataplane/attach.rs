@@ -191,8 +191,7 @@ impl Attacher {
                 Attached { xdp: XdpState::Off, xdp_reason: None, xdp_error: Some(error), tc }
             }
         };
-        let seen =
-            Seen { name: interface.name.clone(), xdp_reason: attached.xdp_reason.clone() };
+        let seen = Seen { name: interface.name.clone(), xdp_reason: attached.xdp_reason.clone() };
         self.seen.insert(interface.index, seen);
         Ok(attached)
     }

@@ -188,11 +188,9 @@ fn two_that_exchange_names() -> Result<()> {
         let _servers = serve_names(lab)?;
         plug_in(lab)?;
         wait_attached(lab, "eth2")?;
-        lab.net.node1.ip(
-            "link set eth0 name spare
+        lab.net.node1.ip("link set eth0 name spare
              link set eth2 name eth0
-             link set spare name eth2",
-        )?;
+             link set spare name eth2")?;
         for name in ["eth0", "eth2"] {
             wait_attached(lab, name)?;
         }

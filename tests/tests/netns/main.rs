@@ -24,3 +24,4 @@ mod shapes;
 mod sources;
 mod steering;
 mod takeover;
+mod wires;
