@@ -87,6 +87,13 @@ impl CachedFlow {
             if forwarded { Self::FORWARDED } else { 0 } | if by_xdp { Self::XDP } else { 0 };
     }
 
+    /// Whether the packets are replies of a backend on this host, on their way out.
+    #[inline(always)]
+    #[must_use]
+    pub const fn leaves(&self) -> bool {
+        self.reason == Reason::LocalReply as u8
+    }
+
     /// Whether the packets leave this host again.
     #[inline(always)]
     #[must_use]

@@ -43,7 +43,12 @@ pub(super) fn decide<E: Environment>(
     let set = unsafe { set.as_mut() };
     let ticks = environment.ticks();
     for way in &mut set.ways {
-        if way.is_current(place.epoch, ticks) && way.key == packet.tuple {
+        // A tuple means different things on its way in and out: what comes in with that of a local
+        // backend's reply is somebody else's.
+        if way.is_current(place.epoch, ticks)
+            && way.key == packet.tuple
+            && way.leaves() == matches!(hook, Hook::Egress)
+        {
             return hit(packet, way, hook, len, outcome);
         }
     }
@@ -81,6 +86,7 @@ pub(super) fn keep<E: Environment>(
     environment: &E,
     packet: &Packet,
     place: Place,
+    hook: Hook,
     flow: FlowEntry,
     decision: Decision,
     outcome: &Outcome,
@@ -109,9 +115,10 @@ pub(super) fn keep<E: Environment>(
     entry.packets = 0;
     entry.bytes = 0;
     let by_xdp = forwarded
-        && environment
-            .interface(outcome.next_hop.ifindex)
-            .is_some_and(|interface| interface.xdp_transmit());
+        && (matches!(hook, Hook::Xdp)
+            || environment
+                .interface(outcome.next_hop.ifindex)
+                .is_some_and(|interface| interface.xdp_transmit()));
     entry.set_way(decision.reason, forwarded, by_xdp);
     entry.epoch = place.epoch;
 }

@@ -11,8 +11,10 @@ use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
 pub enum Hook {
     /// Forwards and drops; hands everything else over, unchanged.
     Xdp,
-    /// TC: everything.
+    /// TC, packets that come in: everything.
     Ingress,
+    /// TC, packets that leave: replies of local backends.
+    Egress,
 }
 
 /// An error that the sender of a packet is told of.
@@ -83,18 +85,12 @@ impl Decision {
         Self::new(Step::Deliver, reason)
     }
 
-    /// Translated, and out again by one of the two ways.
-    #[inline(always)]
-    pub(super) const fn forward(step: Step, reason: Reason) -> Self {
-        Self::new(step, reason)
-    }
-
     /// Handed over by XDP, which cannot do it; at TC, as given.
     #[inline(always)]
     pub(super) const fn unless_xdp(self, hook: Hook) -> Self {
         match hook {
             Hook::Xdp => Self::new(Step::HandOver, self.reason),
-            Hook::Ingress => self,
+            Hook::Ingress | Hook::Egress => self,
         }
     }
 
@@ -218,10 +214,8 @@ pub fn decide_reply<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     let place = Place::of(environment, &packet.tuple);
-    match cached::decide(environment, packet, place, Hook::Ingress, 0, outcome) {
-        Some(decision) if matches!(decision.reason, Reason::LocalReply) => return decision,
-        Some(_) => return Decision::pass(Reason::NotOurs),
-        None => {}
+    if let Some(decision) = cached::decide(environment, packet, place, Hook::Egress, 0, outcome) {
+        return decision;
     }
     let Some(entry) = environment.flow(&packet.tuple) else {
         return Decision::pass(Reason::NotOurs);
@@ -230,11 +224,9 @@ pub fn decide_reply<E: Environment>(
         return Decision::pass(Reason::NotOurs);
     }
     words::copy(entry.translated(), &mut outcome.translated);
-    let decision = deliver(Hook::Ingress, Reason::LocalReply);
-    if matches!(decision.step, Step::Deliver) {
-        track(environment, packet, entry, environment.now());
-        cached::keep(environment, packet, place, entry, decision, outcome);
-    }
+    let decision = Decision::deliver(Reason::LocalReply);
+    track(environment, packet, entry, environment.now());
+    cached::keep(environment, packet, place, Hook::Egress, entry, decision, outcome);
     decision
 }
 
@@ -289,7 +281,7 @@ pub(super) fn established<E: Environment>(
     };
     if matches!(decision.step, Step::Forward | Step::ForwardUnresolved | Step::Deliver) {
         track(environment, packet, entry, now);
-        cached::keep(environment, packet, place, entry, decision, outcome);
+        cached::keep(environment, packet, place, hook, entry, decision, outcome);
     }
     decision
 }

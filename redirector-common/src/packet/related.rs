@@ -166,8 +166,8 @@ fn forward<E: Environment>(
         return Decision::drop(stopped);
     }
     match environment.route(packet, &outcome.translated, packet.ip_len, &mut outcome.next_hop) {
-        Route::Via => Decision::forward(Step::Forward, reason),
-        Route::Unresolved => Decision::forward(Step::ForwardUnresolved, reason),
+        Route::Via => Decision::new(Step::Forward, reason),
+        Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason),
         Route::TooBig => Decision::drop(stopped),
         Route::Unreachable => Decision::drop(Reason::NoRoute),
     }

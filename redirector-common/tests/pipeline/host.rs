@@ -157,13 +157,16 @@ impl Host {
     /// What a hook does with a packet.
     pub(crate) fn at(&self, hook: Hook, packet: &Packet) -> (Decision, Outcome) {
         let mut outcome = Outcome::EMPTY;
-        (decide(self, packet, hook, packet.ip_len, &mut outcome), outcome)
+        let decision = match hook {
+            Hook::Xdp | Hook::Ingress => decide(self, packet, hook, packet.ip_len, &mut outcome),
+            Hook::Egress => decide_reply(self, packet, &mut outcome),
+        };
+        (decision, outcome)
     }
 
     /// What TC egress does with a packet.
     pub(crate) fn egress(&self, packet: &Packet) -> (Decision, Outcome) {
-        let mut outcome = Outcome::EMPTY;
-        (decide_reply(self, packet, &mut outcome), outcome)
+        self.at(Hook::Egress, packet)
     }
 
     /// Every half, by its key.
