@@ -12,6 +12,7 @@ mod fragments;
 mod hotplug;
 mod kube_proxy;
 mod local_clients;
+mod matrix;
 mod modes;
 mod pods;
 mod policies;
