@@ -51,6 +51,17 @@ impl Frame {
         Self { ctx: ctx.ctx }
     }
 
+    #[inline(always)]
+    pub(crate) const fn from_raw(ctx: *mut xdp_md) -> Self {
+        Self { ctx }
+    }
+
+    /// The raw context, for helpers.
+    #[inline(always)]
+    pub(crate) const fn raw(&self) -> *mut xdp_md {
+        self.ctx
+    }
+
     /// Index of the interface that it came in by.
     #[inline(always)]
     pub(crate) fn ifindex(&self) -> u32 {

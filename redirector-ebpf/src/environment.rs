@@ -12,6 +12,7 @@ use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
 use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
+use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
     Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
 };
@@ -24,7 +25,7 @@ use redirector_common::{
 
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
-    MAGLEV, NODE, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    MAGLEV, NODE, PEERS, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
 };
 use crate::related::Notes;
 use crate::{redirect, steer};
@@ -45,6 +46,8 @@ pub(crate) struct Workspace {
     message: Message,
     related: Notes,
     sockets: steer::Query,
+    tunnelled: Tunnelled,
+    header: [u32; MAX_WORDS],
 }
 
 /// The kernel, seen from a program with this context.
@@ -79,6 +82,20 @@ impl Kernel {
     pub(crate) fn related(&self) -> &'static mut Notes {
         // SAFETY: as in `new`; called once by each of the functions that share it.
         unsafe { &mut (*self.workspace).related }
+    }
+
+    /// What is known of a packet that holds another.
+    #[inline(always)]
+    pub(crate) fn tunnelled(&self) -> &'static mut Tunnelled {
+        // SAFETY: as in `new`; called once by each of the functions that share it.
+        unsafe { &mut (*self.workspace).tunnelled }
+    }
+
+    /// Where to put a header together.
+    #[inline(always)]
+    pub(crate) fn header(&self) -> &'static mut [u32; MAX_WORDS] {
+        // SAFETY: as in `new`; called once for a packet.
+        unsafe { &mut (*self.workspace).header }
     }
 
     #[inline(always)]
@@ -252,6 +269,11 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn is_peer(&self, address: &Address) -> bool {
+        PEERS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
     fn may_answer(&self) -> bool {
         let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else {
             return false;
@@ -289,6 +311,12 @@ impl Environment for Kernel {
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
+    }
+
+    #[inline(always)]
+    fn gateway(&self) -> Address {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        redirect::gateway(unsafe { &(*self.workspace).query })
     }
 
     #[inline(always)]

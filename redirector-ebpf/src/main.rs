@@ -13,23 +13,27 @@ mod clients;
 mod context;
 mod counters;
 mod environment;
+mod handover;
 mod maps;
 mod redirect;
 mod reject;
 mod related;
 mod steer;
+mod uncover;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use redirector_common::Reason;
 use redirector_common::packet::{
     Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
 };
+use redirector_common::{Manner, Reason, words};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
+use crate::handover::handover_send;
 use crate::related::{handle_in, handle_out, related_note};
+use crate::uncover::{uncover_frame, uncover_skb};
 
 /// XDP in the driver.
 #[xdp(frags)]
@@ -52,13 +56,15 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     let Some((environment, packet, outcome)) = Kernel::new(ctx.ctx.cast()) else {
         return xdp_action::XDP_PASS;
     };
-    let Ok(()) = parse(&frame, packet) else {
-        return xdp_action::XDP_PASS;
-    };
     let size = frame.size();
+    if let Err(reason) = parse(&frame, packet)
+        && !(matches!(reason, Reason::IpInIp) && uncover_frame(ctx.ctx) != 0)
+    {
+        return xdp_action::XDP_PASS;
+    }
     let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Forward => match rewrite(&mut frame, packet, &outcome.translated, true) {
+        Step::Forward => match handover::prepare(&mut frame, &environment, packet, outcome) {
             Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
             None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
         },
@@ -86,8 +92,14 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         if matches!(reason, Reason::Fragment | Reason::Icmp) {
             return handle_in(skb.raw());
         }
-        counters::count(ifindex, reason, size);
-        return TC_ACT_OK;
+        let inside = if matches!(reason, Reason::IpInIp) { uncover_skb(skb.raw()) } else { 0 };
+        if inside == uncover::RELATED {
+            return handle_in(skb.raw());
+        }
+        if inside != uncover::PACKET {
+            counters::count(ifindex, reason, size);
+            return TC_ACT_OK;
+        }
     }
     let len = skb.segment_len(packet);
     let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
@@ -115,7 +127,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
 /// Translates and sends on. One path for all three ways, so that the verifier walks the rewriting
 /// once.
 #[inline(always)]
-fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) -> Option<i32> {
+fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &mut Outcome, step: Step) -> Option<i32> {
     if packet.is_first_fragment() {
         related_note(skb.raw());
     }
@@ -123,7 +135,17 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
     if forwards {
         redirect::untag(skb, packet)?;
     }
-    rewrite(skb, packet, &outcome.translated, forwards)?;
+    let hands_over = forwards && outcome.manner.hands_over();
+    if hands_over {
+        outcome.backend = outcome.translated.destination;
+        words::copy(&packet.tuple, &mut outcome.translated);
+    }
+    let decrement_ttl = forwards && !matches!(outcome.manner, Manner::Layer2);
+    rewrite(skb, packet, &outcome.translated, decrement_ttl)?;
+    if hands_over {
+        let sent = handover_send(skb.raw(), u32::from(matches!(step, Step::ForwardUnresolved)));
+        return (sent >= 0).then_some(sent);
+    }
     redirect::finish(skb, &outcome.next_hop, step)
 }
 

@@ -16,6 +16,7 @@ use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_inter
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
+use crate::dataplane::direct::Direct;
 use crate::dataplane::epochs::Epochs;
 use crate::dataplane::gc::KernelFlows;
 use crate::dataplane::ids::Cursors;
@@ -70,6 +71,8 @@ pub(super) struct Node {
     slots: Slots,
     chosen: Vec<String>,
     has_kube_proxy: bool,
+    /// What was last said of direct server return.
+    told: Option<Direct>,
     netns_cookie: u64,
     account: Account,
 }
@@ -387,6 +390,7 @@ impl Parts {
             slots: self.slots,
             chosen: Vec::new(),
             has_kube_proxy: false,
+            told: None,
             netns_cookie: self.netns_cookie,
         };
         (node, mouth)

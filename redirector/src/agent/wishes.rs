@@ -1,5 +1,7 @@
 //! What the operator asks for: the command line and the file.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::{Options, interfaces};
@@ -81,6 +83,11 @@ impl Wishes {
 
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    /// Addresses of all nodes that run redirector, as the file has them.
+    pub(super) const fn nodes(&self) -> &BTreeSet<IpAddr> {
+        &self.config.nodes
     }
 
     /// Those of the file and then those of the command line.

@@ -6,6 +6,7 @@ pub mod batch;
 pub mod contents;
 pub mod delta;
 pub mod detach;
+pub mod direct;
 pub mod encode;
 pub mod epochs;
 pub mod ethtool;

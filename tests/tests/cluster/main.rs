@@ -6,6 +6,7 @@ mod chaos;
 mod chaos_objects;
 mod chaos_server;
 mod conntrack;
+mod direct;
 mod endpoints;
 mod health;
 mod load_balancers;
