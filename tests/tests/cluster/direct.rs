@@ -82,7 +82,10 @@ fn clients_are_seen_at_every_node() -> Result<()> {
             }
             for node in [1, 3] {
                 ensure!(counted(cluster, node, "dsr-new")? > 0, "node {node} handed nothing over");
-                ensure!(counted(cluster, node, "remote-reply")? == 0, "answers came by node {node}");
+                ensure!(
+                    counted(cluster, node, "remote-reply")? == 0,
+                    "answers came by node {node}"
+                );
             }
             cluster.remove_service("web")?;
             cluster.remove_pod(pod)?;

@@ -48,6 +48,15 @@ pub(super) enum Hook {
     Tc,
 }
 
+/// How an answer gets to the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From node 1, which was asked.
+    Asked,
+    /// From node 2, past node 1.
+    Direct,
+}
+
 /// What a service is made of: a cell without family and hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Kind {
@@ -78,6 +87,8 @@ pub(super) enum Expected {
         opens: &'static str,
         /// The Reason of the answer, and the interface that counts it; none: it does not come by.
         answers: Option<(&'static str, &'static str)>,
+        /// How the answer gets to the client.
+        way: Way,
         /// Whether the kernel's stack of node 1 has packets of the client's.
         is_in_stack: bool,
     },
@@ -212,6 +223,7 @@ impl Cell {
                 opens: "steered-new",
                 // An ordinary socket's, with the frontend's own address: nobody looks at it.
                 answers: None,
+                way: Way::Asked,
                 is_in_stack: true,
             },
             (OwnHost, _, _, Protocol::Udp) | (OwnPod, _, _, _) => Expected::Answer {
@@ -219,6 +231,7 @@ impl Cell {
                 client: CLIENT.of(family),
                 opens: "local-new",
                 answers: Some(("local-reply", "eth0")),
+                way: Way::Asked,
                 is_in_stack: true,
             },
             (OtherHost | OtherPod, Policy::Cluster, Forwarding::Snat, _) => Expected::Answer {
@@ -226,6 +239,7 @@ impl Cell {
                 client: NODE1_INSIDE.of(family),
                 opens: "remote-new",
                 answers: Some(("remote-reply", "eth1")),
+                way: Way::Asked,
                 is_in_stack: is_past_xdp,
             },
             (OtherHost | OtherPod, Policy::Cluster, Forwarding::Dsr, _) => Expected::Answer {
@@ -233,6 +247,7 @@ impl Cell {
                 client: CLIENT.of(family),
                 opens: "dsr-new",
                 answers: None,
+                way: Way::Direct,
                 is_in_stack: is_past_xdp,
             },
         }

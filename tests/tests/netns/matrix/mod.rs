@@ -5,12 +5,17 @@
 //! hooks apart.
 //!
 //! ```text
+//!   ┌──── eth1 ──────────────────────── eth1 ┐
 //! client eth0 ── eth0 node1 eth1 ── eth0 node2 eth2 ── eth0 pod2
 //!                     │ veth1
 //!                     └───────── eth0 pod1
 //! ```
+//!
+//! Both nodes run agents with the same file. What node 2 sends to the client of its own goes past
+//! node 1.
 
 mod cell;
+mod second;
 
 use std::{
     collections::BTreeMap,
@@ -28,20 +33,21 @@ use redirector_tests::{
     frame::Tap,
     namespace::Namespace,
     server::{Server, Service},
-    topology::{Addresses, FAMILIES, NODE1_INSIDE, NODE2, link},
+    topology::{Addresses, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
     wait,
 };
 
-use cell::{Cell, Expected, Forwarding, Hook, Kind, POD1, POD2, SERVER_PORT};
-
-/// Whether the agent knows `forwarding: dsr`. Until then its cells are only written down.
-const HAS_DSR: bool = false;
+use cell::{Cell, Expected, Hook, Kind, POD1, POD2, SERVER_PORT, Way};
+use second::Second;
 
 /// How long nobody has to answer to count as silent.
 const SILENCE: Duration = Duration::from_millis(60);
 
+/// Node 2 on its cable to the client.
+const DIRECT: Addresses = Addresses::new(8, 1);
+
 /// Reasons of packets that begin something.
-const OPENED: [&str; 3] = ["steered-new", "local-new", "remote-new"];
+const OPENED: [&str; 4] = ["steered-new", "local-new", "remote-new", "dsr-new"];
 
 #[test]
 fn every_cell() -> Result<()> {
@@ -56,42 +62,62 @@ fn every_cell() -> Result<()> {
              route add 2001:db8:7::/64 via {}",
             gateways.0, gateways.1
         ))?;
-        lab.net.node2.ip("route add 198.18.3.0/24 via 198.18.2.1")?;
+        build_direct_way(lab)?;
         let hosts = [&lab.net.node1, &pods[0], &lab.net.node2, &pods[1]];
         let _servers = serve(&hosts)?;
         lab.write_config(&config(Hook::Native))?;
         lab.start(&[])?;
+        let second = Second::start(lab, &lab.net.node2)?;
         meet_neighbours(lab)?;
         let mut checked = 0;
         let mut wrong = Vec::new();
         for hook in Hook::ALL {
-            switch(lab, hook)?;
+            switch(lab, &second, hook)?;
             let mut bench = Bench::new(lab)?;
-            for cell in Cell::all(hook).filter(|cell| is_built(cell.kind)) {
+            for cell in Cell::all(hook) {
                 checked += 1;
                 if let Err(error) = bench.check(cell) {
                     wrong.push(format!("{cell}: {error:#}"));
                 }
             }
         }
-        let built = Kind::all().into_iter().filter(|kind| is_built(*kind)).count();
-        ensure!(checked == built * FAMILIES.len() * Hook::ALL.len(), "{checked} cells");
+        if !wrong.is_empty() {
+            for command in [["service", "list"].as_slice(), &["flow", "list"], &["counters"]] {
+                eprintln!("--- on node 2:\n{}", second.text(&lab.net.node2, command)?);
+            }
+            eprintln!("--- its log:\n{}", second.log());
+        }
         ensure!(wrong.is_empty(), "{} of {checked} cells:\n{}", wrong.len(), wrong.join("\n"));
         Ok(())
     })
 }
 
-const fn is_built(kind: Kind) -> bool {
-    match kind.forwarding {
-        Forwarding::Snat => true,
-        Forwarding::Dsr => HAS_DSR,
-    }
+fn config(hook: Hook) -> String {
+    let services: String = Kind::with_ports().map(|(kind, port)| kind.service(port)).collect();
+    let nodes = [NODE1, NODE1_INSIDE, NODE2, DIRECT];
+    let nodes: Vec<_> = nodes.iter().map(|it| format!("{}, '{}'", it.v4, it.v6)).collect();
+    format!("xdpMode: {}\nnodes: [{}]\nservices:{services}\n", hook.mode(), nodes.join(", "))
 }
 
-fn config(hook: Hook) -> String {
-    let services = Kind::with_ports().filter(|(kind, _)| is_built(*kind));
-    let services: String = services.map(|(kind, port)| kind.service(port)).collect();
-    format!("xdpMode: {}\nservices:{services}\n", hook.mode())
+/// The client's way to node 2 that does not lead over node 1.
+fn build_direct_way(lab: &Lab) -> Result<()> {
+    let (client, node2) = (&lab.net.client, &lab.net.node2);
+    link((node2, "eth1", DIRECT), (client, "eth1", DIRECT.peer()))?;
+    for host in [client, &lab.net.node1, node2] {
+        // Answers come by another way than questions go.
+        for name in ["all", "default", "eth0", "eth1"] {
+            host.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0")?;
+        }
+    }
+    // UDP servers that listen on every address answer from the one that the way says.
+    let (by, source) = (DIRECT.peer(), NODE2);
+    node2
+        .ip(&format!(
+            "route add 198.18.1.0/24 via {} src {}
+             route add 2001:db8:1::/64 via {} src {}",
+            by.v4, source.v4, by.v6, source.v6
+        ))
+        .map(drop)
 }
 
 /// Joins a pod to its node, which becomes a router.
@@ -124,19 +150,22 @@ fn meet_neighbours(lab: &Lab) -> Result<()> {
     for family in FAMILIES {
         let backend = SocketAddr::new(NODE2.of(family), SERVER_PORT);
         client::whoami(&lab.net.node1, backend)?;
-        let frontend = SocketAddr::new(redirector_tests::topology::NODE1.of(family), SERVER_PORT);
+        let frontend = SocketAddr::new(NODE1.of(family), SERVER_PORT);
         client::whoami(&lab.net.client, frontend)?;
     }
     Ok(())
 }
 
-/// The agent reads its file again, and works by another hook.
-fn switch(lab: &Lab, hook: Hook) -> Result<()> {
+/// The agents read their file again, and work by another hook.
+fn switch(lab: &Lab, second: &Second, hook: Hook) -> Result<()> {
     lab.write_config(&config(hook))?;
     wait::until_true(&format!("XDP {}", hook.mode()), wait::SOON, || {
+        let status = second.text(&lab.net.node2, &["status", "-o", "json"])?;
+        let others: serde_json::Value = serde_json::from_str(&status)?;
+        let others = others["interfaces"].as_array().context("no interfaces")?.clone();
         let status = lab.cli().json(&["status"])?;
         let interfaces = status["interfaces"].as_array().context("no interfaces")?;
-        Ok(interfaces.iter().all(|interface| interface["xdp"] == hook.mode()))
+        Ok(interfaces.iter().chain(&others).all(|interface| interface["xdp"] == hook.mode()))
     })
 }
 
@@ -148,6 +177,9 @@ struct Bench<'a> {
     slots: BTreeMap<&'static str, u32>,
     outside: Tap,
     inside: Tap,
+    /// The client's two cables: to node 1, and to node 2.
+    asked: Tap,
+    direct: Tap,
 }
 
 /// What happened besides the answer.
@@ -157,6 +189,9 @@ struct Traces {
     from_client: usize,
     /// Packets of backends elsewhere, likewise.
     from_backends: usize,
+    /// Packets of the frontend, where the client gets them: from node 1, and from node 2.
+    asked: usize,
+    direct: usize,
 }
 
 /// Packets by interface and Reason.
@@ -173,12 +208,14 @@ impl<'a> Bench<'a> {
         }
         let outside = Tap::new(&lab.net.node1, "eth0")?;
         let inside = Tap::new(&lab.net.node1, "eth1")?;
-        Ok(Self { lab, maps, slots, outside, inside })
+        let asked = Tap::new(&lab.net.client, "eth0")?;
+        let direct = Tap::new(&lab.net.client, "eth1")?;
+        Ok(Self { lab, maps, slots, outside, inside, asked, direct })
     }
 
     fn check(&mut self, cell: Cell) -> Result<()> {
         match cell.expected() {
-            Expected::Answer { server, client, opens, answers, is_in_stack } => {
+            Expected::Answer { server, client, opens, answers, way, is_in_stack } => {
                 let (answer, traces) = self.trace(cell, |bench| bench.ask(cell))?;
                 ensure!(answer.server == server, "{answer:?} instead of {server}");
                 ensure!(answer.client.ip() == client, "{answer:?} instead of {client}");
@@ -196,6 +233,12 @@ impl<'a> Bench<'a> {
                         );
                     }
                 }
+                let Traces { asked, direct, .. } = traces;
+                let is_right = match way {
+                    Way::Asked => asked > 0 && direct == 0,
+                    Way::Direct => asked == 0 && direct > 0,
+                };
+                ensure!(is_right, "{asked} packets from the node asked, {direct} directly");
                 traces.check_stack(is_in_stack)
             }
             Expected::Silence { reason } => {
@@ -215,8 +258,9 @@ impl<'a> Bench<'a> {
         cell: Cell,
         act: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<(T, Traces)> {
-        self.outside.heard()?;
-        self.inside.heard()?;
+        for tap in [&mut self.outside, &mut self.inside, &mut self.asked, &mut self.direct] {
+            tap.heard()?;
+        }
         let before = self.counts()?;
         let outcome = act(self)?;
         let mut counted = self.counts()?;
@@ -230,7 +274,11 @@ impl<'a> Bench<'a> {
         let inside = self.inside.heard()?;
         let from_backends =
             inside.iter().filter(|it| it.0.port() == SERVER_PORT && it.1.ip() == own).count();
-        Ok((outcome, Traces { counted, from_client, from_backends }))
+        let answers = |heard: Vec<(SocketAddr, SocketAddr)>| {
+            heard.iter().filter(|it| it.0 == to && it.1.ip() == client).count()
+        };
+        let (asked, direct) = (answers(self.asked.heard()?), answers(self.direct.heard()?));
+        Ok((outcome, Traces { counted, from_client, from_backends, asked, direct }))
     }
 
     fn counts(&self) -> Result<Counts> {
