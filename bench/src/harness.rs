@@ -11,7 +11,8 @@ use crate::floor::Floor;
 use crate::frame::Frame;
 use crate::layout::{FIRST_PORT, Listener, MISSES, Plan, Target, V6_FRAME};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-floors"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-floors"));
 
 // SAFETY: `repr(C)`, without padding, valid for every bit pattern.
 unsafe impl Pod for Plan {}
@@ -72,7 +73,7 @@ impl Packets {
         START.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & (self.flows - 1)
     }
 
-    fn plan(&self) -> Result<Plan> {
+    pub(crate) fn plan(&self) -> Result<Plan> {
         let bytes = self.of_flow(0).bytes()?;
         let mut padded = [0; V6_FRAME];
         padded[..bytes.len()].copy_from_slice(&bytes);
@@ -281,7 +282,7 @@ impl Harness {
 }
 
 /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
+pub(crate) fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
     let words = [0, u32::try_from(len)?, 0, ifindex, 0, 0];
     Ok(words.into_iter().flat_map(u32::to_ne_bytes).collect())
 }

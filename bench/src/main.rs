@@ -1,6 +1,7 @@
 //! redirector's benchmarks; run by `cargo xtask bench`.
 
 mod cluster;
+mod conntrack;
 mod floor;
 mod frame;
 mod harness;
@@ -11,7 +12,9 @@ mod node;
 mod ours;
 mod packet;
 mod report;
+mod rules;
 mod scene;
+mod veth;
 
 use std::process::ExitCode;
 
@@ -28,6 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Benchmark {
     Packet(packet::Arguments),
+    Veth(veth::Arguments),
     /// Following a cluster: CPU, memory and writes
     Cluster(cluster::Arguments),
 }
@@ -35,6 +39,7 @@ enum Benchmark {
 fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
         Benchmark::Packet(arguments) => packet::run(&arguments),
+        Benchmark::Veth(arguments) => veth::run(&arguments),
         Benchmark::Cluster(arguments) => cluster::run(&arguments),
     };
     match result {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, IterableMap as _, MapData, PerCpuArray};
-use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{ProgramFd, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use redirector::dataplane::batch;
 use redirector::dataplane::loader::{OBJECT, Role};
@@ -74,6 +74,19 @@ impl Ours {
         let mut ours = Self { ebpf };
         ours.configure(services)?;
         Ok(ours)
+    }
+
+    /// Attaches the XDP program to interfaces of the namespace that the thread is in.
+    pub(crate) fn attach(&mut self, interfaces: &[&str]) -> Result<()> {
+        let name = Role::Driver.name();
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let program: &mut Xdp = program.try_into()?;
+        for interface in interfaces {
+            program
+                .attach(interface, XdpMode::Driver)
+                .with_context(|| format!("attaching {name} to {interface}"))?;
+        }
+        Ok(())
     }
 
     fn configure(&mut self, services: u32) -> Result<()> {

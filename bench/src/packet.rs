@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use redirector_common::{Family, Protocol};
 
 use crate::floor::{Floor, Kind};
@@ -14,7 +14,7 @@ use crate::harness::{Harness, Hook, Packets};
 use crate::layout::{Listener, Target};
 use crate::node::{self, NODE, NODE_INSIDE};
 use crate::ours::{BACKEND_PORT, FAMILIES, Ours, SNAT_FIRST, backend_address};
-use crate::report::{Report, Samples};
+use crate::report::{Output, Report, Samples};
 use crate::scene::{Case, Scene};
 
 /// Measures what one packet costs in each program, beside programs that do less (needs root).
@@ -35,12 +35,6 @@ pub(crate) struct Arguments {
     /// The processor to run on.
     #[arg(long, default_value_t = 1)]
     cpu: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    Table,
-    Json,
 }
 
 /// Flows with which other numbers of services are measured.

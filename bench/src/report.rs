@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use clap::ValueEnum;
 use redirector_common::Protocol;
 use serde::Serialize;
 
@@ -10,6 +11,15 @@ use crate::floor::Floor;
 use crate::harness::Hook;
 use crate::packet::{Family4, Subject};
 use crate::scene::{Case, Scene};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For checks.
+    Json,
+}
 
 /// Nanoseconds a packet, by sample.
 #[derive(Clone, Debug, Default)]
@@ -26,16 +36,16 @@ impl Samples {
         self.0.get(last * quarters / 4).copied().unwrap_or(f64::NAN)
     }
 
-    fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         self.at(2)
     }
 
-    fn least(&self) -> f64 {
+    pub(crate) fn least(&self) -> f64 {
         self.at(0)
     }
 
     /// Half of the samples lie within this part of the median around it.
-    fn spread(&self) -> f64 {
+    pub(crate) fn spread(&self) -> f64 {
         (self.at(3) - self.at(1)) / self.median() / 2.0
     }
 }
@@ -245,7 +255,7 @@ impl Measured<'_> {
     }
 }
 
-fn round(ns: f64) -> f64 {
+pub(crate) fn round(ns: f64) -> f64 {
     (ns * 10.0).round() / 10.0
 }
 
