@@ -12,7 +12,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::{Family, Protocol};
-use redirector_tests::namespace::Namespace;
+use redirector_tests::namespace::{Namespace, run};
 
 /// Which of kube-proxy's modes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,10 +64,9 @@ impl Services {
 
     /// Loads the rules on a host, which they replace.
     pub(crate) fn load(&self, mode: Mode, host: &Namespace) -> Result<()> {
-        let (program, rules) = match (mode, self.family()) {
-            (Mode::Nftables, _) => ("nft", self.nftables()),
-            (Mode::Iptables, Family::V4) => ("iptables-restore", self.iptables()),
-            (Mode::Iptables, Family::V6) => ("ip6tables-restore", self.iptables()),
+        let (program, rules) = match mode {
+            Mode::Nftables => ("nft", self.nftables()),
+            Mode::Iptables => (self.restore(), self.iptables()),
         };
         let mut command = host.command(program);
         if mode == Mode::Nftables {
@@ -84,6 +83,16 @@ impl Services {
         let first: Vec<&str> = said.lines().take(4).collect();
         ensure!(output.status.success(), "{program}: {}: {}", output.status, first.join("; "));
         Ok(())
+    }
+
+    /// Walking through rules in the kernel's own format is faster than through those that are
+    /// translated to nftables: the peer is to be as fast as it can be.
+    fn restore(&self) -> &'static str {
+        let (legacy, any) = match self.family() {
+            Family::V4 => ("iptables-legacy-restore", "iptables-restore"),
+            Family::V6 => ("ip6tables-legacy-restore", "ip6tables-restore"),
+        };
+        if run(legacy, ["--version"]).is_ok() { legacy } else { any }
     }
 
     /// For `nft -f`.
