@@ -14,6 +14,7 @@ mod packet;
 mod report;
 mod rules;
 mod scene;
+mod steer;
 mod veth;
 
 use std::process::ExitCode;

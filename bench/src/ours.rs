@@ -29,6 +29,8 @@ pub(crate) const BACKEND_PORT: u16 = 9090;
 pub(crate) const BACKEND_COUNT: u32 = 256;
 /// Port of the frontend with a backend on this host.
 pub(crate) const LOCAL_FRONTEND: u16 = 8000;
+/// Port of the frontend whose connections that backend's socket accepts itself.
+pub(crate) const STEERED_FRONTEND: u16 = 8200;
 /// Where that backend listens.
 pub(crate) const LOCAL_BACKEND: u16 = 8080;
 /// First port of the translation block.
@@ -87,6 +89,13 @@ impl Ours {
                 .with_context(|| format!("attaching {name} to {interface}"))?;
         }
         Ok(())
+    }
+
+    /// The program for what comes in at TC.
+    pub(crate) fn ingress(&mut self) -> Result<&mut SchedClassifier> {
+        let name = Role::Ingress.name();
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
     }
 
     fn configure(&mut self, services: u32) -> Result<()> {
@@ -149,6 +158,10 @@ impl Ours {
                 let key = FrontendKey::new(address, Port::new(port), protocol);
                 frontends.insert(key, frontend, 0)?;
             }
+            if i == local_service {
+                let key = FrontendKey::new(address, Port::new(STEERED_FRONTEND), Protocol::Tcp);
+                frontends.insert(key, frontend, 0)?;
+            }
         }
         Ok(())
     }
@@ -162,7 +175,9 @@ impl Ours {
                 (SNAT_FIRST..).take(SNAT_COUNT.into()).map(|port| (port, PortFlags::SNAT));
             let local =
                 [(LOCAL_FRONTEND, PortFlags::FRONTEND), (LOCAL_BACKEND, PortFlags::LOCAL_BACKEND)];
-            for (port, flags) in frontends.chain(replies).chain(local) {
+            let steered = (protocol == Protocol::Tcp)
+                .then_some((STEERED_FRONTEND, PortFlags::FRONTEND.union(PortFlags::STEER)));
+            for (port, flags) in frontends.chain(replies).chain(local).chain(steered) {
                 let (block, byte) = port_index(protocol, Port::new(port));
                 blocks.entry(block).or_default().flags[byte] |= flags.0;
             }

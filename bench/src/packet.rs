@@ -16,6 +16,7 @@ use crate::node::{self, NODE, NODE_INSIDE};
 use crate::ours::{BACKEND_PORT, FAMILIES, Ours, SNAT_FIRST, backend_address};
 use crate::report::{Output, Report, Samples};
 use crate::scene::{Case, Scene};
+use crate::steer::{self, Attached, Sockets};
 
 /// Measures what one packet costs in each program, beside programs that do less (needs root).
 #[derive(Args)]
@@ -39,6 +40,8 @@ pub(crate) struct Arguments {
 
 /// Flows with which other numbers of services are measured.
 const MANY: u32 = 65536;
+/// Packets in a sample that come in by an interface, at least.
+const LIVE: u32 = 1 << 14;
 /// Packets in a sample, at least.
 const PACKETS: u32 = 1 << 18;
 
@@ -82,6 +85,8 @@ pub(crate) enum Subject {
     Alone(Hook),
     /// A floor, with packets of this family.
     Floor(Floor, Family4),
+    /// A floor, with packets that come in by an interface and open connections.
+    Live(Floor, Family4),
     /// One of our cases.
     Ours(Case, Family4),
 }
@@ -125,12 +130,15 @@ fn measure(scene: &Scene, rounds: u32) -> Result<BTreeMap<Subject, Samples>> {
 struct Stage {
     scene: Scene,
     harness: Harness,
+    /// Others, to be attached.
+    floors: Harness,
     /// With all flows; one for those to this host; one without any.
     remote: Ours,
     local: Ours,
     fresh: Ours,
     /// The socket that is looked up.
     _listener: TcpListener,
+    _sockets: Option<Sockets>,
 }
 
 impl Stage {
@@ -139,6 +147,9 @@ impl Stage {
         harness.set_target(target()?)?;
         let (listener, address) = listen()?;
         harness.set_listener(address)?;
+        let mut floors = Harness::load(1)?;
+        floors.set_listener(address)?;
+        steer::prepare()?;
         // Two halves in each family; the smallest table is the agent's own.
         let halves = (scene.flows * 5).max(262_144);
         let mut remote = Ours::load(halves, scene.services)?;
@@ -150,7 +161,17 @@ impl Stage {
             }
         }
         let fresh = Ours::load(halves, scene.services)?;
-        let mut stage = Self { scene: *scene, harness, remote, local, fresh, _listener: listener };
+        let sockets = scene.has(Case::SteerSyn).then(|| scene.open_sockets()).transpose()?;
+        let mut stage = Self {
+            scene: *scene,
+            harness,
+            floors,
+            remote,
+            local,
+            fresh,
+            _listener: listener,
+            _sockets: sockets,
+        };
         let packets = stage.floor_packets(Floor::ParseTx, Family::V4)?;
         let fill = stage.harness.named("f_fill")?;
         stage.harness.run(&fill, &packets, scene.flows)?;
@@ -179,6 +200,12 @@ impl Stage {
                 subjects.extend(FAMILIES.map(|family| Subject::Ours(case, family.into())));
             }
         }
+        if self.scene.has(Case::SteerSyn) {
+            for family in FAMILIES {
+                subjects.push(Subject::Live(Floor::ReturnTc, family.into()));
+            }
+            subjects.push(Subject::Live(Floor::SkcLookup, Family4::V4));
+        }
         subjects
     }
 
@@ -187,6 +214,7 @@ impl Stage {
         let scene = Scene { protocol: Protocol::Tcp, ..self.scene };
         let case = match floor.hook() {
             Hook::Xdp => Case::Established,
+            Hook::Tc if floor == Floor::SkcConnection => Case::SteerEstablished,
             Hook::Tc => Case::LocalEstablished,
         };
         scene.packets(case, family)
@@ -196,7 +224,7 @@ impl Stage {
         match case {
             Case::Established | Case::Reply | Case::NotOurs => &mut self.remote,
             Case::New => &mut self.fresh,
-            Case::LocalEstablished => &mut self.local,
+            Case::LocalEstablished | Case::SteerEstablished | Case::SteerSyn => &mut self.local,
         }
     }
 
@@ -207,13 +235,14 @@ impl Stage {
                 self.floor_packets(floor, Family::V4)
             }
             Subject::Floor(floor, family) => self.floor_packets(floor, family.into()),
+            Subject::Live(_, family) => self.scene.packets(Case::SteerSyn, family.into()),
             Subject::Ours(case, family) => self.scene.packets(case, family.into()),
         }
     }
 
     fn program(&mut self, subject: Subject) -> Result<Option<ProgramFd>> {
         Ok(match subject {
-            Subject::Alone(_) => None,
+            Subject::Alone(_) | Subject::Live(..) | Subject::Ours(Case::SteerSyn, _) => None,
             Subject::Floor(floor, _) => Some(self.harness.program(floor)?),
             Subject::Ours(case, _) => Some(self.ours(case).program(case.hook())?),
         })
@@ -223,11 +252,16 @@ impl Stage {
     fn check(&mut self, subject: Subject) -> Result<()> {
         let packets = self.packets(subject)?;
         let Some(program) = self.program(subject)? else {
-            return Ok(());
+            return match subject {
+                Subject::Ours(Case::SteerSyn, _) => self.sample_live(subject, 1).map(drop),
+                Subject::Alone(_) | Subject::Floor(..) | Subject::Live(..) | Subject::Ours(..) => {
+                    Ok(())
+                }
+            };
         };
         let ran = self.harness.run(&program, &packets, 1)?;
         match subject {
-            Subject::Alone(_) => Ok(()),
+            Subject::Alone(_) | Subject::Live(..) => Ok(()),
             Subject::Floor(floor, _) => {
                 let sent = packets.of_flow(packets.first_flow());
                 expected(floor, sent).check(&ran.packet)?;
@@ -250,6 +284,9 @@ impl Stage {
     fn sample(&mut self, subject: Subject) -> Result<f64> {
         let packets = self.packets(subject)?;
         let all = PACKETS.max(self.scene.flows);
+        if matches!(subject, Subject::Live(..) | Subject::Ours(Case::SteerSyn, _)) {
+            return self.sample_live(subject, LIVE.max(self.scene.flows));
+        }
         let Some(program) = self.program(subject)? else {
             let name = match packets.hook {
                 Hook::Xdp => Floor::Return.program(),
@@ -259,7 +296,7 @@ impl Stage {
         };
         match subject {
             Subject::Floor(floor, _) if floor.inserts() => self.sample_inserts(&program, &packets),
-            Subject::Alone(_) | Subject::Floor(..) => {
+            Subject::Alone(_) | Subject::Live(..) | Subject::Floor(..) => {
                 self.warm_up(&program, &packets)?;
                 let counted = self.harness.counted()?;
                 let ran = self.harness.run(&program, &packets, all)?;
@@ -288,6 +325,32 @@ impl Stage {
                 Ok(ran.ns)
             }
         }
+    }
+
+    /// Packets that come in by an interface and open connections.
+    fn sample_live(&mut self, subject: Subject, count: u32) -> Result<f64> {
+        let packets = self.packets(subject)?;
+        let Subject::Ours(case, _) = subject else {
+            let Subject::Live(floor, _) = subject else {
+                anyhow::bail!("{subject:?} has no live packets");
+            };
+            // Nothing is borrowed twice: one floor is measured by packets of another instance.
+            let attached = Attached::new(self.floors.classifier(floor)?)?;
+            let ns = steer::time(&mut self.harness, &attached, &packets, count)?;
+            drop(attached);
+            let misses = self.floors.take_misses()?;
+            ensure!(misses == 0, "{misses} look-ups of {count} failed");
+            return Ok(ns);
+        };
+        let (cookies, before) = (steer::cookies()?, counted(&self.local, case)?);
+        let attached = Attached::new(self.local.ingress()?)?;
+        let ns = steer::time(&mut self.harness, &attached, &packets, count)?;
+        drop(attached);
+        let handed_over = counted(&self.local, case)? - before;
+        ensure!(handed_over == u64::from(count), "{handed_over} of {count} were handed over");
+        let answered = steer::cookies()? - cookies;
+        ensure!(answered == u64::from(count), "the listener answered {answered} of {count}");
+        Ok(ns)
     }
 
     /// One packet of each flow, not measured: a program finds processor and tables as its own
@@ -344,7 +407,9 @@ impl Scene {
             // One flow opens in no time that could be measured.
             Case::New => self.flows > 1,
             Case::NotOurs => self.protocol == Protocol::Tcp,
-            Case::LocalEstablished => self.protocol == Protocol::Tcp && self.flows <= MANY,
+            Case::LocalEstablished | Case::SteerEstablished | Case::SteerSyn => {
+                self.protocol == Protocol::Tcp && self.flows <= MANY
+            }
         }
     }
 }

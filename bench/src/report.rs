@@ -182,6 +182,9 @@ impl Measured<'_> {
         let wrapper = match subject {
             Subject::Alone(_) => 0.0,
             Subject::Floor(floor, family) => self.wrapper_by(floor.hook(), family, of),
+            Subject::Live(_, family) | Subject::Ours(Case::SteerSyn, family) => {
+                self.raw(Subject::Live(Floor::ReturnTc, family), of)
+            }
             Subject::Ours(case, family) => self.wrapper_by(case.hook(), family, of),
         };
         self.raw(subject, of) - wrapper
@@ -209,18 +212,19 @@ impl Measured<'_> {
             Subject::Ours(Case::Established, Family4::V6) => {
                 Subject::Ours(Case::Established, Family4::V4)
             }
+            Subject::Ours(Case::SteerSyn, _) => Subject::Live(Floor::SkcLookup, Family4::V4),
             Subject::Ours(case, family) => {
                 let floor = case.floor(self.scene.flows);
                 Subject::Floor(floor, if floor.takes_ipv6() { family } else { Family4::V4 })
             }
-            Subject::Alone(_) | Subject::Floor(..) => subject,
+            Subject::Alone(_) | Subject::Floor(..) | Subject::Live(..) => subject,
         }
     }
 
     fn name(&self, subject: Subject) -> &'static str {
         match subject {
             Subject::Alone(_) => "return, nothing in front",
-            Subject::Floor(floor, _) => floor.name(),
+            Subject::Floor(floor, _) | Subject::Live(floor, _) => floor.name(),
             Subject::Ours(case, _) => case.name(self.scene.protocol),
         }
     }
@@ -230,9 +234,12 @@ impl Measured<'_> {
             let floor = self.floor(subject);
             let (ns, floor_ns) = (self.median(subject), self.median(floor));
             let family = match subject {
-                Subject::Ours(_, Family4::V6) | Subject::Floor(_, Family4::V6) => "ipv6",
+                Subject::Ours(_, Family4::V6)
+                | Subject::Floor(_, Family4::V6)
+                | Subject::Live(_, Family4::V6) => "ipv6",
                 Subject::Ours(_, Family4::V4)
                 | Subject::Floor(_, Family4::V4)
+                | Subject::Live(_, Family4::V4)
                 | Subject::Alone(_) => "ipv4",
             };
             let floor_name = if matches!(floor, Subject::Ours(Case::Established, _)) {

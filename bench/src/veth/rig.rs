@@ -13,15 +13,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, DevMap, HashMap};
-use aya::programs::{
-    SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode, tc,
-};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use redirector_common::{Family, Protocol};
 use redirector_tests::namespace::{Namespace, run};
 
 use crate::frame::{Frame, addressed};
-use crate::harness::{OBJECT, Packets, xdp_context};
+use crate::harness::{BATCH, OBJECT, Packets, xdp_context};
 use crate::layout::{CAPTURE, ECHO, End, Plan, Seen, Target, Way};
 use crate::node::{
     BACKENDS, CLIENTS, INSIDE_MAC, LOOKUPS, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B,
@@ -29,6 +27,7 @@ use crate::node::{
 };
 use crate::ours::{BACKEND_PORT, FAMILIES, Ours};
 use crate::rules::{Mode, Services};
+use crate::steer::attach;
 use crate::veth::subject::Path;
 
 // SAFETY: `repr(C)`, without padding, valid for every bit pattern.
@@ -38,8 +37,6 @@ unsafe impl Pod for Seen {}
 // SAFETY: as above.
 unsafe impl Pod for Way {}
 
-/// Frames that the kernel makes at once.
-const BATCH: u32 = 64;
 /// How long the last packets may take.
 const LATE: Duration = Duration::from_secs(2);
 /// Rows of the map of ends.
@@ -350,12 +347,7 @@ fn attach_xdp(ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<()> {
 
 fn attach_tc(ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<()> {
     let program: &mut SchedClassifier = ebpf.program_mut(name).context("no program")?.try_into()?;
-    // Before links for TC, in 6.6.
-    tc::qdisc_add_clsact(interface).with_context(|| format!("clsact on {interface}"))?;
-    program
-        .attach(interface, TcAttachType::Ingress)
-        .map(drop)
-        .with_context(|| format!("attaching {name} to {interface}"))
+    attach(program, interface).map(drop)
 }
 
 /// Nanoseconds that the daemon of this processor's softirqs has run: what it does is no part of the
