@@ -1,8 +1,10 @@
 //! redirector's benchmarks; run by `cargo xtask bench`.
 
 mod cluster;
+mod connections;
 mod conntrack;
 mod floor;
+mod forward;
 mod frame;
 mod harness;
 #[path = "../floors/src/layout.rs"]
@@ -33,6 +35,7 @@ struct Arguments {
 enum Benchmark {
     Packet(packet::Arguments),
     Veth(veth::Arguments),
+    Connections(connections::Arguments),
     /// Following a cluster: CPU, memory and writes
     Cluster(cluster::Arguments),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
         Benchmark::Packet(arguments) => packet::run(&arguments),
         Benchmark::Veth(arguments) => veth::run(&arguments),
+        Benchmark::Connections(arguments) => connections::run(&arguments),
         Benchmark::Cluster(arguments) => cluster::run(&arguments),
     };
     match result {

@@ -190,6 +190,8 @@ impl Stage {
                 let wanted = self.scene.protocol == Protocol::Tcp || floor.is_compared();
                 // One insert takes no time that could be measured.
                 let wanted = wanted && (self.scene.flows > 1 || !floor.inserts());
+                let wanted = wanted
+                    && (floor != Floor::SkcConnection || self.scene.has(Case::SteerEstablished));
                 if wanted && (family == Family::V4 || floor.takes_ipv6()) {
                     subjects.push(Subject::Floor(floor, family.into()));
                 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use redirector_common::Protocol;
+use redirector_common::{Family, Protocol};
 use serde::Serialize;
 
 use crate::floor::Floor;
@@ -271,5 +271,13 @@ fn short(number: u32) -> String {
         1_048_576 => "1M".into(),
         10_000.. => format!("{}k", number / 1000),
         _ => number.to_string(),
+    }
+}
+
+/// As results name it.
+pub(crate) const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
     }
 }

@@ -6,8 +6,8 @@ use anyhow::Result;
 use redirector_common::Family;
 use serde::Serialize;
 
-use super::subject::{Case, Path, family_name};
-use crate::report::{Samples, round};
+use super::subject::{Case, Path};
+use crate::report::{Samples, family_name, round};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scene {

@@ -12,15 +12,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::{Array, DevMap, HashMap};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::maps::Array;
+use aya::programs::{SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::{Ebpf, Pod};
 use redirector_common::{Family, Protocol};
 use redirector_tests::namespace::{Namespace, run};
 
+use crate::forward;
 use crate::frame::{Frame, addressed};
-use crate::harness::{BATCH, OBJECT, Packets, xdp_context};
-use crate::layout::{CAPTURE, ECHO, End, Plan, Seen, Target, Way};
+use crate::harness::{BATCH, Packets, xdp_context};
+use crate::layout::{CAPTURE, ECHO, End, Plan, Seen, Target};
 use crate::node::{
     BACKENDS, CLIENTS, INSIDE_MAC, LOOKUPS, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B,
     SETTINGS,
@@ -34,8 +35,6 @@ use crate::veth::subject::Path;
 unsafe impl Pod for End {}
 // SAFETY: as above.
 unsafe impl Pod for Seen {}
-// SAFETY: as above.
-unsafe impl Pod for Way {}
 
 /// How long the last packets may take.
 const LATE: Duration = Duration::from_secs(2);
@@ -47,8 +46,7 @@ pub(crate) struct Rig {
     path: Path,
     client: Namespace,
     pub(crate) node: Namespace,
-    /// Gone with the rig.
-    _server: Namespace,
+    server: Namespace,
     ebpf: Ebpf,
     pub(crate) ours: Option<Ours>,
     ifindex: u32,
@@ -74,20 +72,20 @@ impl Rig {
         let node = Namespace::new("node")?;
         let server = Namespace::new("server")?;
         wire(path, &client, &node, &server)?;
-        let mut ebpf = load()?;
+        let mut ebpf = forward::load()?;
         let ifindex = client.ifindex("eth0")?;
-        client.enter(|| attach_xdp(&mut ebpf, "l_client", "eth0"))?;
+        client.enter(|| forward::attach(&mut ebpf, "l_client", "eth0"))?;
         server.enter(|| {
             if path.makes_skbs() {
                 attach_tc(&mut ebpf, "l_server_tc", "eth0")
             } else {
-                attach_xdp(&mut ebpf, "l_server", "eth0")
+                forward::attach(&mut ebpf, "l_server", "eth0")
             }
         })?;
         let mut target: Array<_, Target> =
             ebpf.map_mut("TARGET").context("no TARGET")?.try_into()?;
         target.set(0, Target { source: 0, destination: 0, ports: 0, ifindex }, 0)?;
-        let mut rig = Self { path, client, node, _server: server, ebpf, ours: None, ifindex };
+        let mut rig = Self { path, client, node, server, ebpf, ours: None, ifindex };
         rig.set_path(flows, endpoints)?;
         Ok(rig)
     }
@@ -96,7 +94,9 @@ impl Rig {
     fn set_path(&mut self, flows: u32, endpoints: u32) -> Result<()> {
         match self.path {
             Path::Ends => Ok(()),
-            Path::Redirect => self.attach_plain(),
+            Path::Redirect => {
+                forward::through(&mut self.ebpf, (&self.client, &self.node, &self.server))
+            }
             Path::Redirector(services) => {
                 for setting in LOOKUPS {
                     self.node.set_sysctl(setting, "1")?;
@@ -114,26 +114,6 @@ impl Rig {
             Path::Nftables(services) => self.load_rules(Mode::Nftables, services, endpoints),
             Path::Iptables(services) => self.load_rules(Mode::Iptables, services, endpoints),
         }
-    }
-
-    fn attach_plain(&mut self) -> Result<()> {
-        let [outside, inside] = [self.node.ifindex("eth0")?, self.node.ifindex("eth1")?];
-        let ways = [
-            (outside, inside, 2, [ROUTER_B, INSIDE_MAC], NODE_MAC),
-            (inside, outside, 1, [ROUTER_A, NODE_MAC], INSIDE_MAC),
-        ];
-        let ebpf = &mut self.ebpf;
-        self.node.enter(|| {
-            for (from, to, slot, link, own) in ways {
-                let way = Way { link: link_words(link), own: own_words(own), reserved: 0, slot };
-                let map = ebpf.map_mut("WAYS").context("no WAYS")?;
-                HashMap::<_, u32, Way>::try_from(map)?.insert(from, way, 0)?;
-                let map = ebpf.map_mut("PORTS_OUT").context("no PORTS_OUT")?;
-                DevMap::try_from(map)?.set(slot, to, None, 0)?;
-            }
-            attach_xdp(ebpf, "l_forward", "eth0")?;
-            attach_xdp(ebpf, "l_forward", "eth1")
-        })
     }
 
     fn load_rules(&self, mode: Mode, services: u32, endpoints: u32) -> Result<()> {
@@ -321,30 +301,6 @@ fn route(host: &Namespace) -> Result<()> {
     host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// The programs of the ends, of the generator, and plain forwarding.
-fn load() -> Result<Ebpf> {
-    ensure!(
-        !OBJECT.is_empty(),
-        "built without a compiler for BPF: run `cargo xtask setup`, then again"
-    );
-    let mut ebpf = EbpfLoader::new().map_max_entries("CACHE", 1).load(OBJECT)?;
-    for name in ["l_generate", "l_forward", "l_server", "l_client"] {
-        let program: &mut Xdp = ebpf.program_mut(name).context("no program")?.try_into()?;
-        program.load().with_context(|| format!("loading {name}"))?;
-    }
-    let program = ebpf.program_mut("l_server_tc").context("no l_server_tc")?;
-    <&mut SchedClassifier>::try_from(program)?.load().context("loading l_server_tc")?;
-    Ok(ebpf)
-}
-
-fn attach_xdp(ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<()> {
-    let program: &mut Xdp = ebpf.program_mut(name).context("no program")?.try_into()?;
-    program
-        .attach(interface, XdpMode::Driver)
-        .map(drop)
-        .with_context(|| format!("attaching {name} to {interface}"))
-}
-
 fn attach_tc(ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<()> {
     let program: &mut SchedClassifier = ebpf.program_mut(name).context("no program")?.try_into()?;
     attach(program, interface).map(drop)
@@ -383,17 +339,6 @@ fn address_words(address: IpAddr) -> [u32; 4] {
             std::array::from_fn(|i| u32::from_ne_bytes(words[i]))
         }
     }
-}
-
-fn link_words(link: [[u8; 6]; 2]) -> [u32; 3] {
-    let bytes = link.concat();
-    let words = bytes.as_chunks::<4>().0;
-    std::array::from_fn(|i| u32::from_ne_bytes(words[i]))
-}
-
-fn own_words(mac: [u8; 6]) -> [u16; 3] {
-    let words = mac.as_chunks::<2>().0;
-    std::array::from_fn(|i| u16::from_ne_bytes(words[i]))
 }
 
 fn colons(mac: [u8; 6]) -> String {

@@ -1,7 +1,5 @@
 //! What is measured: ways of forwarding, and cases.
 
-use redirector_common::Family;
-
 /// What forwards on the node, with how many services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Path {
@@ -87,13 +85,5 @@ impl Case {
         match self {
             Self::Established(flows) | Self::New(flows) => flows,
         }
-    }
-}
-
-/// As results name it.
-pub(crate) const fn family_name(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "ipv4",
-        Family::V6 => "ipv6",
     }
 }
