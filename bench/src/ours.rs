@@ -9,6 +9,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use redirector::dataplane::batch;
 use redirector::dataplane::loader::{OBJECT, Role};
+use redirector_common::cache::EPOCHS;
 use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
@@ -248,6 +249,12 @@ impl Ours {
         let mut map: HashMap<_, Tuple, Flow> = self.hash(MapName::Flows)?;
         for (key, _) in &flows {
             map.remove(key)?;
+        }
+        // The cache has them, too. By two, because programs set the lowest bit.
+        let mut epochs: Array<_, u32> = self.array(MapName::Epochs)?;
+        for index in 0..EPOCHS {
+            let epoch = epochs.get(&index, 0)?.wrapping_add(2);
+            epochs.set(index, epoch, 0)?;
         }
         Ok(flows.len())
     }

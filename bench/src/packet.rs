@@ -36,6 +36,9 @@ pub(crate) struct Arguments {
     /// The processor to run on.
     #[arg(long, default_value_t = 1)]
     cpu: usize,
+    /// Forgets all flows, to show that the checks notice.
+    #[arg(long, hide = true)]
+    spoil: bool,
 }
 
 /// Flows with which other numbers of services are measured.
@@ -67,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
             let scene = Scene { protocol, flows, services };
             eprintln!("measuring {flows} flows, {services} services, {protocol}");
-            let samples = measure(&scene, arguments.rounds)
+            let samples = measure(&scene, arguments.rounds, arguments.spoil)
                 .with_context(|| format!("{flows} flows, {services} services, {protocol}"))?;
             report.add(scene, samples);
         }
@@ -108,8 +111,11 @@ impl From<Family> for Family4 {
 }
 
 /// Runs everything in one scene.
-fn measure(scene: &Scene, rounds: u32) -> Result<BTreeMap<Subject, Samples>> {
+fn measure(scene: &Scene, rounds: u32, spoil: bool) -> Result<BTreeMap<Subject, Samples>> {
     let mut stage = Stage::set(scene)?;
+    if spoil {
+        stage.remote.clear_flows()?;
+    }
     let mut all = BTreeMap::<Subject, Samples>::new();
     let subjects = stage.subjects();
     for &subject in &subjects {

@@ -329,7 +329,7 @@ defaults
 
 /// Makes a host a router.
 fn route(host: &Namespace) -> Result<()> {
-    host.set_sysctl("net/ipv4/ipforward_", "1")?;
+    host.set_sysctl("net/ipv4/ip_forward", "1")?;
     host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
