@@ -16,6 +16,7 @@ mod packet;
 mod report;
 mod rules;
 mod scene;
+mod stage;
 mod steer;
 mod veth;
 
