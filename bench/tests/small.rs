@@ -147,3 +147,12 @@ fn connections_have_their_ways() -> Result<()> {
 fn nothing_between_client_and_server_is_noticed() -> Result<()> {
     ensure_noticed(&CONNECTIONS, "connecting to")
 }
+
+#[test]
+fn a_cluster_is_followed() -> Result<()> {
+    let rows = rows(&["cluster", "--services", "20", "--endpoints", "3", "--changes", "20"])?;
+    for case in ["first-sync", "change-in-maps-p50", "burst-entries"] {
+        ensure_row(&rows, &[("case", case)], &["value"])?;
+    }
+    Ok(())
+}
