@@ -1,20 +1,28 @@
-//! What following a cluster costs the agent: objects as the API server sends them, to entries of
-//! the maps. Nothing is written to the kernel; entries are counted.
+//! What following a cluster costs the agent: from objects as the API server sends them to entries
+//! of the kernel's maps.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use std::{fs, mem};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nix::mount::{self, MsFlags};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use redirector::dataplane::contents::Contents;
-use redirector::dataplane::delta::{Delta, delta};
-use redirector::dataplane::encode::{Capacity, encode};
+use redirector::dataplane::encode::encode;
 use redirector::dataplane::ids::Cursors;
 use redirector::dataplane::layout::Layout;
+use redirector::dataplane::loader::Programs;
+use redirector::dataplane::maps::Maps;
+use redirector::dataplane::pins::Pins;
+use redirector::dataplane::sizes::Sizes;
+use redirector::dataplane::sync::Writes;
 use redirector::k8s::convert::Rules;
 use redirector::k8s::index::{Index, Kind, Record};
 use redirector::k8s::lenient::Lenient;
@@ -26,7 +34,6 @@ use redirector::model::state::{Rank, State};
 use serde_json::json;
 
 const SNAT: std::ops::RangeInclusive<u16> = 49_152..=57_343;
-const CAPACITY: Capacity = Capacity { services: 65_536, backends: 262_144, lines: 262_144 };
 
 /// Options of `bench cluster`.
 #[derive(Args)]
@@ -47,6 +54,7 @@ struct Agent {
     index: Index,
     rules: Rules,
     state: State,
+    maps: Maps,
     actual: Contents,
     layout: Layout,
 }
@@ -60,6 +68,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { services, endpoints, changes } = *arguments;
     ensure!(services > 0 && services <= 30_000, "--services: 1 to 30000, one port each");
     ensure!((1..=200).contains(&endpoints), "--endpoints: 1 to 200");
+    let pins = mount_bpffs()?;
+    let programs = Programs::load(&pins, &Sizes::of_machine())?;
+    drop(programs);
+    let before = resident()?;
     let began = cpu()?;
     let mut index = Index::default();
     for (kind, records) in [
@@ -74,35 +86,51 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("objects read            {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
 
     let began = cpu()?;
-    let mut agent = Agent::start(index)?;
+    let mut agent = Agent::start(index, Maps::open(&pins)?)?;
     println!("first sync              {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
     // Two addresses of the node, and localhost.
     let found = agent.actual.frontends.len();
     ensure!(found == 3 * services as usize, "{found} frontends of {services} node ports");
-    println!("resident memory         {:>10.0} MiB", resident()?);
+    println!("resident memory         {:>10.0} MiB, {before:.0} before", resident()?);
 
-    let mut times = Vec::new();
-    let mut most = 0;
+    // New ways are complete before the agent waits for packets that are still on the old ones.
+    let (completed, completion) = mpsc::channel();
+    let mut wait = mem::replace(&mut agent.maps.services.wait_for_packets, Box::new(|| ()));
+    agent.maps.services.wait_for_packets = Box::new(move || {
+        // The receiver outlives the agent.
+        let _ = completed.send(Instant::now());
+        wait();
+    });
+    let (mut complete, mut done) = (Vec::new(), Vec::new());
+    let mut most = Writes::default();
+    let mut calls = Vec::new();
     for change in 0..changes {
         let name = change.wrapping_mul(7919) % services;
         let record = read_slice(name, endpoints, 1 + change % 200)?;
         let began = Instant::now();
         agent.index.apply(record);
         let writes = agent.follow()?;
-        times.push(began.elapsed());
-        most = most.max(writes);
+        done.push(began.elapsed());
+        let moment = completion.try_iter().last();
+        ensure!(moment.is_some() || writes.is_none(), "an endpoint went, and nobody waited");
+        complete.extend(moment.map(|moment| moment.duration_since(began)));
+        calls.push(writes.calls);
+        most = if writes.calls > most.calls { writes } else { most };
     }
-    times.sort();
-    let at = |part: usize| times.get(times.len() * part / 1000).or(times.last()).copied();
+    for (name, times) in [("a change is in the maps", complete), ("is tidied up", done)] {
+        println!(
+            "{name:<24}{:>10.3} ms in the middle, {:.3} ms p99",
+            quantile(&times, 500) * 1e3,
+            quantile(&times, 990) * 1e3
+        );
+    }
+    calls.sort_unstable();
     println!(
-        "a change, median        {:>10.3} ms",
-        at(500).unwrap_or_default().as_secs_f64() * 1e3
+        "map writes of a change  {:>10} at most, {} in the middle; {} entries",
+        most.calls,
+        calls.get(calls.len() / 2).copied().unwrap_or_default(),
+        most.set + most.removed
     );
-    println!(
-        "a change, p99           {:>10.3} ms",
-        at(990).unwrap_or_default().as_secs_f64() * 1e3
-    );
-    println!("entries written at most {most:>10}");
 
     let began = cpu()?;
     for change in 0..changes {
@@ -110,15 +138,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     }
     let writes = agent.follow()?;
     println!(
-        "a burst of {changes:<12} {:>10.0} ms of CPU, {writes} entries",
-        (cpu()? - began) * 1e3
+        "a burst of {changes:<12} {:>10.0} ms of CPU, {} map writes of {} entries",
+        (cpu()? - began) * 1e3,
+        writes.calls,
+        writes.set + writes.removed
     );
     println!("resident memory         {:>10.0} MiB", resident()?);
     Ok(())
 }
 
 impl Agent {
-    fn start(mut index: Index) -> Result<Self> {
+    fn start(mut index: Index, mut maps: Maps) -> Result<Self> {
         index.take_dirty();
         let rules = Rules { node_name: "node".to_owned(), ..Rules::default() };
         let names: Vec<ObjectName> = index.services().map(|service| service.name.clone()).collect();
@@ -133,13 +163,15 @@ impl Agent {
         });
         let state = State::new(node, ranked.collect::<Vec<_>>());
         let mut cursors = Cursors::default();
-        let actual = encode(&state.all(), &Contents::default(), SNAT, CAPACITY, &mut cursors)?;
-        let layout = Layout::new(&state, &actual, SNAT, CAPACITY, cursors);
-        Ok(Self { index, rules, state, actual, layout })
+        let mut actual = maps.services.read()?;
+        let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
+        maps.services.sync(&mut actual, &wanted)?;
+        let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
+        Ok(Self { index, rules, state, maps, actual, layout })
     }
 
-    /// Carries out what changed in the index; returns how many entries had to be written.
-    fn follow(&mut self) -> Result<usize> {
+    /// Carries out what changed in the index.
+    fn follow(&mut self) -> Result<Writes> {
         for name in self.index.take_dirty().services {
             let converted = self.rules.convert_service(&self.index, &name);
             let rank = Rank { source: 1, order: converted.created };
@@ -149,23 +181,25 @@ impl Agent {
         }
         let dirty = self.state.take_dirty();
         let step = self.layout.change(&self.state, &dirty, &self.actual)?;
-        let (before, after) = (&step.before, &step.after);
-        let writes = count(&delta(&before.maglev, &after.maglev))
-            + count(&delta(&before.backends, &after.backends))
-            + count(&delta(&before.slots, &after.slots))
-            + count(&delta(&before.services, &after.services))
-            + count(&delta(&before.infos, &after.infos))
-            + count(&delta(&before.frontends, &after.frontends))
-            + count(&delta(&before.takers, &after.takers));
-        let mut written = step.after.clone();
-        written.ports = step.before.ports.union(&step.after.ports);
+        let mut written = step.before.clone();
+        let has_vips = self.layout.has_vips();
+        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
         self.layout.commit(step, written, &mut self.actual);
         Ok(writes)
     }
 }
 
-fn count<K, V>(delta: &Delta<K, V>) -> usize {
-    delta.set.len() + delta.remove.len()
+/// A bpffs that goes with this process.
+fn mount_bpffs() -> Result<Pins> {
+    unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace of its own")?;
+    let none = None::<&str>;
+    mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("keeping mounts to this process")?;
+    mount::mount(Some("bpffs"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
+        .context("mounting a bpffs")?;
+    let pins = Pins::new("/sys/fs/bpf/bench");
+    fs::create_dir_all(pins.maps())?;
+    Ok(pins)
 }
 
 fn read_service(name: u32) -> Result<Record> {
@@ -198,7 +232,8 @@ fn read_slice(name: u32, endpoints: u32, turn: u32) -> Result<Record> {
     };
     let endpoint = |number: u32| {
         // The last one is another each time.
-        let last = if number + 1 == endpoints { turn % 10 } else { 0 };
+        let is_last = number + 1 == endpoints && turn > 0;
+        let last = if is_last { 1 + turn % 9 } else { 0 };
         json!({
             "addresses": [address(number + last)],
             "conditions": {"ready": true, "serving": true, "terminating": false},
@@ -221,6 +256,13 @@ fn read_slice(name: u32, endpoints: u32, turn: u32) -> Result<Record> {
     object.object.and_then(SliceRecord::read).map(Record::Slice).map_err(|error| anyhow!(error))
 }
 
+/// So many thousandths of the times are no longer, in seconds.
+fn quantile(times: &[Duration], part: usize) -> f64 {
+    let mut times = times.to_vec();
+    times.sort();
+    times.get(times.len() * part / 1000).or(times.last()).map_or(0.0, Duration::as_secs_f64)
+}
+
 /// CPU time of this process, in seconds.
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a run are far below 2^53")]
 fn cpu() -> Result<f64> {
@@ -231,7 +273,7 @@ fn cpu() -> Result<f64> {
 
 /// Resident memory of this process, in MiB.
 fn resident() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
+    let text = fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: f64 =
         line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?;

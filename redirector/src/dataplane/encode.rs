@@ -112,7 +112,7 @@ fn encode_at(
     cursors: &mut Cursors,
 ) -> Result<Contents, EncodeError> {
     let mut ids = Ids::read(actual, (capacity.services, capacity.backends), *cursors);
-    let mut regions = Regions::of(actual, capacity.lines);
+    let mut regions = Regions::of(actual.services.values(), capacity.lines);
     let mut encoder = Encoder {
         actual,
         capacity,

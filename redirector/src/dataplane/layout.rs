@@ -96,7 +96,7 @@ impl Layout {
             capacity,
             density: Density::FULL,
             ids: Ids::read(actual, (capacity.services, capacity.backends), cursors),
-            regions: Regions::of(actual, capacity.lines),
+            regions: Regions::of(actual.services.values(), capacity.lines),
             parts: BTreeMap::new(),
             lines: Default::default(),
             backends: BTreeMap::new(),

@@ -45,7 +45,7 @@ impl Default for Sizes {
         Self {
             frontends: 65536,
             services: 65536,
-            backends: 65536,
+            backends: 262_144,
             maglev_lines: 262_144,
             flows: 262_144,
             cache_sets: 4096,

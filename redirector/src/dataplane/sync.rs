@@ -9,6 +9,7 @@ use redirector_common::{
 use super::contents::{Contents, Ports};
 use super::delta::{Delta, delta};
 use super::ports::PortTable;
+use super::regions::Regions;
 use super::table::{Table, TableError};
 
 type DynTable<K, V> = Box<dyn Table<K, V> + Send>;
@@ -48,6 +49,8 @@ pub struct Writes {
     pub set: usize,
     /// Entries removed.
     pub removed: usize,
+    /// System calls that it took.
+    pub calls: usize,
 }
 
 impl Writes {
@@ -62,6 +65,7 @@ impl std::ops::AddAssign for Writes {
     fn add_assign(&mut self, other: Self) {
         self.set += other.set;
         self.removed += other.removed;
+        self.calls += other.calls;
     }
 }
 
@@ -78,11 +82,15 @@ impl Tables {
         for id in infos.keys() {
             services.entry(*id).or_default();
         }
+        // Lines that no table has are never cleared.
+        let mut maglev = self.maglev.entries()?;
+        let used = Regions::of(services.values(), u32::MAX);
+        maglev.retain(|line, _| used.contains(*line));
         Ok(Contents {
             frontends: self.frontends.entries()?,
             services,
             ranges: self.ranges.entries()?,
-            maglev: self.maglev.entries()?,
+            maglev,
             backends: self.backends.entries()?,
             takers: self.takers.entries()?,
             vips: self.vips.entries()?,
@@ -180,7 +188,8 @@ impl Tables {
         writes += remove(&mut *self.peers, &mut actual.peers, &peers)?;
         writes += remove(&mut *self.ranges, &mut actual.ranges, &ranges)?;
         writes += remove(&mut *self.slots, &mut actual.slots, &slots)?;
-        writes += remove(&mut *self.maglev, &mut actual.maglev, &maglev)?;
+        //    What is left in lines that no table has is seen by nobody.
+        actual.maglev.retain(|line, _| desired.maglev.contains_key(line));
         writes += remove(&mut *self.backends, &mut actual.backends, &backends)?;
         writes += remove(&mut *self.infos, &mut actual.infos, &infos)?;
         Ok(writes)
@@ -211,11 +220,12 @@ fn set<K: Ord + Copy, V: Copy>(
     actual: &mut std::collections::BTreeMap<K, V>,
     delta: &Delta<K, V>,
 ) -> Result<Writes, TableError> {
-    for (key, value) in &delta.set {
-        table.set(key, value)?;
-        actual.insert(*key, *value);
+    if delta.set.is_empty() {
+        return Ok(Writes::default());
     }
-    Ok(Writes { set: delta.set.len(), removed: 0 })
+    let calls = table.set_all(&delta.set)?;
+    actual.extend(delta.set.iter().copied());
+    Ok(Writes { set: delta.set.len(), removed: 0, calls })
 }
 
 fn remove<K: Ord + Copy, V: Copy>(
@@ -227,7 +237,7 @@ fn remove<K: Ord + Copy, V: Copy>(
         table.remove(key)?;
         actual.remove(key);
     }
-    Ok(Writes { set: 0, removed: delta.remove.len() })
+    Ok(Writes { set: 0, removed: delta.remove.len(), calls: delta.remove.len() })
 }
 
 #[cfg(test)]

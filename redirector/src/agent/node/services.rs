@@ -170,8 +170,8 @@ impl Node {
             self.account.waits_for(missing);
         }
         if !writes.is_none() {
-            let Writes { set, removed } = writes;
-            tracing::info!(services, written = set, removed, "maps brought in line");
+            let Writes { set, removed, calls } = writes;
+            tracing::info!(services, written = set, removed, calls, "maps brought in line");
             self.collect_soon();
         }
     }

@@ -239,7 +239,7 @@ impl Node {
         }
         let in_use = Ports::default();
         self.tables.release_ports(&mut self.actual, &encoded.ports, &in_use).expect("released");
-        assert_eq!(self.world.lock().expect("not poisoned").contents, self.actual);
+        assert_eq!(self.tables.read().expect("read"), self.actual);
         assert_eq!(self.actual, encoded);
         check_remote(&self.actual);
         check_takers(&self.actual);
