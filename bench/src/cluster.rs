@@ -1,20 +1,29 @@
-//! What following a cluster costs the agent: objects as the API server sends them, to entries of
-//! the maps. Nothing is written to the kernel; entries are counted.
+//! What following a cluster costs the agent: from objects as the API server sends them to entries
+//! of the kernel's maps.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use std::{fs, mem};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use nix::mount::{self, MsFlags};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use redirector::dataplane::contents::Contents;
-use redirector::dataplane::delta::{Delta, delta};
-use redirector::dataplane::encode::{Capacity, encode};
+use redirector::dataplane::encode::encode;
 use redirector::dataplane::ids::Cursors;
 use redirector::dataplane::layout::Layout;
+use redirector::dataplane::loader::Programs;
+use redirector::dataplane::maps::Maps;
+use redirector::dataplane::memory;
+use redirector::dataplane::pins::Pins;
+use redirector::dataplane::sizes::Sizes;
+use redirector::dataplane::sync::Writes;
 use redirector::k8s::convert::Rules;
 use redirector::k8s::index::{Index, Kind, Record};
 use redirector::k8s::lenient::Lenient;
@@ -23,14 +32,19 @@ use redirector::k8s::service::ServiceRecord;
 use redirector::k8s::slice::SliceRecord;
 use redirector::model::desired::NodeAddresses;
 use redirector::model::state::{Rank, State};
+use serde::Serialize;
 use serde_json::json;
 
+use crate::report::Output;
+
 const SNAT: std::ops::RangeInclusive<u16> = 49_152..=57_343;
-const CAPACITY: Capacity = Capacity { services: 65_536, backends: 262_144, lines: 262_144 };
 
 /// Options of `bench cluster`.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// How to print results.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
     /// Services of the cluster, each with a node port
     #[arg(long, default_value_t = 10_000)]
     services: u32,
@@ -42,11 +56,44 @@ pub(crate) struct Arguments {
     changes: u32,
 }
 
+/// One of the results.
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    value: f64,
+    unit: &'static str,
+}
+
+/// All of them.
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Rows {
+    fn add(&mut self, case: &'static str, value: f64, unit: &'static str) {
+        let value = (value * 1000.0).round() / 1000.0;
+        self.0.push(Row { case, value, unit });
+    }
+
+    fn print(&self, output: Output) -> Result<()> {
+        match output {
+            Output::Json => println!("{}", serde_json::to_string_pretty(&self.0)?),
+            Output::Table => {
+                println!("{:<34} {:>12}  UNIT", "CASE", "VALUE");
+                for Row { case, value, unit } in &self.0 {
+                    println!("{case:<34} {value:>12.3}  {unit}");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What an agent keeps.
 struct Agent {
     index: Index,
     rules: Rules,
     state: State,
+    maps: Maps,
     actual: Contents,
     layout: Layout,
 }
@@ -57,9 +104,14 @@ struct Agent {
 ///
 /// If something is not as it should be, so that numbers would mean nothing.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { services, endpoints, changes } = *arguments;
+    let Arguments { output, services, endpoints, changes } = *arguments;
+    let mut rows = Rows::default();
     ensure!(services > 0 && services <= 30_000, "--services: 1 to 30000, one port each");
     ensure!((1..=200).contains(&endpoints), "--endpoints: 1 to 200");
+    let pins = mount_bpffs()?;
+    let programs = Programs::load(&pins, &Sizes::of_machine())?;
+    drop(programs);
+    let before = resident()?;
     let began = cpu()?;
     let mut index = Index::default();
     for (kind, records) in [
@@ -71,54 +123,65 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ] {
         index.reset(kind, records, &BTreeSet::new());
     }
-    println!("objects read            {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
+    rows.add("objects-read", (cpu()? - began) * 1e3, "ms of CPU");
 
     let began = cpu()?;
-    let mut agent = Agent::start(index)?;
-    println!("first sync              {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
+    let mut agent = Agent::start(index, Maps::open(&pins)?)?;
+    rows.add("first-sync", (cpu()? - began) * 1e3, "ms of CPU");
     // Two addresses of the node, and localhost.
     let found = agent.actual.frontends.len();
     ensure!(found == 3 * services as usize, "{found} frontends of {services} node ports");
-    println!("resident memory         {:>10.0} MiB", resident()?);
+    rows.add("resident-before", before, "MiB");
+    rows.add("resident-after-sync", resident()?, "MiB");
 
-    let mut times = Vec::new();
-    let mut most = 0;
+    // New ways are complete before the agent waits for packets that are still on the old ones.
+    let (completed, completion) = mpsc::channel();
+    let mut wait = mem::replace(&mut agent.maps.services.wait_for_packets, Box::new(|| ()));
+    agent.maps.services.wait_for_packets = Box::new(move || {
+        // The receiver outlives the agent.
+        let _ = completed.send(Instant::now());
+        wait();
+    });
+    let (mut complete, mut done) = (Vec::new(), Vec::new());
+    let mut most = Writes::default();
+    let mut calls = Vec::new();
     for change in 0..changes {
         let name = change.wrapping_mul(7919) % services;
         let record = read_slice(name, endpoints, 1 + change % 200)?;
         let began = Instant::now();
         agent.index.apply(record);
         let writes = agent.follow()?;
-        times.push(began.elapsed());
-        most = most.max(writes);
+        done.push(began.elapsed());
+        let moment = completion.try_iter().last();
+        ensure!(moment.is_some() || writes.is_none(), "an endpoint went, and nobody waited");
+        complete.extend(moment.map(|moment| moment.duration_since(began)));
+        calls.push(writes.calls);
+        most = if writes.calls > most.calls { writes } else { most };
     }
-    times.sort();
-    let at = |part: usize| times.get(times.len() * part / 1000).or(times.last()).copied();
-    println!(
-        "a change, median        {:>10.3} ms",
-        at(500).unwrap_or_default().as_secs_f64() * 1e3
-    );
-    println!(
-        "a change, p99           {:>10.3} ms",
-        at(990).unwrap_or_default().as_secs_f64() * 1e3
-    );
-    println!("entries written at most {most:>10}");
+    rows.add("change-in-maps-p50", quantile(&complete, 500) * 1e3, "ms");
+    rows.add("change-in-maps-p99", quantile(&complete, 990) * 1e3, "ms");
+    rows.add("change-tidied-up-p50", quantile(&done, 500) * 1e3, "ms");
+    rows.add("change-tidied-up-p99", quantile(&done, 990) * 1e3, "ms");
+    calls.sort_unstable();
+    let middle = calls.get(calls.len() / 2).copied().unwrap_or_default();
+    rows.add("change-writes-p50", middle as f64, "map writes");
+    rows.add("change-writes-most", most.calls as f64, "map writes");
+    rows.add("change-entries-most", (most.set + most.removed) as f64, "entries");
 
     let began = cpu()?;
     for change in 0..changes {
         agent.index.apply(read_slice(change % services, endpoints, 201 + change % 50)?);
     }
     let writes = agent.follow()?;
-    println!(
-        "a burst of {changes:<12} {:>10.0} ms of CPU, {writes} entries",
-        (cpu()? - began) * 1e3
-    );
-    println!("resident memory         {:>10.0} MiB", resident()?);
-    Ok(())
+    rows.add("burst", (cpu()? - began) * 1e3, "ms of CPU");
+    rows.add("burst-writes", writes.calls as f64, "map writes");
+    rows.add("burst-entries", (writes.set + writes.removed) as f64, "entries");
+    rows.add("resident-after-changes", resident()?, "MiB");
+    rows.print(output)
 }
 
 impl Agent {
-    fn start(mut index: Index) -> Result<Self> {
+    fn start(mut index: Index, mut maps: Maps) -> Result<Self> {
         index.take_dirty();
         let rules = Rules { node_name: "node".to_owned(), ..Rules::default() };
         let names: Vec<ObjectName> = index.services().map(|service| service.name.clone()).collect();
@@ -133,13 +196,17 @@ impl Agent {
         });
         let state = State::new(node, ranked.collect::<Vec<_>>());
         let mut cursors = Cursors::default();
-        let actual = encode(&state.all(), &Contents::default(), SNAT, CAPACITY, &mut cursors)?;
-        let layout = Layout::new(&state, &actual, SNAT, CAPACITY, cursors);
-        Ok(Self { index, rules, state, actual, layout })
+        let mut actual = maps.services.read()?;
+        let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
+        maps.services.sync(&mut actual, &wanted)?;
+        drop(wanted);
+        memory::release();
+        let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
+        Ok(Self { index, rules, state, maps, actual, layout })
     }
 
-    /// Carries out what changed in the index; returns how many entries had to be written.
-    fn follow(&mut self) -> Result<usize> {
+    /// Carries out what changed in the index.
+    fn follow(&mut self) -> Result<Writes> {
         for name in self.index.take_dirty().services {
             let converted = self.rules.convert_service(&self.index, &name);
             let rank = Rank { source: 1, order: converted.created };
@@ -149,23 +216,25 @@ impl Agent {
         }
         let dirty = self.state.take_dirty();
         let step = self.layout.change(&self.state, &dirty, &self.actual)?;
-        let (before, after) = (&step.before, &step.after);
-        let writes = count(&delta(&before.maglev, &after.maglev))
-            + count(&delta(&before.backends, &after.backends))
-            + count(&delta(&before.slots, &after.slots))
-            + count(&delta(&before.services, &after.services))
-            + count(&delta(&before.infos, &after.infos))
-            + count(&delta(&before.frontends, &after.frontends))
-            + count(&delta(&before.takers, &after.takers));
-        let mut written = step.after.clone();
-        written.ports = step.before.ports.union(&step.after.ports);
+        let mut written = step.before.clone();
+        let has_vips = self.layout.has_vips();
+        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
         self.layout.commit(step, written, &mut self.actual);
         Ok(writes)
     }
 }
 
-fn count<K, V>(delta: &Delta<K, V>) -> usize {
-    delta.set.len() + delta.remove.len()
+/// A bpffs that goes with this process.
+fn mount_bpffs() -> Result<Pins> {
+    unshare(CloneFlags::CLONE_NEWNS).context("a mount namespace of its own")?;
+    let none = None::<&str>;
+    mount::mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+        .context("keeping mounts to this process")?;
+    mount::mount(Some("bpffs"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
+        .context("mounting a bpffs")?;
+    let pins = Pins::new("/sys/fs/bpf/bench");
+    fs::create_dir_all(pins.maps())?;
+    Ok(pins)
 }
 
 fn read_service(name: u32) -> Result<Record> {
@@ -198,7 +267,8 @@ fn read_slice(name: u32, endpoints: u32, turn: u32) -> Result<Record> {
     };
     let endpoint = |number: u32| {
         // The last one is another each time.
-        let last = if number + 1 == endpoints { turn % 10 } else { 0 };
+        let is_last = number + 1 == endpoints && turn > 0;
+        let last = if is_last { 1 + turn % 9 } else { 0 };
         json!({
             "addresses": [address(number + last)],
             "conditions": {"ready": true, "serving": true, "terminating": false},
@@ -221,6 +291,13 @@ fn read_slice(name: u32, endpoints: u32, turn: u32) -> Result<Record> {
     object.object.and_then(SliceRecord::read).map(Record::Slice).map_err(|error| anyhow!(error))
 }
 
+/// So many thousandths of the times are no longer, in seconds.
+fn quantile(times: &[Duration], part: usize) -> f64 {
+    let mut times = times.to_vec();
+    times.sort();
+    times.get(times.len() * part / 1000).or(times.last()).map_or(0.0, Duration::as_secs_f64)
+}
+
 /// CPU time of this process, in seconds.
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a run are far below 2^53")]
 fn cpu() -> Result<f64> {
@@ -231,7 +308,7 @@ fn cpu() -> Result<f64> {
 
 /// Resident memory of this process, in MiB.
 fn resident() -> Result<f64> {
-    let text = std::fs::read_to_string("/proc/self/status")?;
+    let text = fs::read_to_string("/proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib: f64 =
         line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?;

@@ -151,6 +151,16 @@ reasons! {
     /// A flow that was over, or finished where the flow table was full, removed to make room for a
     /// new one before the agent collected it. Counted once for each flow, without bytes.
     FlowReclaimed = 39, Drop, "flow-reclaimed";
+    /// New flow to a backend on another node, which gets it as it came and answers by itself.
+    DsrNew = 44, Forward, "dsr-new";
+    /// Established flow to a backend on another node, which answers by itself.
+    DsrEstablished = 45, Forward, "dsr-established";
+    /// Handed over by another node in a packet of its own, but it opens nothing and no flow has it.
+    TunnelNoFlow = 46, Drop, "tunnel-no-flow";
+    /// Handed over by another node in a packet of its own, but no backend is here.
+    TunnelNoBackend = 47, Drop, "tunnel-no-backend";
+    /// A packet in a packet, of nobody who hands over what is ours.
+    IpInIp = 48, Pass, "ip-in-ip";
     /// A program on this machine connected or sent to a frontend; a program in this host's own
     /// stack answers. Counted once for each connection or unconnected datagram, without bytes.
     ClientLocal = 50, Deliver, "client-local";

@@ -1,7 +1,8 @@
 //! The maps, the clock and the routing table, as the packet code asks for them.
 
+use core::arch::asm;
 use core::ffi::c_void;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
@@ -13,8 +14,10 @@ use redirector_common::node::port_index;
 use redirector_common::packet::environment::{Inserted, Recorded};
 use redirector_common::packet::icmp::Message;
 use redirector_common::packet::pressure::Slot;
+use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, new_flow, pressure,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, new_flow,
+    pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
@@ -23,9 +26,11 @@ use redirector_common::{
     Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
 };
 
+use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, MAGLEV, NODE, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS,
+    WORKSPACE,
 };
 use crate::related::Notes;
 use crate::{counters, redirect, steer};
@@ -47,6 +52,8 @@ pub(crate) struct Workspace {
     message: Message,
     related: Notes,
     sockets: steer::Query,
+    tunnelled: Tunnelled,
+    header: [u32; MAX_WORDS],
 }
 
 /// The kernel, seen from a program with this context.
@@ -83,6 +90,20 @@ impl Kernel {
         unsafe { &mut (*self.workspace).related }
     }
 
+    /// What is known of a packet that holds another.
+    #[inline(always)]
+    pub(crate) fn tunnelled(&self) -> &'static mut Tunnelled {
+        // SAFETY: as in `new`; called once by each of the functions that share it.
+        unsafe { &mut (*self.workspace).tunnelled }
+    }
+
+    /// Where to put a header together.
+    #[inline(always)]
+    pub(crate) fn header(&self) -> &'static mut [u32; MAX_WORDS] {
+        // SAFETY: as in `new`; called once for a packet.
+        unsafe { &mut (*self.workspace).header }
+    }
+
     #[inline(always)]
     fn partner_key(&self, entry: FlowEntry) -> &Tuple {
         // SAFETY: as in `new`; the reference is gone before the next call.
@@ -98,6 +119,18 @@ impl Kernel {
         *place = *key;
         place
     }
+}
+
+/// Decides in which manner a packet is handed over, and says by which way; by numbers, so that one
+/// function serves XDP and TC.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn handover_settle(len: u32, is_first: u32, route: u32) -> u32 {
+    let Some((environment, packet, outcome)) = Kernel::new(ptr::null_mut()) else {
+        return Route::Unreachable as u32;
+    };
+    let route = Route::from_number(route);
+    handover::settle(&environment, packet, len as u16, is_first != 0, route, outcome) as u32
 }
 
 /// Whether our programs are on the interface.
@@ -308,6 +341,11 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn is_peer(&self, address: &Address) -> bool {
+        PEERS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
     fn may_answer(&self) -> bool {
         let Some(budget) = ERROR_BUDGET.get_ptr_mut(0) else {
             return false;
@@ -348,6 +386,28 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn settle(
+        &self,
+        _: &Packet,
+        len: u16,
+        is_first: bool,
+        route: Route,
+        outcome: &mut Outcome,
+    ) -> Route {
+        // The function finds the packet and the outcome where they are, and changes the latter.
+        exposed(outcome);
+        let route = handover_settle(len.into(), is_first.into(), route as u32);
+        exposed(outcome);
+        Route::from_number(route)
+    }
+
+    #[inline(always)]
+    fn gateway(&self) -> Address {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        redirect::gateway(unsafe { &(*self.workspace).query })
+    }
+
+    #[inline(always)]
     fn socket(&self, packet: &Packet) -> Socket {
         // SAFETY: as in `new`; the reference is gone before the next call.
         steer::socket(self.ctx, packet, unsafe { &mut (*self.workspace).sockets })
@@ -372,7 +432,7 @@ impl Environment for Kernel {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_admit() -> u32 {
-    let Some((environment, packet, _)) = Kernel::new(core::ptr::null_mut()) else {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
         return 0;
     };
     // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
@@ -385,7 +445,7 @@ extern "C" fn flow_admit() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_record(keep_port: u32) -> u32 {
-    let Some((environment, packet, _)) = Kernel::new(core::ptr::null_mut()) else {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
         return Recorded::Full as u32;
     };
     // SAFETY: this CPU's element, as in `new`; the caller does not use it meanwhile.
@@ -397,7 +457,7 @@ extern "C" fn flow_record(keep_port: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_reclaim() -> u32 {
-    Kernel::new(core::ptr::null_mut())
+    Kernel::new(ptr::null_mut())
         .is_some_and(|(environment, _, _)| pressure::reclaim(&environment))
         .into()
 }
@@ -406,7 +466,7 @@ extern "C" fn flow_reclaim() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_clear(index: u32, is_full: u32) -> u32 {
-    let Some((environment, _, _)) = Kernel::new(core::ptr::null_mut()) else {
+    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
         return Slot::Taken as u32;
     };
     pressure::clear(&environment, index, is_full != 0) as u32
@@ -417,7 +477,7 @@ extern "C" fn flow_clear(index: u32, is_full: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_vacate() -> u32 {
-    let Some((environment, _, _)) = Kernel::new(core::ptr::null_mut()) else {
+    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
         return 0;
     };
     // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
@@ -435,7 +495,7 @@ fn next_position(hand: u32) -> u32 {
     // Two CPUs never get the same position. The target has no atomic types.
     // SAFETY: an aligned word of a map's element, which is only ever changed like this.
     unsafe {
-        core::arch::asm!(
+        asm!(
             "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
             inout(reg) was,
             in(reg) position,

@@ -1,6 +1,7 @@
 //! What the operator asks for: the command line and the file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use redirector_common::map_name::MapName;
@@ -49,7 +50,8 @@ impl Wishes {
         chosen
     }
 
-    /// Interfaces to work on, all of which are there and suitable.
+    /// Interfaces to work on, one of which is there at least. Those that are there are suitable;
+    /// others may come later.
     pub(super) fn choose(&self, host: &Host) -> anyhow::Result<Vec<String>> {
         let chosen = self.keep(host, &[]);
         anyhow::ensure!(
@@ -57,7 +59,11 @@ impl Wishes {
             "no interface has a default route: name the interfaces to work on, with --interface \
              or `interfaces:` in the file"
         );
-        for interface in find_interfaces(host, &chosen)? {
+        let here: Vec<_> = chosen.iter().filter_map(|name| host.find(name)).collect();
+        if here.is_empty() {
+            find_interfaces(host, &chosen)?;
+        }
+        for interface in here {
             attach::check(interface)?;
         }
         Ok(chosen)
@@ -84,6 +90,11 @@ impl Wishes {
     /// Entries of the maps whose size was chosen.
     pub(super) const fn tables(&self) -> &BTreeMap<MapName, u32> {
         &self.config.tables
+    }
+
+    /// Addresses of all nodes that run redirector, as the file has them.
+    pub(super) const fn nodes(&self) -> &BTreeSet<IpAddr> {
+        &self.config.nodes
     }
 
     /// Those of the file and then those of the command line.

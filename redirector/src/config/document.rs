@@ -1,6 +1,7 @@
 //! The file as a whole: its top-level keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use redirector_common::map_name::MapName;
@@ -8,7 +9,7 @@ use redirector_common::map_name::MapName;
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, publish, service};
+use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
 use crate::dataplane::sizes;
 use crate::model::Service;
 
@@ -19,6 +20,7 @@ pub(super) struct Document {
     pub(super) xdp_mode: XdpMode,
     pub(super) snat_ports: SnatPorts,
     pub(super) tables: BTreeMap<MapName, u32>,
+    pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
 }
 
@@ -39,6 +41,8 @@ pub(super) struct Placed {
     pub(super) frontends: Vec<Place>,
     /// Places of the backends, in their order.
     pub(super) backends: Vec<Place>,
+    /// Where it says that backends answer clients themselves, if it does.
+    pub(super) direct: Option<Place>,
 }
 
 impl Default for SnatPorts {
@@ -54,6 +58,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
         tables: BTreeMap::new(),
+        nodes: BTreeSet::new(),
         services: Vec::new(),
     };
     if matches!(root.value, Value::Empty) {
@@ -74,6 +79,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
     }
     document.tables = read_tables(&fields, reader);
+    document.nodes = nodes::read(&fields, reader);
     read_publish(&fields, reader, &mut document.services);
     service::read(&fields, reader, &mut document.services);
     document
@@ -215,6 +221,7 @@ impl Placed {
             path,
             frontends: vec![place.clone(); service.frontends.len()],
             backends: vec![place.clone(); service.backends.len()],
+            direct: None,
             service,
         }
     }

@@ -1,4 +1,5 @@
-//! Reading a whole map in a few system calls (`BPF_MAP_LOOKUP_BATCH`, kernel 5.6).
+//! Reading and writing many entries in a few system calls (`BPF_MAP_LOOKUP_BATCH`,
+//! `BPF_MAP_UPDATE_BATCH`, kernel 5.6).
 //!
 //! aya reads one entry at a time, two system calls for each of a hash map; and when the entry
 //! that it stands at is deleted meanwhile, it starts again from the first. The batch call walks
@@ -8,14 +9,15 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use aya::Pod;
-use aya::maps::{MapData, MapError};
+use aya::maps::{MapData, MapError, MapInfo};
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
 /// Entries asked for at once; more than any bucket of a hash map has in practice.
 const BATCH: u32 = 4096;
 
-/// Why a map could not be read.
+/// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
     /// The kernel's description of the map could not be had.
@@ -36,8 +38,13 @@ pub enum BatchError {
         expected_value: usize,
     },
     /// The system call failed.
-    #[error("BPF_MAP_LOOKUP_BATCH: {0}")]
-    Io(#[from] io::Error),
+    #[error("{call}: {source}")]
+    Call {
+        /// Its name.
+        call: &'static str,
+        /// What the kernel says.
+        source: io::Error,
+    },
 }
 
 /// Every entry of a hash map or an array that is not per-CPU, in the kernel's order.
@@ -61,15 +68,7 @@ pub fn read_chunks<K: Pod, V: Pod>(
     map: &MapData,
     mut each: impl FnMut(&mut dyn Iterator<Item = (K, V)>),
 ) -> Result<(), BatchError> {
-    let info = map.info()?;
-    if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
-        return Err(BatchError::Layout {
-            key: info.key_size(),
-            value: info.value_size(),
-            expected_key: size_of::<K>(),
-            expected_value: size_of::<V>(),
-        });
-    }
+    let info = checked_info::<K, V>(map)?;
     let mut batch = BATCH.min(info.max_entries()).max(1);
     let mut position: Option<u32> = None;
     let mut keys = vec![zeroed::<K>(); batch as usize];
@@ -96,9 +95,44 @@ pub fn read_chunks<K: Pod, V: Pod>(
                 values.resize(batch as usize, zeroed());
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+            Err(source) => return Err(BatchError::Call { call: "BPF_MAP_LOOKUP_BATCH", source }),
         }
     }
+}
+
+/// Writes elements of an array, each in one store as a single write would. An array has room for
+/// each of its elements, so that all are written unless an index is beyond its end.
+///
+/// # Errors
+///
+/// If the map's layout is another one, or the kernel refuses.
+pub fn write_all<V: Pod>(map: &MapData, elements: &[(u32, V)]) -> Result<(), BatchError> {
+    checked_info::<u32, V>(map)?;
+    let keys: Vec<u32> = elements.iter().map(|(key, _)| *key).collect();
+    let values: Vec<V> = elements.iter().map(|(_, value)| *value).collect();
+    let mut done = 0;
+    while let (Some(keys @ [_, ..]), Some(values)) = (keys.get(done..), values.get(done..)) {
+        match update_batch(map.fd().as_fd(), keys, values) {
+            Ok(count) => done += count as usize,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(BatchError::Call { call: "BPF_MAP_UPDATE_BATCH", source }),
+        }
+    }
+    Ok(())
+}
+
+/// What the kernel says of a map whose keys and values are as long as our types.
+fn checked_info<K: Pod, V: Pod>(map: &MapData) -> Result<MapInfo, BatchError> {
+    let info = map.info()?;
+    if info.key_size() as usize != size_of::<K>() || info.value_size() as usize != size_of::<V>() {
+        return Err(BatchError::Layout {
+            key: info.key_size(),
+            value: info.value_size(),
+            expected_key: size_of::<K>(),
+            expected_value: size_of::<V>(),
+        });
+    }
+    Ok(info)
 }
 
 /// What one call has read.
@@ -140,25 +174,48 @@ fn lookup_batch<K: Pod, V: Pod>(
     };
     // SAFETY: the attribute is as long as said and lives through the call, and so do the buffers
     // that it points to. The kernel writes at most `count` keys and values, of the sizes that
-    // `read_all` has compared with the types', and a position of four bytes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_MAP_LOOKUP_BATCH,
-            std::ptr::from_mut(&mut attr),
-            size_of::<BatchAttr>(),
-        )
-    };
-    if result == 0 {
-        return Ok(Batch { count: attr.count, last: false });
-    }
-    match io::Error::last_os_error() {
+    // `checked_info` has compared with the types', and a position of four bytes.
+    let result = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    match result {
+        Ok(()) => Ok(Batch { count: attr.count, last: false }),
         // There is nothing behind what was read.
-        error if error.raw_os_error() == Some(libc::ENOENT) => {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
             Ok(Batch { count: attr.count, last: true })
         }
-        error => Err(error),
+        Err(error) => Err(error),
     }
+}
+
+/// Returns how many were written: at least one.
+fn update_batch<V: Pod>(map: BorrowedFd<'_>, keys: &[u32], values: &[V]) -> io::Result<u32> {
+    let room = keys.len().min(values.len());
+    let mut attr = BatchAttr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(room).unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: as in `lookup_batch`, and the kernel only reads the buffers.
+    unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
+    if attr.count == 0 {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    Ok(attr.count)
+}
+
+/// # Safety
+///
+/// The buffers that `attr` names are as long as the kernel takes them to be.
+unsafe fn call(command: libc::c_int, attr: &mut BatchAttr) -> io::Result<()> {
+    let attr = std::ptr::from_mut(attr);
+    // SAFETY: the attribute is as long as said and lives through the call; for the rest, the
+    // caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<BatchAttr>()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn zeroed<T: Pod>() -> T {

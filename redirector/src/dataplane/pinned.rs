@@ -25,11 +25,11 @@ use redirector_common::{
 };
 
 use super::batch::{self, BatchError};
-use super::contents::lines_of;
 use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
 use super::ports;
+use super::regions::Regions;
 use super::table::{TableError, read_ranges};
 use error::{chain, is_gone, os_error, unreadable};
 
@@ -188,6 +188,15 @@ impl Pinned {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
     }
 
+    /// Addresses of the other nodes that run redirector.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn peers(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Peers)?.into_keys().collect())
+    }
+
     /// First fragments of packets that came in pieces, not long ago.
     ///
     /// # Errors
@@ -203,9 +212,9 @@ impl Pinned {
     ///
     /// If the maps cannot be read.
     pub fn maglev(&self) -> Result<BTreeMap<u32, MaglevLine>, PinnedError> {
-        let services = self.services()?;
+        let used = Regions::of(self.services()?.values(), u32::MAX);
         let mut lines = self.table::<u32, MaglevLine>(MapName::Maglev)?;
-        lines.retain(|line, _| services.values().any(|service| uses_line(service, *line)));
+        lines.retain(|line, _| used.contains(*line));
         Ok(lines)
     }
 
@@ -347,7 +356,8 @@ impl Pinned {
             MapName::Ports => self.port_blocks()?.len(),
             MapName::Frontends => self.frontends()?.len(),
             MapName::Services | MapName::ServiceInfo => self.services()?.len(),
-            MapName::Maglev => lines_in_use(self.services()?.values()),
+            // The map is large and this is asked often: it is not read.
+            MapName::Maglev => Regions::of(self.services()?.values(), u32::MAX).len(),
             MapName::Backends => self.backends()?.len(),
             MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
             MapName::FlowRing => self.flow_ring()?.len(),
@@ -363,6 +373,7 @@ impl Pinned {
             MapName::Affinity => self.affinities()?.len(),
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
+            MapName::Peers => self.peers()?.len(),
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
         })
@@ -436,20 +447,6 @@ impl Pinned {
     }
 }
 
-/// Lines of `MAGLEV` that services use. They are not read: the map is large, and this is asked
-/// often.
-fn lines_in_use<'a>(services: impl Iterator<Item = &'a Service>) -> usize {
-    let regions: BTreeMap<u32, u32> = services.flat_map(lines_of).collect();
-    regions.into_values().map(|lines| lines as usize).sum()
-}
-
-/// Whether one of a service's tables reaches into a line of `MAGLEV`.
-fn uses_line(service: &Service, line: u32) -> bool {
-    lines_of(service)
-        .iter()
-        .any(|(first, lines)| (*first..first.saturating_add(*lines)).contains(&line))
-}
-
 /// The counters of all CPUs together.
 fn sum<'a>(cpus: impl Iterator<Item = &'a CounterBlock>) -> CounterBlock {
     let mut sum = CounterBlock { reasons: [Counter::default(); REASON_CAPACITY as usize] };
@@ -500,22 +497,6 @@ mod tests {
             "nothing is installed under /nowhere/redirector: start the agent with \
              'redirector run' (or name the directory with --bpffs)"
         );
-    }
-
-    #[test]
-    fn a_table_uses_whole_lines() {
-        let service = Service {
-            table_offset: 32,
-            table_size: 17,
-            internal_offset: 80,
-            internal_size: 1,
-            ..Service::default()
-        };
-        let used: Vec<_> = (0..8).filter(|line| uses_line(&service, *line)).collect();
-        assert_eq!(used, [2, 3, 5]);
-        let shared = Service { internal_offset: 32, internal_size: 17, ..service };
-        assert_eq!(lines_in_use([service].iter()), 3);
-        assert_eq!(lines_in_use([shared].iter()), 2);
     }
 
     #[test]

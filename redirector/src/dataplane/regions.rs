@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::contents::{Contents, lines_of};
+use redirector_common::Service;
+
+use super::contents::lines_of;
 
 /// Which lines are taken.
 #[derive(Clone, Debug)]
@@ -22,12 +24,23 @@ impl Regions {
     }
 
     /// An array of `capacity` lines, of which those are taken that services have.
-    pub(crate) fn of(contents: &Contents, capacity: u32) -> Self {
+    pub(crate) fn of<'a>(services: impl IntoIterator<Item = &'a Service>, capacity: u32) -> Self {
         let mut regions = Self::new(capacity);
-        for (first, lines) in contents.services.values().flat_map(lines_of) {
+        for (first, lines) in services.into_iter().flat_map(lines_of) {
             regions.take(first, lines);
         }
         regions
+    }
+
+    /// How many lines are taken.
+    pub(crate) fn len(&self) -> usize {
+        self.taken.values().map(|lines| *lines as usize).sum()
+    }
+
+    /// Whether a line is taken.
+    pub(crate) fn contains(&self, line: u32) -> bool {
+        let before = self.taken.range(..=line).next_back();
+        before.is_some_and(|(first, lines)| line - first < *lines)
     }
 
     /// Marks lines as free.
@@ -78,5 +91,21 @@ mod tests {
         assert_eq!(regions.allocate(2), None);
         assert_eq!(regions.allocate(1), Some(9));
         assert_eq!(regions.allocate(1), None);
+    }
+
+    #[test]
+    fn a_table_uses_whole_lines() {
+        let service = Service {
+            table_offset: 32,
+            table_size: 17,
+            internal_offset: 80,
+            internal_size: 1,
+            ..Service::default()
+        };
+        let used = Regions::of([&service], 8);
+        assert_eq!((0..8).filter(|line| used.contains(*line)).collect::<Vec<_>>(), [2, 3, 5]);
+        assert_eq!(used.len(), 3);
+        let shared = Service { internal_offset: 32, internal_size: 17, ..service };
+        assert_eq!(Regions::of([&shared], 8).len(), 2);
     }
 }

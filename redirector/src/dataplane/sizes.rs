@@ -35,6 +35,8 @@ pub struct Sizes {
     pub takers: u32,
     /// `VIPS`.
     pub vips: u32,
+    /// `PEERS`.
+    pub peers: u32,
     /// `FRAGMENTS`: packets in pieces that are remembered at once.
     pub fragments: u32,
     /// `SOCKETS`.
@@ -46,7 +48,7 @@ impl Default for Sizes {
         Self {
             frontends: 65536,
             services: 65536,
-            backends: 65536,
+            backends: 262_144,
             maglev_lines: 262_144,
             flows: 262_144,
             cache_sets: 4096,
@@ -56,6 +58,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
+            peers: 16384,
             fragments: 8192,
             sockets: 65536,
         }
@@ -142,6 +145,7 @@ impl Sizes {
             | MapName::FlowRing
             | MapName::FlowCache
             | MapName::Epochs
+            | MapName::Peers
             | MapName::Interfaces
             | MapName::Node
             | MapName::Counters

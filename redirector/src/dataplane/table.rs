@@ -71,6 +71,16 @@ pub trait Table<K, V> {
     /// If the kernel refuses, above all where the map is full.
     fn set(&mut self, key: &K, value: &V) -> Result<(), TableError>;
 
+    /// Writes entries, each as [`set`](Self::set) does; returns how many calls that took.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses one; those before it may be written or not.
+    fn set_all(&mut self, entries: &[(K, V)]) -> Result<usize, TableError> {
+        entries.iter().try_for_each(|(key, value)| self.set(key, value))?;
+        Ok(entries.len())
+    }
+
     /// Removes an entry; none is no error.
     ///
     /// # Errors
@@ -264,6 +274,12 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
 
     fn set(&mut self, key: &u32, value: &V) -> Result<(), TableError> {
         self.put(*key, value)
+    }
+
+    fn set_all(&mut self, entries: &[(u32, V)]) -> Result<usize, TableError> {
+        batch::write_all(self.map.map(), entries)
+            .map(|()| 1)
+            .map_err(|error| TableError::new(self.name, "writing", io::Error::other(error)))
     }
 
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {

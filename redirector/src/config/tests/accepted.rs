@@ -24,7 +24,7 @@ fn settings() {
             tables: BTreeMap::new(),
             xdp_mode: XdpMode::Off,
             snat_ports: 20000..=20000,
-            services: Vec::new(),
+            ..Config::default()
         }
     );
 }

@@ -53,6 +53,7 @@ fn loaded() -> Loaded {
         attached: vec![link(Hook::Xdp, 10), link(Hook::Ingress, 11)],
         attached_clients: Vec::new(),
         infos: BTreeMap::new(),
+        direct: Direct { peers: 3, ..Direct::default() },
         fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200, bytes: Some(48 << 10) }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
         node: NodeConfig {
@@ -78,6 +79,7 @@ SNAT ports:  49152-57343
 Flows:       3 (2 established, 1 unreplied)
 Half-open:   1 of at most 64
 Conflicts:   none
+DSR:         no service; 3 addresses of other nodes
 
 INTERFACE  XDP      TC   PROGRAMS           AGE  NOTE
 eth0       generic  tcx  xdp:10,ingress:11  30h  the driver has no XDP
