@@ -102,7 +102,7 @@ fn by_command() -> Result<()> {
                 resize(lab, "FLOWS", 16384)?;
                 ensure!(capacity(lab, "FLOWS")? == 16384 && capacity(lab, "FLOW_RING")? == 8192);
                 resize(lab, "AFFINITY", 4096)?;
-                resize(lab, "BACKENDS", 70_000)?;
+                resize(lab, "BACKENDS", 300_000)?;
                 await_new_beginning(lab, 1)
             })?;
             ensure!(lab.agent_id() == id, "the agent is another process");
