@@ -35,8 +35,9 @@ use super::syscall;
 use super::table::{Table, TableError, io_error};
 use raw::Which;
 
-/// How long packets without a flow are held back at most, where nobody ends it.
-const HOLD: u64 = 5_000_000_000;
+/// How long packets without a flow are held back at most, where nobody ends it. Replacing a link
+/// waits for whoever else changes interfaces, which may be seconds.
+const HOLD: u64 = 60_000_000_000;
 
 /// Why a table could not be made larger. What was there is there, and works.
 #[derive(Debug, thiserror::Error)]
