@@ -106,16 +106,25 @@ pub fn clear<E: Environment>(environment: &E, index: u32, is_full: bool) -> Slot
     let Some(slot) = environment.ring_slot(index) else {
         return Slot::Taken;
     };
-    // Another CPU may write the slot meanwhile; what is removed is what was looked at.
     // SAFETY: an element of the ring, which stays where it is.
-    let (key, born) = unsafe { (environment.hold(&(*slot.as_ptr()).key), (*slot.as_ptr()).born) };
-    let Some(entry) = environment.flow(key) else {
-        return Slot::Free;
-    };
-    if entry.is_reply() || entry.born() != born {
+    let slot = unsafe { &mut *slot.as_ptr() };
+    if slot.is_free() {
         return Slot::Free;
     }
-    if give_way(environment, key, entry, is_full) { Slot::Cleared } else { Slot::Taken }
+    // Another CPU may write the slot meanwhile; what is removed is what was looked at.
+    let (key, born) = (environment.hold(&slot.key), slot.born);
+    let found = match environment.flow(key) {
+        Some(entry) if !entry.is_reply() && entry.born() == born => {
+            if !give_way(environment, key, entry, is_full) {
+                return Slot::Taken;
+            }
+            Slot::Cleared
+        }
+        Some(_) | None => Slot::Free,
+    };
+    // The other hand need not look the flow up again.
+    slot.free();
+    found
 }
 
 /// Removes the flow of a half, both halves, if it has to make room. Whether it was removed.
