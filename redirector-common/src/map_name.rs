@@ -50,7 +50,7 @@ maps! {
     /// Both halves of every flow.
     Flows = "FLOWS", 2;
     /// What packets of established flows need, for each CPU.
-    FlowCache = "FLOW_CACHE", 1;
+    FlowCache = "FLOW_CACHE", 2;
     /// Raised when what the flow cache repeats has changed.
     Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.

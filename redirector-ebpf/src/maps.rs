@@ -1,6 +1,6 @@
 //! The maps. Sizes here are placeholders where the loader chooses them.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
@@ -45,8 +45,10 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
 /// halves would, and the memory is there when it is needed.
 #[map]
 pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_144, 0);
+/// Mappable only because the kernel begins the elements of such an array on a page of their own:
+/// an entry is two cache lines then, not parts of three.
 #[map]
-pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, 0);
+pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(cache::EPOCHS, 0);
 #[map]
