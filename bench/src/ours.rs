@@ -153,7 +153,7 @@ impl Ours {
             let address = NODE.of(family).into();
             let port =
                 if i == local_service { LOCAL_FRONTEND } else { FIRST_PORT + u16::try_from(i)? };
-            let frontend = Frontend { service: id, reserved: 0, local_address: address };
+            let frontend = Frontend::new(id, address);
             let mut frontends: HashMap<_, FrontendKey, Frontend> = self.hash(MapName::Frontends)?;
             for protocol in Protocol::ALL {
                 let key = FrontendKey::new(address, Port::new(port), protocol);

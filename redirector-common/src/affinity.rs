@@ -84,6 +84,7 @@ impl Taker {
         match origin {
             Origin::Outside => 1,
             Origin::Node => 2,
+            Origin::Peer => 4,
         }
     }
 }
@@ -108,6 +109,8 @@ mod tests {
         let outside = Taker::NONE.and(Origin::Outside);
         assert!(outside.takes_from(Origin::Outside) && !outside.takes_from(Origin::Node));
         assert!(outside.and(Origin::Node).takes_from(Origin::Node));
+        assert!(!outside.and(Origin::Node).takes_from(Origin::Peer));
+        assert!(outside.and(Origin::Peer).takes_from(Origin::Peer));
         assert!(!Taker::NONE.takes_from(Origin::Outside));
     }
 }

@@ -11,7 +11,7 @@
 //! user space add what is still [pending](CachedFlow::pending).
 
 use crate::packet::{NextHop, Packet};
-use crate::{Flow, Reason, Tuple};
+use crate::{Flow, Manner, Reason, Tuple};
 
 /// Ticks of the kernel's clock (`jiffies`) for which an entry is believed: one second where
 /// the kernel counts 250 in a second, as distributions' kernels do.
@@ -63,6 +63,8 @@ pub struct CacheSet {
 impl CachedFlow {
     const FORWARDED: u8 = 1;
     const XDP: u8 = 2;
+    const LAYER2: u8 = 4;
+    const TUNNEL: u8 = 8;
 
     /// Nothing.
     pub const EMPTY: Self = Self {
@@ -79,12 +81,31 @@ impl CachedFlow {
         born: 0,
     };
 
-    /// Whether the packets leave this host again, and whether XDP can send them.
+    /// Whether the packets leave this host again, whether XDP can send them, and how.
     #[inline(always)]
-    pub const fn set_way(&mut self, reason: Reason, forwarded: bool, by_xdp: bool) {
+    pub const fn set_way(&mut self, reason: Reason, forwarded: bool, by_xdp: bool, manner: Manner) {
         self.reason = reason as u8;
-        self.flags =
-            if forwarded { Self::FORWARDED } else { 0 } | if by_xdp { Self::XDP } else { 0 };
+        let manner = match manner {
+            Manner::Translate => 0,
+            Manner::Layer2 => Self::LAYER2,
+            Manner::Tunnel => Self::TUNNEL,
+        };
+        self.flags = manner
+            | if forwarded { Self::FORWARDED } else { 0 }
+            | if by_xdp { Self::XDP } else { 0 };
+    }
+
+    /// How the packets get to a backend elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn manner(&self) -> Manner {
+        if self.flags & (Self::LAYER2 | Self::TUNNEL) == 0 {
+            Manner::Translate
+        } else if self.flags & Self::LAYER2 != 0 {
+            Manner::Layer2
+        } else {
+            Manner::Tunnel
+        }
     }
 
     /// Whether the packets are replies of a backend on this host, on their way out.
@@ -118,6 +139,8 @@ impl CachedFlow {
             Reason::LocalEstablished
         } else if self.reason == Reason::LocalReply as u8 {
             Reason::LocalReply
+        } else if self.reason == Reason::DsrEstablished as u8 {
+            Reason::DsrEstablished
         } else {
             Reason::RemoteEstablished
         }

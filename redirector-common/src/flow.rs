@@ -95,6 +95,27 @@ pub enum Direction {
     Reply,
 }
 
+/// How packets of a flow get to a backend elsewhere.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// Translated; answers come back this way.
+    Translate,
+    /// As they are, to the Ethernet address of a node on this segment, which answers by itself.
+    Layer2,
+    /// In a packet of this host's own to the backend, whose node answers by itself.
+    Tunnel,
+}
+
+impl Manner {
+    /// Whether another node gets the packets as they came, and answers the client itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hands_over(self) -> bool {
+        !matches!(self, Self::Translate)
+    }
+}
+
 /// Where a flow stands. Timeouts are those of the kernel's connection tracking, so that nothing
 /// lives shorter here than it does behind kube-proxy.
 #[repr(u8)]
@@ -221,6 +242,8 @@ impl Flow {
     const REPLY: u8 = 1;
     const DELIVER: u8 = 2;
     const FIN: u8 = 4;
+    const LAYER2: u8 = 8;
+    const TUNNEL: u8 = 16;
 
     /// A new half that has seen no packet.
     #[inline(always)]
@@ -306,6 +329,30 @@ impl Flow {
     #[must_use]
     pub const fn is_local(&self) -> bool {
         self.flags & Self::DELIVER != 0
+    }
+
+    /// How its packets get to a backend elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn manner(&self) -> Manner {
+        if self.flags & Self::TUNNEL != 0 {
+            Manner::Tunnel
+        } else if self.flags & Self::LAYER2 != 0 {
+            Manner::Layer2
+        } else {
+            Manner::Translate
+        }
+    }
+
+    /// Sets how its packets get to a backend elsewhere.
+    #[inline(always)]
+    pub const fn set_manner(&mut self, manner: Manner) {
+        let bit = match manner {
+            Manner::Translate => 0,
+            Manner::Layer2 => Self::LAYER2,
+            Manner::Tunnel => Self::TUNNEL,
+        };
+        self.flags = self.flags & !(Self::LAYER2 | Self::TUNNEL) | bit;
     }
 
     /// Whether the sender of this half's packets has sent FIN.

@@ -65,11 +65,51 @@ impl FrontendKey {
 pub struct Frontend {
     /// The service that answers for this frontend.
     pub service: ServiceId,
-    /// Reserved, zero.
-    pub reserved: u32,
+    flags: u32,
     /// Where a local backend is delivered: the frontend's own address where it is one of this
     /// host's, else an address of this host of the same family.
     pub local_address: Address,
 }
 
 const _: () = assert!(size_of::<Frontend>() == 24);
+
+impl Frontend {
+    const FOREIGN: u32 = 1;
+    const UNLISTED: u32 = 2;
+
+    /// A frontend of `service`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(service: ServiceId, local_address: Address) -> Self {
+        Self { service, flags: 0, local_address }
+    }
+
+    /// A frontend of `service` on another node's address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn foreign(service: ServiceId, local_address: Address) -> Self {
+        Self { service, flags: Self::FOREIGN, local_address }
+    }
+
+    /// The same, on an address of this host that other nodes do not know as its.
+    #[must_use]
+    pub const fn unlisted(self) -> Self {
+        Self { flags: self.flags | Self::UNLISTED, ..self }
+    }
+
+    /// Whether other nodes do not know that the address is this host's: they would take nothing
+    /// that comes to it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unlisted(&self) -> bool {
+        self.flags & Self::UNLISTED != 0
+    }
+
+    /// Whether the address is another node's: packets to it can only have been handed over by that
+    /// node.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_foreign(&self) -> bool {
+        self.flags & Self::FOREIGN != 0
+    }
+}

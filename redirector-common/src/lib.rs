@@ -30,7 +30,7 @@ pub use address::{Address, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
-pub use flow::{Direction, Flow, FlowState, Tuple};
+pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};

@@ -40,9 +40,9 @@ maps! {
     /// Which ports of each protocol concern us; the cheap filter in front of every look-up.
     Ports = "PORTS", 1;
     /// Frontend to service.
-    Frontends = "FRONTENDS", 1;
+    Frontends = "FRONTENDS", 2;
     /// Service to Maglev table and policy.
-    Services = "SERVICES", 2;
+    Services = "SERVICES", 3;
     /// Maglev tables: hash to backend.
     Maglev = "MAGLEV", 1;
     /// Backends.
@@ -76,6 +76,8 @@ maps! {
     /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
     /// nowhere.
     Vips = "VIPS", 1;
+    /// Addresses of the other nodes that run redirector: what they hand over is taken.
+    Peers = "PEERS", 1;
     /// Ports of the first fragments of packets, for the fragments after them.
     Fragments = "FRAGMENTS", 1;
     /// What programs on this machine asked for, by socket and the backend that they got instead.

@@ -142,6 +142,16 @@ reasons! {
     ErrorLimited = 36, Drop, "error-limited";
     /// To a port that no service defines, of an address that only frontends have.
     UndefinedPort = 37, Drop, "undefined-port";
+    /// New flow to a backend on another node, which gets it as it came and answers by itself.
+    DsrNew = 44, Forward, "dsr-new";
+    /// Established flow to a backend on another node, which answers by itself.
+    DsrEstablished = 45, Forward, "dsr-established";
+    /// Handed over by another node in a packet of its own, but it opens nothing and no flow has it.
+    TunnelNoFlow = 46, Drop, "tunnel-no-flow";
+    /// Handed over by another node in a packet of its own, but no backend is here.
+    TunnelNoBackend = 47, Drop, "tunnel-no-backend";
+    /// A packet in a packet, of nobody who hands over what is ours.
+    IpInIp = 48, Pass, "ip-in-ip";
     /// A program on this machine connected or sent to a frontend; a program in this host's own
     /// stack answers. Counted once for each connection or unconnected datagram, without bytes.
     ClientLocal = 50, Deliver, "client-local";

@@ -22,6 +22,11 @@ pub struct Service {
     pub internal_offset: u32,
     /// Entries in that table.
     pub internal_size: u32,
+    /// The same for packets that another node hands over: this host's backends alone. Only services
+    /// with direct server return have it.
+    pub peer_offset: u32,
+    /// Entries in that table.
+    pub peer_size: u32,
     /// Bits of [`ServiceFlags`](Self::FLAG_SILENT).
     pub flags: u32,
     /// Services with the same group share what is remembered of clients; 0: nothing is.
@@ -32,7 +37,7 @@ pub struct Service {
     pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Service>() == 32);
+const _: () = assert!(size_of::<Service>() == 40);
 
 /// Where the client of a flow is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,6 +46,13 @@ pub enum Origin {
     Outside,
     /// On this node: a program of the host or of a pod on it.
     Node,
+    /// On the network, and another node that runs redirector hands its packets over.
+    Peer,
+}
+
+impl Origin {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Outside, Self::Node, Self::Peer];
 }
 
 impl Service {
@@ -54,6 +66,10 @@ impl Service {
     /// Any entry of the table for any new flow, in place of the one that its hash names.
     pub const FLAG_RANDOM: u32 = 4;
 
+    /// Backends on other nodes that run redirector get packets as they are, and answer clients
+    /// themselves.
+    pub const FLAG_DSR: u32 = 8;
+
     /// Offset and size of the table for clients from `origin`.
     #[inline(always)]
     #[must_use]
@@ -61,6 +77,7 @@ impl Service {
         match origin {
             Origin::Outside => (self.table_offset, self.table_size),
             Origin::Node => (self.internal_offset, self.internal_size),
+            Origin::Peer => (self.peer_offset, self.peer_size),
         }
     }
 
@@ -69,6 +86,13 @@ impl Service {
     #[must_use]
     pub const fn is_random(&self) -> bool {
         self.flags & Self::FLAG_RANDOM != 0
+    }
+
+    /// Whether backends on other nodes answer clients themselves, where that can be.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_dsr(&self) -> bool {
+        self.flags & Self::FLAG_DSR != 0
     }
 
     /// Whether clients stay with their backend.

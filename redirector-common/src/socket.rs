@@ -106,6 +106,10 @@ pub fn exchange<D: Directory>(
     let Some(frontend) = find(directory, client.protocol, asked) else {
         return Reason::NotOurs;
     };
+    if frontend.is_foreign() {
+        // The other node is asked, not what it would hand over.
+        return Reason::NotOurs;
+    }
     let Some(service) = directory.service(frontend.service) else {
         return Reason::Inconsistent;
     };

@@ -13,23 +13,27 @@ mod clients;
 mod context;
 mod counters;
 mod environment;
+mod handover;
 mod maps;
 mod redirect;
 mod reject;
 mod related;
 mod steer;
+mod uncover;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use redirector_common::Reason;
 use redirector_common::packet::{
     Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
 };
+use redirector_common::{Manner, Reason};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
+use crate::handover::handover_send;
 use crate::related::{handle_in, handle_out, related_note};
+use crate::uncover::{uncover_frame, uncover_skb};
 
 /// XDP in the driver.
 #[xdp(frags)]
@@ -52,13 +56,19 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     let Some((environment, packet, outcome)) = Kernel::new(ctx.ctx.cast()) else {
         return xdp_action::XDP_PASS;
     };
-    let Ok(()) = parse(&frame, packet) else {
-        return xdp_action::XDP_PASS;
-    };
     let size = frame.size();
+    // At most twice: what is taken out of another node's packet is parsed as if it had come alone.
+    let mut tunnelled = 0;
+    while let Err(reason) = parse(&frame, packet) {
+        if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_frame(ctx.ctx) == 0 {
+            return xdp_action::XDP_PASS;
+        }
+        tunnelled = 1;
+    }
+    packet.tunnelled = tunnelled;
     let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Forward => match rewrite(&mut frame, packet, &outcome.translated, true) {
+        Step::Forward => match handover::prepare(&mut frame, packet, outcome) {
             Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
             None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
         },
@@ -82,13 +92,19 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     };
     let (size, ifindex) = (skb.size(), skb.ifindex());
-    if let Err(reason) = parse(&skb, packet) {
+    // At most twice, as in XDP.
+    let mut tunnelled = 0;
+    while let Err(reason) = parse(&skb, packet) {
         if matches!(reason, Reason::Fragment | Reason::Icmp) {
             return handle_in(skb.raw());
         }
-        counters::count(ifindex, reason, size);
-        return TC_ACT_OK;
+        if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_skb(skb.raw()) == 0 {
+            counters::count(ifindex, reason, size);
+            return TC_ACT_OK;
+        }
+        tunnelled = 1;
     }
+    packet.tunnelled = tunnelled;
     let len = skb.segment_len(packet);
     let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
     let done = match decision.step {
@@ -115,7 +131,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
 /// Translates and sends on. One path for all three ways, so that the verifier walks the rewriting
 /// once.
 #[inline(always)]
-fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) -> Option<i32> {
+fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &mut Outcome, step: Step) -> Option<i32> {
     if packet.is_first_fragment() {
         related_note(skb.raw());
     }
@@ -123,7 +139,16 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &Outcome, step: Step) 
     if forwards {
         redirect::untag(skb, packet)?;
     }
-    rewrite(skb, packet, &outcome.translated, forwards)?;
+    let hands_over = forwards && outcome.manner.hands_over();
+    if forwards {
+        handover::keep_tuple(packet, outcome);
+    }
+    let decrement_ttl = forwards && !matches!(outcome.manner, Manner::Layer2);
+    rewrite(skb, packet, &outcome.translated, decrement_ttl)?;
+    if hands_over {
+        let sent = handover_send(skb.raw(), u32::from(matches!(step, Step::ForwardUnresolved)));
+        return (sent >= 0).then_some(sent);
+    }
     redirect::finish(skb, &outcome.next_hop, step)
 }
 

@@ -35,6 +35,9 @@ pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
 #[map]
 pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
+pub(crate) static PEERS: HashMap<Address, u32> =
+    HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+#[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);

@@ -5,13 +5,13 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK,
-    bpf_fib_lookup as FibLookup, xdp_action,
+    bpf_fib_lookup as FibLookup, bpf_redir_neigh, xdp_action,
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_skb_vlan_pop,
 };
 use redirector_common::packet::{LinkAddresses, NextHop, Packet, PacketBuf, Route, Step};
-use redirector_common::{Family, Tuple};
+use redirector_common::{Address, Family, Tuple};
 
 use crate::context::{Frame, Skb};
 
@@ -74,6 +74,17 @@ pub(crate) fn route(
     }
 }
 
+/// The neighbour that the look-up has found.
+#[inline(always)]
+pub(crate) fn gateway(query: &FibLookup) -> Address {
+    // SAFETY: addresses of either family are filled in as words.
+    if query.family == AF_INET {
+        Address::from_v4_word(unsafe { query.__bindgen_anon_4.ipv4_dst })
+    } else {
+        Address::from_words(unsafe { query.__bindgen_anon_4.ipv6_dst })
+    }
+}
+
 /// An Ethernet address, loaded two bytes at a time: it stands at an even address.
 #[inline(always)]
 fn halves(address: &[u8; 6]) -> [u16; 3] {
@@ -105,7 +116,7 @@ pub(crate) fn finish(skb: &Skb, next_hop: &NextHop, step: Step) -> Option<i32> {
 
 /// Sends a packet from TC to a neighbour that is known.
 #[inline(always)]
-fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
+pub(crate) fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
     write_link(skb, next_hop)?;
     // SAFETY: takes integers.
     Some(unsafe { bpf_redirect(next_hop.ifindex, 0) as i32 })
@@ -113,9 +124,33 @@ fn send_skb(skb: &Skb, next_hop: &NextHop) -> Option<i32> {
 
 /// Sends a packet from TC to a neighbour that the kernel must find.
 #[inline(always)]
-fn send_skb_unresolved(next_hop: &NextHop) -> Option<i32> {
+pub(crate) fn send_skb_unresolved(next_hop: &NextHop) -> Option<i32> {
     // SAFETY: no parameters: the kernel asks the routing table itself.
     Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, ptr::null_mut(), 0, 0) as i32 })
+}
+
+/// Sends a packet from TC to a neighbour that the kernel must find, whatever the packet's own
+/// destination is.
+#[inline(always)]
+pub(crate) fn send_skb_to(next_hop: &NextHop, neighbour: &Address) -> Option<i32> {
+    const SIZE: i32 = {
+        assert!(size_of::<bpf_redir_neigh>() == 20);
+        20
+    };
+    // SAFETY: integers.
+    let mut to: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    match neighbour.family() {
+        Family::V4 => {
+            to.nh_family = AF_INET.into();
+            to.__bindgen_anon_1.ipv4_nh = neighbour.words()[3];
+        }
+        Family::V6 => {
+            to.nh_family = AF_INET6.into();
+            to.__bindgen_anon_1.ipv6_nh = *neighbour.words();
+        }
+    }
+    // SAFETY: the parameters are as large as said.
+    Some(unsafe { bpf_redirect_neigh(next_hop.ifindex, &raw mut to, SIZE, 0) as i32 })
 }
 
 #[inline(always)]

@@ -38,9 +38,9 @@ impl Notes {
 }
 
 /// What a packet is: a later fragment.
-const FRAGMENT: u32 = 1;
+pub(crate) const FRAGMENT: u32 = 1;
 /// An ICMP error.
-const ERROR: u32 = 2;
+pub(crate) const ERROR: u32 = 2;
 /// One of IPv4.
 const ERROR_V4: u32 = 3;
 /// One of IPv6.
@@ -148,7 +148,7 @@ extern "C" fn related_parse(ctx: *mut __sk_buff) -> u32 {
 /// Finds the first fragment of the packet's. 0: it is none of ours.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn related_find_first(ctx: *mut __sk_buff) -> u32 {
+pub(crate) extern "C" fn related_find_first(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::from_raw(ctx);
     let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
         return 0;
@@ -160,7 +160,7 @@ extern "C" fn related_find_first(ctx: *mut __sk_buff) -> u32 {
 /// Finds the headers of the packet that is quoted. 0: it is none of ours.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn related_parse_quoted(ctx: *mut __sk_buff) -> u32 {
+pub(crate) extern "C" fn related_parse_quoted(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::from_raw(ctx);
     let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
         return 0;

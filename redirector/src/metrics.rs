@@ -87,6 +87,7 @@ impl Metrics {
                 | MapName::Affinity
                 | MapName::Takers
                 | MapName::Vips
+                | MapName::Peers
                 | MapName::Fragments
                 | MapName::Sockets => maps.entries(*name)?,
             };

@@ -30,4 +30,5 @@ pub mod server;
 pub mod site;
 pub mod topology;
 pub mod transfer;
+pub mod tunnel;
 pub mod wait;

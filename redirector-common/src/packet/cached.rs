@@ -68,6 +68,7 @@ fn hit(
             return None;
         }
         words::copy(&entry.next_hop, &mut outcome.next_hop);
+        outcome.manner = entry.manner();
         Step::Forward
     } else if matches!(hook, Hook::Xdp) {
         return Some(Decision::new(Step::HandOver, entry.reason()));
@@ -119,7 +120,7 @@ pub(super) fn keep<E: Environment>(
             || environment
                 .interface(outcome.next_hop.ifindex)
                 .is_some_and(|interface| interface.xdp_transmit()));
-    entry.set_way(decision.reason, forwarded, by_xdp);
+    entry.set_way(decision.reason, forwarded, by_xdp, outcome.manner);
     entry.epoch = place.epoch;
 }
 

@@ -3,8 +3,8 @@
 use super::cached::{self, Place};
 use super::steer::Steering;
 use super::track::{is_over, track};
-use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, new_flow};
-use crate::{FlowState, PortFlags, Protocol, Reason, Tuple, words};
+use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, handover, new_flow};
+use crate::{Address, FlowState, Manner, PortFlags, Protocol, Reason, Tuple, words};
 
 /// Where the deciding program is attached, and so what it can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +121,11 @@ pub struct Outcome {
     pub translated: Tuple,
     /// Where it is to go, where it is forwarded.
     pub next_hop: NextHop,
+    /// How it is to get there, where it is forwarded.
+    pub manner: Manner,
+    /// The backend, where the packet is handed over as it came: for whoever has no need of
+    /// [`Self::translated`] then.
+    pub backend: Address,
     /// What its sender is told, where it is rejected.
     pub error: IcmpError,
 }
@@ -130,6 +135,8 @@ impl Outcome {
     pub const EMPTY: Self = Self {
         translated: Packet::EMPTY.tuple,
         next_hop: NextHop::NONE,
+        manner: Manner::Translate,
+        backend: Address::UNSPECIFIED,
         error: IcmpError::PortUnreachable,
     };
 }
@@ -149,6 +156,7 @@ pub fn decide<E: Environment>(
         return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
     if matches!(hook, Hook::Xdp)
+        && !packet.is_tunnelled()
         && (!flags.intersects(PortFlags::REMOTE.union(PortFlags::SNAT))
             || packet.vlan_tags != 0
             || packet.is_first_fragment())
@@ -240,10 +248,31 @@ fn begins_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntr
         Protocol::Tcp => {
             packet.flags.opens()
                 && (matches!(entry.state(), FlowState::TimeWait | FlowState::Closed)
+                    || is_abandoned(environment, entry)
                     || is_over(environment, entry))
         }
         Protocol::Udp => is_over(environment, entry),
     }
+}
+
+/// Whether a flow whose replies are not seen, and so not their end either, is over if its client
+/// opens a connection. Not if that is an old SYN which was late. Nobody seems to answer one that is
+/// repeated: perhaps the other node no longer takes such packets, or not yet.
+#[inline(always)]
+fn is_abandoned<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
+    const LATE: u64 = 5000;
+    const REPEATED: u64 = 900;
+    entry.manner().hands_over()
+        && match entry.state() {
+            FlowState::HalfClosed => true,
+            FlowState::Established => entry.is_idle(environment.now(), LATE),
+            FlowState::SynSent => entry.is_idle(environment.now(), REPEATED),
+            FlowState::SynReceived
+            | FlowState::TimeWait
+            | FlowState::Closed
+            | FlowState::Unreplied
+            | FlowState::Replied => false,
+        }
 }
 
 /// Decides about a packet of a flow that is there.
@@ -259,20 +288,29 @@ pub(super) fn established<E: Environment>(
 ) -> Decision {
     words::copy(entry.translated(), &mut outcome.translated);
     let now = environment.now();
+    outcome.manner = entry.manner();
     let decision = if !entry.is_local() {
-        let reason = if entry.is_reply() { Reason::RemoteReply } else { Reason::RemoteEstablished };
-        forward(environment, packet, hook, reason, outcome, |outcome| {
-            if let Some(known) = entry.next_hop(place.epoch, now) {
-                words::copy(known, &mut outcome.next_hop);
-                let fits = u32::from(len) <= known.mtu;
-                return if fits { Route::Via } else { Route::TooBig };
-            }
-            let route = find_way(environment, packet, len, outcome);
+        let reason = match (outcome.manner.hands_over(), entry.is_reply()) {
+            (false, false) => Reason::RemoteEstablished,
+            (false, true) => Reason::RemoteReply,
+            (true, false) => Reason::DsrEstablished,
+            // Replies of nodes that answer by themselves never come this way.
+            (true, true) => return Decision::pass(Reason::NotOurs),
+        };
+        let route = if packet.ttl <= 1 {
+            Route::TooFar
+        } else if let Some(known) = entry.next_hop(place.epoch, now) {
+            words::copy(known, &mut outcome.next_hop);
+            if u32::from(len) <= known.mtu { Route::Via } else { Route::TooBig }
+        } else {
+            let route = handover::find_way(environment, packet, len, false, outcome);
             if matches!(route, Route::Via) {
+                entry.set_manner(outcome.manner);
                 entry.set_next_hop(&outcome.next_hop, place.epoch, now);
             }
             route
-        })
+        };
+        forward(environment, hook, reason, route, outcome)
     } else if entry.is_reply() {
         // Replies of local backends leave by TC egress; nobody outside sends them to us.
         Decision::pass(Reason::NotOurs)
@@ -286,38 +324,26 @@ pub(super) fn established<E: Environment>(
     decision
 }
 
-/// Asks the routing table.
-#[inline(always)]
-pub(super) fn find_way<E: Environment>(
-    environment: &E,
-    packet: &Packet,
-    len: u16,
-    outcome: &mut Outcome,
-) -> Route {
-    environment.route(packet, &outcome.translated, len, &mut outcome.next_hop)
-}
-
 /// Decides about a packet to this host's own stack.
 #[inline(always)]
 pub(super) const fn deliver(hook: Hook, reason: Reason) -> Decision {
     Decision::new(Step::Deliver, reason).unless_xdp(hook)
 }
 
-/// Decides how a packet that leaves this host again goes, given where to and how to find the way.
+/// Decides how a packet that leaves this host again goes, given the way that was found.
 #[inline(always)]
 pub(super) fn forward<E: Environment>(
     environment: &E,
-    packet: &Packet,
     hook: Hook,
     reason: Reason,
+    route: Route,
     outcome: &mut Outcome,
-    find_way: impl FnOnce(&mut Outcome) -> Route,
 ) -> Decision {
-    if packet.ttl <= 1 {
-        let error = IcmpError::TimeExceeded;
-        return Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome);
-    }
-    match find_way(outcome) {
+    match route {
+        Route::TooFar => {
+            let error = IcmpError::TimeExceeded;
+            Decision::reject(environment, hook, Reason::TtlExceeded, error, outcome)
+        }
         Route::Via => {
             let decision = Decision::new(Step::Forward, reason);
             let transmits = matches!(hook, Hook::Ingress)

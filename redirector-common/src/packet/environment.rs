@@ -3,13 +3,13 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Packet, Socket};
+use super::{Outcome, Packet, Socket, handover};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
-    Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Service,
+    ServiceId, Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -77,6 +77,9 @@ pub trait Environment {
     /// Whether an address is a frontend's and not this host's.
     fn is_vip(&self, address: &Address) -> bool;
 
+    /// Whether an address is another node's that runs redirector.
+    fn is_peer(&self, address: &Address) -> bool;
+
     /// Whether one more error may be sent now.
     fn may_answer(&self) -> bool;
 
@@ -94,6 +97,25 @@ pub trait Environment {
 
     /// The way to `to`'s destination for a packet of `len` bytes of IP, noted in `next_hop`.
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route;
+
+    /// The neighbour that the way which was last found goes by; the destination itself where it
+    /// is one.
+    fn gateway(&self) -> Address;
+
+    /// [`handover::settle`].
+    fn settle(
+        &self,
+        packet: &Packet,
+        len: u16,
+        is_first: bool,
+        route: Route,
+        outcome: &mut Outcome,
+    ) -> Route
+    where
+        Self: Sized,
+    {
+        handover::settle(self, packet, len, is_first, route, outcome)
+    }
 
     /// What this host's own stack has for a TCP packet as it is.
     fn socket(&self, packet: &Packet) -> Socket;
@@ -184,6 +206,27 @@ pub enum Route {
     TooBig,
     /// No way, or a forbidden one, or to this host itself.
     Unreachable,
+    /// The packet has passed too many routers to go on; of a packet alone, never of a way.
+    TooFar,
+}
+
+impl Route {
+    /// From its number; an unknown one reads as `Unreachable`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Via as u32 {
+            Self::Via
+        } else if number == Self::Unresolved as u32 {
+            Self::Unresolved
+        } else if number == Self::TooBig as u32 {
+            Self::TooBig
+        } else if number == Self::TooFar as u32 {
+            Self::TooFar
+        } else {
+            Self::Unreachable
+        }
+    }
 }
 
 /// Where a new flow is put together: too large for the 512 bytes of a program's stack.
@@ -198,6 +241,25 @@ pub struct Scratch {
     pub reply_key: Tuple,
     /// Of the flow's service.
     pub affinity_group: u32,
+    /// How the flow's packets are to get to a backend elsewhere, if that can be: a [`Manner`].
+    pub wanted: u32,
+    /// Where packets come from for a backend that cannot tell this client from others.
+    pub source: Address,
+}
+
+impl Scratch {
+    /// How the flow's packets are to get to a backend elsewhere, if that can be.
+    #[inline(always)]
+    #[must_use]
+    pub const fn wanted(&self) -> Manner {
+        if self.wanted == Manner::Layer2 as u32 {
+            Manner::Layer2
+        } else if self.wanted == Manner::Tunnel as u32 {
+            Manner::Tunnel
+        } else {
+            Manner::Translate
+        }
+    }
 }
 
 /// A half of a flow where it stands in its map, shared with other CPUs.
@@ -256,6 +318,34 @@ impl FlowEntry {
     #[must_use]
     pub const fn fin_seen(&self) -> bool {
         self.view().fin_seen()
+    }
+
+    /// How the flow's packets get to a backend elsewhere.
+    #[inline(always)]
+    #[must_use]
+    pub const fn manner(&self) -> Manner {
+        self.view().manner()
+    }
+
+    /// Packets that this half has counted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn packets(&self) -> u64 {
+        self.view().packets
+    }
+
+    /// Whether this half has seen no packet for so many milliseconds.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_idle(&self, now: u64, milliseconds: u64) -> bool {
+        now.saturating_sub(self.view().last_seen) > milliseconds * 1_000_000
+    }
+
+    /// Sets how packets of this half get to a backend elsewhere.
+    #[inline(always)]
+    pub const fn set_manner(self, manner: Manner) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.set_manner(manner);
     }
 
     /// Whether this half alone is past its timeout.

@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod decide;
 pub mod environment;
 pub mod fragment;
+pub mod handover;
 pub mod icmp;
 pub mod limit;
 pub mod new_flow;
@@ -21,6 +22,7 @@ pub mod rewrite;
 pub mod select;
 pub mod steer;
 pub mod track;
+pub mod tunnel;
 
 pub use checksum::Delta;
 pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply};

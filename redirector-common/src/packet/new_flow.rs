@@ -1,12 +1,15 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
 use super::cached::Place;
-use super::decide::{Decision, Outcome, Step, deliver, established, find_way, forward, unclaimed};
+use super::decide::{Decision, Outcome, Step, deliver, established, forward, unclaimed};
 use super::environment::Inserted;
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
-use super::{Environment, Hook, IcmpError, Packet, Scratch, Socket};
-use crate::{Address, Direction, FrontendKey, Origin, Port, Protocol, Reason, Service, Tuple};
+use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
+use crate::{
+    Address, Direction, Frontend, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service,
+    Tuple, words,
+};
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
@@ -31,6 +34,9 @@ pub(super) fn open<E: Environment>(
     // An acknowledgement may end a handshake that was steered and of which the kernel has kept no
     // state: it goes the way of its SYN.
     let opens = matches!(tuple.protocol(), Protocol::Udp) || packet.flags.opens();
+    if packet.is_tunnelled() && !opens {
+        return Decision::drop(Reason::TunnelNoFlow);
+    }
     let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
     let may_answer = may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges();
     if !opens && !may_answer {
@@ -47,14 +53,21 @@ pub(super) fn open<E: Environment>(
     {
         return Decision::drop(Reason::SourceDenied);
     }
-    if service.table_size == 0 {
-        return if opens {
+    let origin =
+        if packet.is_tunnelled() || frontend.is_foreign() { Origin::Peer } else { Origin::Outside };
+    let (_, size) = service.table(origin);
+    if size == 0 {
+        return if packet.is_tunnelled() {
+            Decision::drop(Reason::TunnelNoBackend)
+        } else if frontend.is_foreign() {
+            Decision::pass(Reason::NotOurs)
+        } else if opens {
             no_backend(environment, &service, hook, outcome)
         } else {
             Decision::pass(Reason::NoFlow)
         };
     }
-    if matches!(hook, Hook::Xdp) && service.is_random() {
+    if matches!(hook, Hook::Xdp) && service.is_random() && !packet.is_tunnelled() {
         // Chosen once: what XDP leaves to TC ingress would otherwise be chosen twice, and backends
         // elsewhere get more than their share.
         return Decision::pass(Reason::NotOurs).unless_xdp(hook);
@@ -66,7 +79,8 @@ pub(super) fn open<E: Environment>(
     let scratch = unsafe { scratch.as_mut() };
     // Noted where the verifier does not follow it, or it would walk all that comes twice.
     scratch.affinity_group = service.affinity_group;
-    let Some(id) = choose(environment, frontend.service, &service, Origin::Outside, tuple) else {
+    scratch.wanted = wanted(&service, &frontend, &tuple.destination) as u32;
+    let Some(id) = choose(environment, frontend.service, &service, origin, tuple) else {
         return Decision::drop(Reason::Inconsistent);
     };
     let Some(backend) = environment.backend(id) else {
@@ -100,29 +114,53 @@ pub(super) fn open<E: Environment>(
     {
         return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
     }
-    let mut decision = if local {
+    let mut decision = if packet.is_tunnelled() {
+        // Recorded wherever it was uncovered: nothing on the packet tells TC ingress of it.
+        Decision::deliver(Reason::LocalNew)
+    } else if local {
         deliver(hook, Reason::LocalNew)
     } else {
-        forward(environment, packet, hook, Reason::RemoteNew, outcome, |outcome| {
-            find_way(environment, packet, len, outcome)
-        })
+        outcome.manner = scratch.wanted();
+        let route = if packet.ttl <= 1 {
+            Route::TooFar
+        } else {
+            handover::find_way(environment, packet, len, true, outcome)
+        };
+        forward(environment, hook, Reason::RemoteNew, route, outcome)
     };
     if !matches!(decision.step, Step::Deliver | Step::Forward | Step::ForwardUnresolved) {
         return decision;
     }
-    if !local {
-        let source = environment
+    if local {
+        outcome.manner = Manner::Translate;
+        words::copy(&tuple.source, &mut scratch.source);
+    } else {
+        scratch.source = environment
             .interface(outcome.next_hop.ifindex)
             .map_or(Address::UNSPECIFIED, |interface| interface.source(packet.family()));
-        if source.is_unspecified() {
+        if scratch.source.is_unspecified() {
             return Decision::drop(Reason::NoSourceAddress);
         }
-        outcome.translated.source = source;
+        if !outcome.manner.hands_over() {
+            outcome.translated.source = scratch.source;
+        }
     }
     fill(environment, packet, scratch, (frontend.service, id), local, &outcome.translated);
-    match record(environment, packet, scratch, local) {
+    scratch.forward.set_manner(outcome.manner);
+    scratch.reply.set_manner(outcome.manner);
+    if packet.is_tunnelled() && matches!(hook, Hook::Xdp) {
+        // TC ingress counts it.
+        scratch.forward.packets = 0;
+        scratch.forward.bytes = 0;
+    }
+    let keeps_client = local || outcome.manner.hands_over();
+    match record(environment, packet, scratch, keeps_client) {
         Recorded::New => {
-            outcome.translated.source_port = scratch.forward.translated.source_port;
+            words::copy(&scratch.forward.translated, &mut outcome.translated);
+            outcome.manner = scratch.forward.manner();
+            if outcome.manner.hands_over() {
+                decision.reason = Reason::DsrNew;
+            }
             remember(environment, scratch.affinity_group, &tuple.source, id);
         }
         Recorded::Elsewhere => match environment.flow(&packet.tuple) {
@@ -134,7 +172,21 @@ pub(super) fn open<E: Environment>(
         Recorded::Full => return Decision::drop(Reason::FlowTableFull),
         Recorded::NoPort => return Decision::drop(Reason::SnatExhausted),
     }
-    decision
+    if packet.is_tunnelled() { decision.unless_xdp(hook) } else { decision }
+}
+
+/// How packets of a service's flows are to get to a backend elsewhere, if that can be. As they
+/// are only if nobody but this host would take them: a node that has the address itself would not
+/// know that another has decided.
+#[inline(always)]
+fn wanted(service: &Service, frontend: &Frontend, address: &Address) -> Manner {
+    if !service.is_dsr() || frontend.is_unlisted() {
+        Manner::Translate
+    } else if frontend.local_address == *address {
+        Manner::Layer2
+    } else {
+        Manner::Tunnel
+    }
 }
 
 #[inline(always)]
@@ -219,12 +271,19 @@ fn record<E: Environment>(
             Inserted::Exists => {}
         }
         if own_port {
+            // Another flow of the client's looks the same to the backend.
             match environment.flow(&scratch.reply_key) {
                 // Another CPU is opening this very flow, or only half of it is left: share it.
                 Some(entry) if *entry.translated() == scratch.reply.translated => {
                     return record_forward(environment, packet, scratch);
                 }
-                Some(_) | None => own_port = false,
+                Some(_) | None => {
+                    own_port = false;
+                    scratch.forward.translated.source = scratch.source;
+                    scratch.reply_key.destination = scratch.source;
+                    scratch.forward.set_manner(Manner::Translate);
+                    scratch.reply.set_manner(Manner::Translate);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@
 use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::PacketBuf;
+use super::{PacketBuf, tunnel};
 use crate::{Address, Family, Port, Protocol, Reason, Tuple};
 
 const ETHER_TYPE_IPV4: u16 = 0x0800;
@@ -95,6 +95,8 @@ pub struct Packet {
     /// Offset of the identification from the start of the frame, in bytes, where this is one of
     /// several fragments; 0 where it is a whole packet.
     pub identification: u16,
+    /// Whether it came in a packet of another node that runs redirector: 1, or else 0.
+    pub tunnelled: u16,
 }
 
 impl Packet {
@@ -114,6 +116,7 @@ impl Packet {
         flags: TcpFlags(0),
         vlan_tags: 0,
         identification: 0,
+        tunnelled: 0,
     };
 
     /// Finds the headers of `bytes`; see [`parse`].
@@ -135,6 +138,13 @@ impl Packet {
         !self.flags.any(TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST)
             && !self.is_first_fragment()
             && self.ttl > 1
+    }
+
+    /// Whether it came in a packet of another node that runs redirector.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_tunnelled(&self) -> bool {
+        self.tunnelled != 0
     }
 
     /// Whether this is the first of several fragments: those that [`parse`] finds are.
@@ -187,6 +197,19 @@ impl Fragment {
 #[inline(always)]
 pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason> {
     let (ether_type, network, vlan_tags) = parse_link(bytes)?;
+    packet.tunnelled = 0;
+    parse_packet(bytes, ether_type, network, vlan_tags, packet)
+}
+
+/// As [`parse`], of the IP packet at `network`.
+#[inline(always)]
+pub(super) fn parse_packet<P: PacketBuf>(
+    bytes: &P,
+    ether_type: u16,
+    network: usize,
+    vlan_tags: u8,
+    packet: &mut Packet,
+) -> Result<(), Reason> {
     let ip = parse_network(bytes, ether_type, network)?;
     if ip.fragment.later {
         return Err(Reason::Fragment);
@@ -194,6 +217,7 @@ pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason>
     let Some(protocol) = Protocol::from_number(ip.protocol) else {
         return Err(match ip.protocol {
             ICMP | ICMPV6 => Reason::Icmp,
+            tunnel::IPV4 | tunnel::IPV6 => Reason::IpInIp,
             _ => Reason::NotTcpUdp,
         });
     };
@@ -217,6 +241,15 @@ pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason>
     packet.vlan_tags = vlan_tags;
     packet.identification = ip.fragment.identification as u16;
     Ok(())
+}
+
+/// The type that Ethernet has for a family.
+#[inline(always)]
+pub(super) const fn ether_type(family: Family) -> u16 {
+    match family {
+        Family::V4 => ETHER_TYPE_IPV4,
+        Family::V6 => ETHER_TYPE_IPV6,
+    }
 }
 
 /// The type of what follows Ethernet and its VLAN tags, its offset, and the number of tags.

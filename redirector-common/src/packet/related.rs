@@ -5,7 +5,7 @@ use super::decide::{Decision, Outcome, Step};
 use super::fragment::{find_first, rewrite_later};
 use super::parse::{parse_link, parse_network};
 use super::quoted::{ICMP_LEN, Quoted, is_error, parse_quoted, rewrite_error};
-use super::{Environment, FlowEntry, Packet, PacketBuf, Route, TcpFlags};
+use super::{Environment, FlowEntry, Packet, PacketBuf, Route, TcpFlags, handover};
 use crate::{Port, PortFlags, Protocol, Reason, Tuple, words};
 
 /// What the packet is.
@@ -26,6 +26,18 @@ pub enum Kind {
 #[inline(always)]
 pub fn parse_related<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<Kind, Reason> {
     let (ether_type, network, vlan_tags) = parse_link(bytes)?;
+    parse_related_packet(bytes, ether_type, network, vlan_tags, packet)
+}
+
+/// As [`parse_related`], of the IP packet at `network`.
+#[inline(always)]
+pub(super) fn parse_related_packet<P: PacketBuf>(
+    bytes: &P,
+    ether_type: u16,
+    network: usize,
+    vlan_tags: u8,
+    packet: &mut Packet,
+) -> Result<Kind, Reason> {
     let ip = parse_network(bytes, ether_type, network)?;
     let (kind, protocol) = if ip.fragment.later {
         (Kind::Fragment, Protocol::from_number(ip.protocol).ok_or(Reason::Fragment)?)
@@ -107,7 +119,11 @@ pub fn decide_related<E: Environment>(
         return Decision::pass(stranger(kind));
     };
     words::copy(entry.translated(), &mut outcome.translated);
-    let decision = if !entry.is_local() {
+    outcome.manner = entry.manner();
+    let decision = if !entry.is_local() && entry.is_reply() && outcome.manner.hands_over() {
+        // Those of nodes that answer by themselves never come this way.
+        return Decision::pass(stranger(kind));
+    } else if !entry.is_local() {
         forward(environment, packet, kind, entry, outcome)
     } else if entry.is_reply() {
         // Those of local backends leave by TC egress; nobody outside sends them to us.
@@ -160,16 +176,19 @@ fn forward<E: Environment>(
     let (reason, stopped) = match kind {
         Kind::Error => (Reason::ErrorForwarded, Reason::ErrorNotForwarded),
         Kind::Fragment if entry.is_reply() => (Reason::RemoteReply, Reason::FragmentNotForwarded),
+        Kind::Fragment if outcome.manner.hands_over() => {
+            (Reason::DsrEstablished, Reason::FragmentNotForwarded)
+        }
         Kind::Fragment => (Reason::RemoteEstablished, Reason::FragmentNotForwarded),
     };
     if packet.ttl <= 1 {
         return Decision::drop(stopped);
     }
-    match environment.route(packet, &outcome.translated, packet.ip_len, &mut outcome.next_hop) {
+    match handover::find_way(environment, packet, packet.ip_len, false, outcome) {
         Route::Via => Decision::new(Step::Forward, reason),
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason),
         Route::TooBig => Decision::drop(stopped),
-        Route::Unreachable => Decision::drop(Reason::NoRoute),
+        Route::Unreachable | Route::TooFar => Decision::drop(Reason::NoRoute),
     }
 }
 

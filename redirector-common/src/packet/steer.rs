@@ -42,7 +42,9 @@ impl Steering {
     pub(super) fn of(packet: &Packet, flags: PortFlags) -> Self {
         Self {
             flags,
+            // What another node handed over is for an address that this host does not have.
             possible: matches!(packet.tuple.protocol(), Protocol::Tcp)
+                && !packet.is_tunnelled()
                 && flags.intersects(PortFlags::STEER),
         }
     }

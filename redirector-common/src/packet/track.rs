@@ -9,6 +9,10 @@ pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry,
     entry.count(now, packet.ip_len);
     let direction = if entry.is_reply() { Direction::Reply } else { Direction::Forward };
     let state = entry.state();
+    if entry.manner().hands_over() && goes_on(state, packet, entry) {
+        set_state(environment, entry, settled(packet));
+        return;
+    }
     if !may_change(state, direction, packet) {
         return;
     }
@@ -23,6 +27,40 @@ pub fn track<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry,
         if let Some(partner) = partner {
             partner.set_state(next);
         }
+    }
+}
+
+/// Whether a packet of a flow whose replies are not seen shows that there are some: of TCP an
+/// acknowledgement, of UDP one more than those that a client sends for want of an answer.
+#[inline(always)]
+fn goes_on(state: FlowState, packet: &Packet, entry: FlowEntry) -> bool {
+    const UNANSWERED: u64 = 4;
+    match state {
+        FlowState::SynSent => packet.flags.acknowledges() && !packet.flags.any(TcpFlags::FIN),
+        FlowState::Unreplied => entry.packets() > UNANSWERED,
+        FlowState::SynReceived
+        | FlowState::Established
+        | FlowState::HalfClosed
+        | FlowState::TimeWait
+        | FlowState::Closed
+        | FlowState::Replied => false,
+    }
+}
+
+/// The state of a flow that goes both ways.
+#[inline(always)]
+const fn settled(packet: &Packet) -> FlowState {
+    match packet.tuple.protocol() {
+        Protocol::Tcp => FlowState::Established,
+        Protocol::Udp => FlowState::Replied,
+    }
+}
+
+#[inline(always)]
+fn set_state<E: Environment>(environment: &E, entry: FlowEntry, state: FlowState) {
+    entry.set_state(state);
+    if let Some(partner) = environment.partner(entry) {
+        partner.set_state(state);
     }
 }
 

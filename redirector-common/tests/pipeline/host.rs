@@ -38,9 +38,13 @@ pub(crate) struct Host {
     pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub(crate) takers: BTreeMap<TakerKey, Taker>,
     pub(crate) vips: BTreeSet<Address>,
+    pub(crate) peers: BTreeSet<Address>,
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
+    /// The next node on the way; the destination itself if there is none.
+    pub(crate) router: Cell<Option<Address>>,
+    gateway: Cell<Address>,
     /// How often the routing table was asked.
     pub(crate) asked: Cell<u32>,
     pub(crate) flow_capacity: Cell<usize>,
@@ -86,9 +90,12 @@ impl Host {
             affinities: RefCell::default(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
+            peers: BTreeSet::new(),
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
+            router: Cell::new(None),
+            gateway: Cell::new(Address::UNSPECIFIED),
             asked: Cell::new(0),
             flow_capacity: Cell::new(1000),
             sockets: RefCell::default(),
@@ -108,6 +115,8 @@ impl Host {
                 reply: empty,
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
+                wanted: 0,
+                source: Address::UNSPECIFIED,
             }),
         }
     }
@@ -134,7 +143,7 @@ impl Host {
         for &port in ports {
             self.frontends.insert(
                 FrontendKey::new(v4(1), Port::new(port), protocol),
-                Frontend { service: id, reserved: 0, local_address: v4(1) },
+                Frontend::new(id, v4(1)),
             );
             let mut ports = self.ports.borrow_mut();
             let entry = ports.entry((protocol.number(), port)).or_default();
@@ -324,6 +333,10 @@ impl Environment for Host {
         self.vips.contains(address)
     }
 
+    fn is_peer(&self, address: &Address) -> bool {
+        self.peers.contains(address)
+    }
+
     fn may_answer(&self) -> bool {
         let left = self.errors.get();
         self.errors.set(left.saturating_sub(1));
@@ -346,11 +359,16 @@ impl Environment for Host {
         self.fragments.borrow_mut().insert(*key, *first);
     }
 
-    fn route(&self, _: &Packet, _: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
+    fn route(&self, _: &Packet, to: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
         self.asked.set(self.asked.get() + 1);
+        self.gateway.set(self.router.get().unwrap_or(to.destination));
         next_hop.ifindex = IFINDEX;
         next_hop.mtu = 1280;
         self.route.get()
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.get()
     }
 
     fn socket(&self, packet: &Packet) -> Socket {

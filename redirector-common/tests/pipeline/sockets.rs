@@ -48,7 +48,7 @@ impl Node {
                 (false, Family::V4) => address("192.0.2.1"),
                 (false, Family::V6) => address("2001:db8::1"),
             };
-            let value = Frontend { service: id, reserved: 0, local_address };
+            let value = Frontend::new(id, local_address);
             self.frontends.insert(*key, value);
             self.ports.insert((key.protocol().number(), key.port.number()));
         }
@@ -174,6 +174,11 @@ fn node() -> Node {
         &[],
         &[Backend::local_at(address("127.0.0.1"), Port::new(9000))],
     );
+    // Another node's address, which that node hands packets over from.
+    node.serve(&[frontend("192.0.2.2:80")], &[local(8080)], &[local(8080)]);
+    node.frontends.entry(frontend("192.0.2.2:80")).and_modify(|frontend| {
+        *frontend = Frontend::foreign(frontend.service, frontend.local_address);
+    });
     // An address that is not every node address.
     node.serve(&[frontend("127.0.0.53:53")], &[], &[local(5353)]);
     node
@@ -194,6 +199,7 @@ fn what_is_asked_for_is_exchanged() {
         ("elsewhere", NODE, "192.0.2.1:81", ClientRemote, "10.0.0.5:8080"),
         ("elsewhere by localhost", NODE, "127.0.0.1:81", ClientRemote, "10.0.0.5:8080"),
         ("elsewhere, IPv6", NODE, "[::1]:81", ClientRemote, "[2001:db8:5::5]:8080"),
+        ("another node's address", NODE, "192.0.2.2:80", NotOurs, "192.0.2.2:80"),
         ("nobody", NODE, "192.0.2.1:82", ClientRefused, "192.0.2.1:82"),
         ("nobody, by localhost", NODE, "127.0.0.1:82", ClientRefused, "127.0.0.1:82"),
         ("policy Local does not count", NODE, "192.0.2.1:83", ClientRemote, "10.0.0.5:8080"),

@@ -1,6 +1,7 @@
 //! What the Kubernetes API asks for, as the node needs it, and what it is told in return.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
@@ -61,7 +62,7 @@ impl Kubernetes {
         let (reporter, mouth) = Reporter::new(options.access.clone(), node_name);
         let answer = Answer::default();
         let kubernetes = Self {
-            cluster: Cluster::new(Index::new(options.service_proxy_name.clone())),
+            cluster: Cluster::new(Index::new(node_name, options.service_proxy_name.clone())),
             rules: Rules {
                 node_name: node_name.to_owned(),
                 node_port_addresses: options.node_port_addresses.clone(),
@@ -126,7 +127,7 @@ impl Kubernetes {
         cluster.with(|index| {
             let dirty = index.take_dirty();
             let missing: Vec<Kind> = index.missing().collect();
-            let mut is_changed = missing != self.missing;
+            let mut is_changed = missing != self.missing || dirty.nodes;
             self.missing = missing;
             self.triggers.extend(dirty.triggers);
             let mut services = dirty.services;
@@ -152,6 +153,15 @@ impl Kubernetes {
                 is_changed |= self.put((Kind::Pod, name), new);
             }
             is_changed
+        })
+    }
+
+    /// Addresses of all nodes; of this one those that `is_own` finds here, because others may
+    /// translate to it.
+    pub(super) fn nodes(&self, is_own: impl Fn(IpAddr) -> bool) -> BTreeSet<IpAddr> {
+        self.cluster.with(|index| {
+            let own = index.node().into_iter().flat_map(|node| node.addresses.iter().copied());
+            index.others().chain(own.filter(|address| is_own(*address))).collect()
         })
     }
 

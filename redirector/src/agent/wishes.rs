@@ -1,5 +1,7 @@
 //! What the operator asks for: the command line and the file.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::{Options, interfaces};
@@ -46,7 +48,8 @@ impl Wishes {
         chosen
     }
 
-    /// Interfaces to work on, all of which are there and suitable.
+    /// Interfaces to work on, one of which is there at least. Those that are there are suitable;
+    /// others may come later.
     pub(super) fn choose(&self, host: &Host) -> anyhow::Result<Vec<String>> {
         let chosen = self.keep(host, &[]);
         anyhow::ensure!(
@@ -54,7 +57,11 @@ impl Wishes {
             "no interface has a default route: name the interfaces to work on, with --interface \
              or `interfaces:` in the file"
         );
-        for interface in find_interfaces(host, &chosen)? {
+        let here: Vec<_> = chosen.iter().filter_map(|name| host.find(name)).collect();
+        if here.is_empty() {
+            find_interfaces(host, &chosen)?;
+        }
+        for interface in here {
             attach::check(interface)?;
         }
         Ok(chosen)
@@ -76,6 +83,11 @@ impl Wishes {
 
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    /// Addresses of all nodes that run redirector, as the file has them.
+    pub(super) const fn nodes(&self) -> &BTreeSet<IpAddr> {
+        &self.config.nodes
     }
 
     /// Those of the file and then those of the command line.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::BpffsArgs;
 use super::render::{self, Format, columns};
 use crate::dataplane::attach::{self, check_cgroup, find_interfaces, find_root};
+use crate::dataplane::direct::TunnelMtu;
 use crate::dataplane::netlink::{self, Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion, TCX_KERNEL};
@@ -69,6 +70,8 @@ struct InterfaceReport {
     name: String,
     driver: String,
     mtu: u32,
+    /// What is left of it for packets that are handed over to other nodes by tunnel.
+    tunnel_mtu: TunnelMtu,
     receive_queues: Option<u32>,
     send_queues: Option<u32>,
     offloads: Vec<&'static str>,
@@ -173,6 +176,7 @@ fn look_at(interface: &Interface, features: Option<netdev::XdpFeatures>) -> Inte
         name: interface.name.clone(),
         driver: driver.name,
         mtu: driver.mtu,
+        tunnel_mtu: TunnelMtu::of(driver.mtu),
         receive_queues: driver.receive_queues,
         send_queues: driver.send_queues,
         offloads: driver.offloads,
@@ -215,12 +219,13 @@ fn describe(report: &Report) -> String {
     let queues = |number: Option<u32>| number.map_or("?".to_owned(), |it| it.to_string());
     text.push('\n');
     text.push_str(&columns(
-        &["INTERFACE", "DRIVER", ">MTU", ">QUEUES", "OFFLOADS", "XDP", "NOTE"],
+        &["INTERFACE", "DRIVER", ">MTU", ">TUNNELLED", ">QUEUES", "OFFLOADS", "XDP", "NOTE"],
         report.interfaces.iter().map(|it| {
             vec![
                 it.name.clone(),
                 it.driver.clone(),
                 it.mtu.to_string(),
+                format!("{}/{}", it.tunnel_mtu.ipv4, it.tunnel_mtu.ipv6),
                 format!("{}/{}", queues(it.receive_queues), queues(it.send_queues)),
                 it.offloads.join(","),
                 it.xdp.to_owned(),

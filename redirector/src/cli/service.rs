@@ -57,8 +57,9 @@ pub fn run(command: &ServiceCommand) -> Result<()> {
 
 fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
     let mut frontends = maps.frontends()?;
-    // They say again, for the node's own programs, what the others say.
-    frontends.retain(|key, _| !key.is_localhost());
+    // They say again, for the node's own programs and for what other nodes hand over, what the
+    // others say.
+    frontends.retain(|key, frontend| !key.is_localhost() && !frontend.is_foreign());
     Ok(Loaded {
         infos: maps.infos()?,
         services: maps.services()?,

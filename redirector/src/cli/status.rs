@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,9 @@ use redirector_common::map_name::MapName;
 
 use super::ReadArgs;
 use super::render::{self, age, columns, fields};
-use crate::dataplane::attached::{attached, attached_clients};
+use crate::dataplane::attached::{Attached, attached, attached_clients};
+use crate::dataplane::direct::Direct;
+use crate::dataplane::ethtool;
 use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::status::Status;
@@ -65,6 +67,7 @@ fn load(maps: &Pinned) -> Result<Loaded> {
     Ok(Loaded {
         account,
         holder: find_holder(maps.pins().dir()),
+        direct: direct(maps, &links)?,
         attached: links,
         attached_clients: clients,
         infos: maps.infos()?,
@@ -73,6 +76,17 @@ fn load(maps: &Pinned) -> Result<Loaded> {
         node: maps.node()?,
         now: SystemTime::now(),
     })
+}
+
+fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
+    let names: BTreeSet<&str> = links.iter().map(|link| link.interface.as_str()).collect();
+    let mtus = names.into_iter().filter_map(|name| {
+        // One that is gone has none.
+        Some((name.to_owned(), ethtool::read(name).ok()?.mtu))
+    });
+    let services = maps.services()?;
+    let frontends = maps.frontends()?;
+    Ok(Direct::of(services.values(), frontends.iter(), maps.peers()?.len(), mtus.collect()))
 }
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
@@ -94,6 +108,7 @@ fn describe(report: &Report) -> String {
         ("SNAT ports", snat_ports(report)),
         ("Flows", flows(report)),
         ("Conflicts", conflicts(report)),
+        ("DSR", report.direct.describe()),
     ]);
     text.push('\n');
     text.push_str(&interfaces(report));

@@ -1,4 +1,4 @@
-//! Addresses that a frontend or backend may have.
+//! Addresses that a frontend, a backend or a node may have.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -10,13 +10,16 @@ use ipnet::{IpNet, Ipv4Net};
 pub(super) enum Role {
     Frontend,
     Backend,
+    Node,
 }
 
 /// Parses and checks an address; the error says what is wrong and what is allowed.
 pub(super) fn parse(text: &str, role: Role) -> Result<IpAddr, String> {
     let Ok(address) = text.parse::<IpAddr>() else {
         let allowed = match role {
-            Role::Frontend => "an IPv4 or IPv6 address, without a port or prefix length",
+            Role::Frontend | Role::Node => {
+                "an IPv4 or IPv6 address, without a port or prefix length"
+            }
             Role::Backend => {
                 "\"local\", or an IPv4 or IPv6 address without a port or prefix length"
             }
@@ -57,6 +60,12 @@ fn check(address: IpAddr, role: Role) -> Result<(), String> {
         (Kind::Unspecified, Role::Frontend) => {
             "clients cannot send to it; leave the address out for every node address"
         }
+        (Kind::Unspecified | Kind::Multicast | Kind::Broadcast, Role::Node) => {
+            "no node has it; name an address that other nodes reach the node at"
+        }
+        (Kind::Loopback, Role::Node) => {
+            "every node has it; name an address that other nodes reach the node at"
+        }
         (Kind::Unspecified | Kind::Multicast | Kind::Broadcast, Role::Backend) => {
             "no single program answers at it; name the backend's own address"
         }
@@ -76,7 +85,7 @@ fn check(address: IpAddr, role: Role) -> Result<(), String> {
     Err(format!("{address} is {kind}: {advice}"))
 }
 
-/// Kinds of addresses that neither a frontend nor a backend can have.
+/// Kinds of addresses that neither a frontend, nor a backend, nor a node can have.
 #[derive(Clone, Copy)]
 enum Kind {
     Unspecified,

@@ -1,12 +1,13 @@
 //! The file as a whole: its top-level keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, publish, service};
+use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
 use crate::model::Service;
 
 /// What a file says, with the places that checks across entries name.
@@ -15,6 +16,7 @@ pub(super) struct Document {
     pub(super) interfaces: Option<Vec<String>>,
     pub(super) xdp_mode: XdpMode,
     pub(super) snat_ports: SnatPorts,
+    pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
 }
 
@@ -35,6 +37,8 @@ pub(super) struct Placed {
     pub(super) frontends: Vec<Place>,
     /// Places of the backends, in their order.
     pub(super) backends: Vec<Place>,
+    /// Where it says that backends answer clients themselves, if it does.
+    pub(super) direct: Option<Place>,
 }
 
 impl Default for SnatPorts {
@@ -49,6 +53,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        nodes: BTreeSet::new(),
         services: Vec::new(),
     };
     if matches!(root.value, Value::Empty) {
@@ -68,6 +73,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
     }
+    document.nodes = nodes::read(&fields, reader);
     read_publish(&fields, reader, &mut document.services);
     service::read(&fields, reader, &mut document.services);
     document
@@ -193,6 +199,7 @@ impl Placed {
             path,
             frontends: vec![place.clone(); service.frontends.len()],
             backends: vec![place.clone(); service.backends.len()],
+            direct: None,
             service,
         }
     }

@@ -1,7 +1,8 @@
 //! The keys of the file.
 
 /// Keys of the file itself.
-pub(super) const FILE: &[&str] = &["interfaces", "publish", "services", "snatPorts", "xdpMode"];
+pub(super) const FILE: &[&str] =
+    &["interfaces", "nodes", "publish", "services", "snatPorts", "xdpMode"];
 
 /// Keys of a service.
 pub(super) const SERVICE: &[&str] = &[

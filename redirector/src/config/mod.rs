@@ -11,12 +11,15 @@ mod error;
 mod fields;
 mod keys;
 mod node;
+mod nodes;
 pub mod publish;
 mod service;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,6 +47,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Addresses of all nodes that run redirector, this one's perhaps among them.
+    pub nodes: BTreeSet<IpAddr>,
     /// Services, and then publish entries, one service for each port; each in the order of the
     /// file. A frontend goes to the first that claims it, so a service that names an address has
     /// it before a publish entry for every node address.
@@ -57,6 +62,7 @@ impl Default for Config {
             interfaces: None,
             xdp_mode: XdpMode::default(),
             snat_ports: DEFAULT_SNAT_PORTS,
+            nodes: BTreeSet::new(),
             services: Vec::new(),
         }
     }
@@ -180,6 +186,7 @@ pub fn from_arguments<S: AsRef<str>>(
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        nodes: BTreeSet::new(),
         services,
     };
     check(document, problems)
@@ -189,6 +196,7 @@ pub fn from_arguments<S: AsRef<str>>(
 fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigError> {
     conflicts::check_frontends(&document.services, &mut problems);
     conflicts::check_snat_ports(&document.services, &document.snat_ports, &mut problems);
+    nodes::check_direct(&document.services, &document.nodes, &mut problems);
     let mut services: Vec<Service> =
         document.services.into_iter().map(|placed| placed.service).collect();
     services.sort_by_key(|service| service.key.source == Source::Publish);
@@ -196,6 +204,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
+        nodes: document.nodes,
         services,
     })
 }

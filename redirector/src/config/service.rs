@@ -50,7 +50,11 @@ fn read_service(
     let families = if all_known { &*frontends } else { &[] };
     let (backends, backend_places) = read_backends(fields, families, reader).into_iter().unzip();
     let source_ranges = read_source_ranges(fields, reader);
-    refuse_without_effect(fields, reader);
+    let forwarding = fields.get("forwarding").and_then(|node| {
+        let words = [("snat", Forwarding::Snat), ("dsr", Forwarding::Dsr)];
+        let forwarding = reader.word(node, "services.forwarding", &words)?;
+        Some((forwarding, reader.place(node.position)))
+    });
     let algorithm = fields
         .get("algorithm")
         .and_then(|node| {
@@ -73,6 +77,7 @@ fn read_service(
             frontends,
             backends,
             policy,
+            forwarding: forwarding.as_ref().map(|(it, _)| *it).unwrap_or_default(),
             algorithm,
             affinity_seconds,
             source_ranges,
@@ -81,6 +86,7 @@ fn read_service(
         path: "services",
         frontends: frontend_places,
         backends: backend_places,
+        direct: forwarding.filter(|(it, _)| *it == Forwarding::Dsr).map(|(_, place)| place),
     }
 }
 
@@ -318,20 +324,4 @@ fn read_network(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<IpNe
         return None;
     }
     Some(network)
-}
-
-/// Keys that this version understands and cannot carry out. To ignore them would be to do
-/// something else than what the file says.
-fn refuse_without_effect(fields: &Fields<'_>, reader: &mut Reader<'_>) {
-    if let Some(node) = fields.get("forwarding") {
-        let path = "services.forwarding";
-        let words = [("snat", Forwarding::Snat), ("dsr", Forwarding::Dsr)];
-        if reader.word(node, path, &words) == Some(Forwarding::Dsr) {
-            reader.report(
-                node.position,
-                "services.forwarding: \"dsr\" has no effect in this version; write \"snat\" or \
-                 remove the key",
-            );
-        }
-    }
 }

@@ -26,6 +26,8 @@ pub struct Contents {
     pub takers: BTreeMap<TakerKey, Taker>,
     /// `VIPS`.
     pub vips: BTreeMap<Address, u32>,
+    /// `PEERS`.
+    pub peers: BTreeMap<Address, u32>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -49,6 +51,7 @@ impl Contents {
         keep(&mut self.backends, &other.backends);
         keep(&mut self.takers, &other.takers);
         keep(&mut self.vips, &other.vips);
+        keep(&mut self.peers, &other.peers);
         keep(&mut self.slots, &other.slots);
         keep(&mut self.infos, &other.infos);
         self.ports = self.ports.union(&other.ports);
@@ -75,8 +78,8 @@ impl Contents {
 
 /// Lines of `MAGLEV` that each of a service's tables takes: first, and how many.
 #[must_use]
-pub fn lines_of(service: &Service) -> [(u32, u32); 2] {
-    [Origin::Outside, Origin::Node].map(|origin| {
+pub fn lines_of(service: &Service) -> [(u32, u32); 3] {
+    Origin::ALL.map(|origin| {
         let (offset, size) = service.table(origin);
         (offset / MAGLEV_LINE, size.div_ceil(MAGLEV_LINE))
     })

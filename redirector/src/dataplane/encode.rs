@@ -14,7 +14,7 @@ use super::info::{Info, TooLong};
 use super::regions::Regions;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
 use crate::model::maglev::Density;
-use crate::model::{Algorithm, BackendState, ServiceKey};
+use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey};
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +99,8 @@ fn lines_wanted(desired: &Desired, density: Density) -> u64 {
 /// Lines of `MAGLEV` that a service's tables take together.
 pub(super) fn lines_of_tables(service: &DesiredService, density: Density) -> u64 {
     let lines = |origin| u64::from(service.table_size(origin, density).div_ceil(MAGLEV_LINE));
-    match service.is_one_table() {
-        true => lines(Origin::Outside),
-        false => lines(Origin::Outside) + lines(Origin::Node),
-    }
+    let internal = if service.is_one_table() { 0 } else { lines(Origin::Node) };
+    lines(Origin::Outside) + internal + lines(Origin::Peer)
 }
 
 fn encode_at(
@@ -132,6 +130,7 @@ fn encode_at(
             ports.add(protocol, Port::new(port), PortFlags::SNAT);
         }
     }
+    encoder.contents.peers = desired.peers.iter().map(|address| (*address, PEER)).collect();
     encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
     let contents = encoder.contents;
     *cursors = ids.cursors();
@@ -140,6 +139,9 @@ fn encode_at(
 
 /// Value of every entry of `VIPS`: that it is there says all.
 pub(super) const VIP: u32 = 1;
+
+/// Value of every entry of `PEERS`, likewise.
+pub(super) const PEER: u32 = 1;
 
 pub(super) struct Encoder<'a> {
     /// What the maps hold of the services that are added.
@@ -204,7 +206,7 @@ impl Encoder<'_> {
     }
 
     /// Adds the service and its tables: one where clients on the node have the same backends to
-    /// choose from as those outside, else two.
+    /// choose from as those outside, else two; and one for what peers hand over.
     fn add_service_value(
         &mut self,
         id: ServiceId,
@@ -219,12 +221,15 @@ impl Encoder<'_> {
         } else {
             self.add_table(id, key, Origin::Node, service, backends)?
         };
+        let (peer_offset, peer_size) = self.add_table(id, key, Origin::Peer, service, backends)?;
         let affinity = self.add_affinity(id, key, service, backends)?;
         let value = Service {
             table_offset,
             table_size,
             internal_offset,
             internal_size,
+            peer_offset,
+            peer_size,
             flags: flags(service),
             affinity_group: affinity.map_or(0, |(group, _)| group),
             affinity_seconds: affinity.map_or(0, |(_, seconds)| seconds),
@@ -246,7 +251,7 @@ impl Encoder<'_> {
             return Ok(None);
         };
         for (desired, backend) in service.backends.iter().zip(backends) {
-            let taker = [Origin::Outside, Origin::Node]
+            let taker = Origin::ALL
                 .into_iter()
                 .filter(|origin| desired.takes_from(*origin))
                 .fold(Taker::NONE, Taker::and);
@@ -318,12 +323,17 @@ impl Encoder<'_> {
     fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
         for key in &service.localhost {
             let local_address = Address::loopback(key.address.family());
-            let value = Frontend { service: id, reserved: 0, local_address };
+            let value = Frontend::new(id, local_address);
             self.contents.frontends.insert(*key, value);
         }
         for (key, local_address) in &service.frontends {
-            let value = Frontend { service: id, reserved: 0, local_address: *local_address };
+            let value = Frontend::new(id, *local_address);
+            let is_unlisted = service.unlisted.contains(&key.address);
+            let value = if is_unlisted { value.unlisted() } else { value };
             self.contents.frontends.insert(*key, value);
+        }
+        for (key, local_address) in &service.foreign {
+            self.contents.frontends.insert(*key, Frontend::foreign(id, *local_address));
         }
         Self::add_ports(&mut self.contents.ports, service);
     }
@@ -342,7 +352,7 @@ impl Encoder<'_> {
                 .backends
                 .iter()
                 .any(|backend| backend.takes_new_flows && backend.backend.is_own());
-        for (key, local_address) in &service.frontends {
+        for (key, local_address) in service.frontends.iter().chain(&service.foreign) {
             let mut flags = PortFlags::FRONTEND;
             if remote {
                 flags = flags.union(PortFlags::REMOTE);
@@ -371,6 +381,9 @@ fn flags(service: &DesiredService) -> u32 {
     }
     if service.algorithm == Algorithm::Random {
         flags |= Service::FLAG_RANDOM;
+    }
+    if service.forwarding == Forwarding::Dsr {
+        flags |= Service::FLAG_DSR;
     }
     flags
 }

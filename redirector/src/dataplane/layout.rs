@@ -16,7 +16,7 @@ use redirector_common::{
 };
 
 use super::contents::{Contents, Ports, lines_of};
-use super::encode::{Capacity, EncodeError, Encoder, VIP, lines_of_tables, roomy};
+use super::encode::{Capacity, EncodeError, Encoder, PEER, VIP, lines_of_tables, roomy};
 use super::ids::{Cursors, Ids};
 use super::regions::Regions;
 use crate::model::ServiceKey;
@@ -112,7 +112,7 @@ impl Layout {
                 layout.wanted.add(protocol, Port::new(port), PortFlags::SNAT);
             }
         }
-        for (key, service) in state.all().services {
+        for (key, service) in state.iter() {
             let Some(id) = layout.ids.service(&key) else {
                 continue;
             };
@@ -190,6 +190,11 @@ impl Layout {
             return Err(LayoutError::Density);
         }
         self.settle(actual, &mut step, touched);
+        let peers = state.peers();
+        if !peers.iter().eq(actual.peers.keys()) {
+            step.before.peers.clone_from(&actual.peers);
+            step.after.peers = peers.iter().map(|peer| (*peer, PEER)).collect();
+        }
         Ok(step)
     }
 
@@ -226,6 +231,7 @@ impl Layout {
         replace(&mut actual.backends, step.before.backends, written.backends);
         replace(&mut actual.takers, step.before.takers, written.takers);
         replace(&mut actual.vips, step.before.vips, written.vips);
+        replace(&mut actual.peers, step.before.peers, written.peers);
         replace(&mut actual.slots, step.before.slots, written.slots);
         replace(&mut actual.infos, step.before.infos, written.infos);
         replace(&mut actual.ports.blocks, step.before.ports.blocks, written.ports.blocks);
@@ -387,7 +393,13 @@ impl Part {
         let ranges = service.source_ranges.iter().flatten();
         Self {
             id,
-            frontends: service.frontends.keys().chain(&service.localhost).copied().collect(),
+            frontends: service
+                .frontends
+                .keys()
+                .chain(service.foreign.keys())
+                .chain(&service.localhost)
+                .copied()
+                .collect(),
             ranges: ranges
                 .map(|range| SourceRange::new(id, range.addr().into(), range.prefix_len()))
                 .collect(),

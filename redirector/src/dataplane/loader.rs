@@ -267,6 +267,7 @@ impl Spec {
             },
             MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
             MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
+            MapName::Peers => Self::hash::<Address, u32>(sizes.peers),
             MapName::Sockets => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
             }

@@ -60,6 +60,7 @@ impl Maps {
                 infos: Box::new(hash(pins, MapName::ServiceInfo)?),
                 takers: Box::new(hash(pins, MapName::Takers)?),
                 vips: Box::new(hash(pins, MapName::Vips)?),
+                peers: Box::new(hash(pins, MapName::Peers)?),
                 ports: Box::new(MarkedPorts::new(array(
                     pins,
                     MapName::Ports,

@@ -188,6 +188,15 @@ impl Pinned {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
     }
 
+    /// Addresses of the other nodes that run redirector.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn peers(&self) -> Result<BTreeSet<Address>, PinnedError> {
+        Ok(self.table::<Address, u32>(MapName::Peers)?.into_keys().collect())
+    }
+
     /// First fragments of packets that came in pieces, not long ago.
     ///
     /// # Errors
@@ -363,6 +372,7 @@ impl Pinned {
             MapName::Affinity => self.affinities()?.len(),
             MapName::Takers => self.takers()?.len(),
             MapName::Vips => self.vips()?.len(),
+            MapName::Peers => self.peers()?.len(),
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
         })

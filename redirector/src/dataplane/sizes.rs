@@ -32,6 +32,8 @@ pub struct Sizes {
     pub takers: u32,
     /// `VIPS`.
     pub vips: u32,
+    /// `PEERS`.
+    pub peers: u32,
     /// `FRAGMENTS`: packets in pieces that are remembered at once.
     pub fragments: u32,
     /// `SOCKETS`.
@@ -53,6 +55,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
+            peers: 16384,
             fragments: 8192,
             sockets: 65536,
         }

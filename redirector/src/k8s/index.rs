@@ -1,6 +1,7 @@
 //! All records, and which services have to be looked at again. Plain and synchronous.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::node::NodeRecord;
 use super::object::ObjectName;
@@ -15,7 +16,7 @@ pub enum Kind {
     Service,
     /// `EndpointSlice`s.
     Slice,
-    /// This node.
+    /// All nodes; of the others, addresses alone are used.
     Node,
     /// Pods of this node.
     Pod,
@@ -79,6 +80,8 @@ impl Record {
 pub struct Dirty {
     /// Everything: the node itself has changed.
     pub all: bool,
+    /// The addresses of some node.
+    pub nodes: bool,
     /// Services that changed, or whose slices did.
     pub services: BTreeSet<ObjectName>,
     /// Pods.
@@ -91,7 +94,7 @@ impl Dirty {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.all && self.services.is_empty() && self.pods.is_empty()
+        !self.all && !self.nodes && self.services.is_empty() && self.pods.is_empty()
     }
 }
 
@@ -101,21 +104,27 @@ pub struct Index {
     /// The `--service-proxy-name`: objects with another one are not ours.
     proxy_name: Option<String>,
     services: BTreeMap<ObjectName, ServiceRecord>,
-    /// By Service, then by their own names.
-    slices: BTreeMap<ObjectName, BTreeMap<String, SliceRecord>>,
+    /// By Service, then by their own names. In boxes: most Services have one, and a map makes room
+    /// for eleven at once.
+    slices: BTreeMap<ObjectName, BTreeMap<String, Box<SliceRecord>>>,
     /// The Service of every slice that stands in `slices`.
     owners: BTreeMap<ObjectName, ObjectName>,
+    /// The name of this node.
+    own_name: String,
     node: Option<NodeRecord>,
+    /// Addresses of the others.
+    others: BTreeMap<String, BTreeSet<IpAddr>>,
     pods: BTreeMap<ObjectName, PodRecord>,
     listed: BTreeSet<Kind>,
     dirty: Dirty,
 }
 
 impl Index {
-    /// An empty one, for objects with this `service-proxy-name`, or none.
+    /// An empty one of the node with this name, for objects with this `service-proxy-name`, or
+    /// none.
     #[must_use]
-    pub fn new(proxy_name: Option<String>) -> Self {
-        Self { proxy_name, ..Self::default() }
+    pub fn new(own_name: impl Into<String>, proxy_name: Option<String>) -> Self {
+        Self { proxy_name, own_name: own_name.into(), ..Self::default() }
     }
 
     /// Takes a record in, in place of what had its name.
@@ -139,12 +148,7 @@ impl Index {
         match kind {
             Kind::Service => self.delete_service(name),
             Kind::Slice => self.delete_slice(name),
-            Kind::Node => {
-                if self.node.as_ref().is_some_and(|node| node.name == *name) {
-                    self.node = None;
-                    self.dirty.all = true;
-                }
-            }
+            Kind::Node => self.delete_node(name),
             Kind::Pod => {
                 if self.pods.remove(name).is_some() {
                     self.dirty.pods.insert(name.clone());
@@ -173,7 +177,11 @@ impl Index {
         match kind {
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::Slice => self.owners.keys().cloned().collect(),
-            Kind::Node => self.node.iter().map(|node| node.name.clone()).collect(),
+            Kind::Node => {
+                let own = self.node.iter().map(|node| node.name.name.as_str());
+                let others = self.others.keys().map(String::as_str);
+                own.chain(others).map(|name| ObjectName::new("", name)).collect()
+            }
             Kind::Pod => self.pods.keys().cloned().collect(),
         }
     }
@@ -209,6 +217,11 @@ impl Index {
         self.node.as_ref()
     }
 
+    /// Addresses of the other nodes.
+    pub fn others(&self) -> impl Iterator<Item = IpAddr> {
+        self.others.values().flatten().copied()
+    }
+
     /// A Service of ours.
     #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceRecord> {
@@ -222,7 +235,7 @@ impl Index {
 
     /// The slices of a Service.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &SliceRecord> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values).map(Box::as_ref)
     }
 
     /// A pod of this node.
@@ -259,7 +272,7 @@ impl Index {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&slice.name.name) == Some(&slice) {
+        if slices.get(&slice.name.name).is_some_and(|known| **known == slice) {
             return;
         }
         // What was listed at the start came to be at some time before.
@@ -267,7 +280,7 @@ impl Index {
             self.dirty.triggers.extend(slice.triggered_at);
         }
         self.owners.insert(slice.name.clone(), owner.clone());
-        slices.insert(slice.name.name.clone(), slice);
+        slices.insert(slice.name.name.clone(), Box::new(slice));
         self.dirty.services.insert(owner);
     }
 
@@ -285,9 +298,25 @@ impl Index {
     }
 
     fn apply_node(&mut self, node: NodeRecord) {
-        if self.node.as_ref() != Some(&node) {
-            self.node = Some(node);
+        if node.name.name == self.own_name {
+            if self.node.as_ref() != Some(&node) {
+                self.node = Some(node);
+                self.dirty.all = true;
+                self.dirty.nodes = true;
+            }
+        } else if self.others.get(&node.name.name) != Some(&node.addresses) {
+            self.others.insert(node.name.name, node.addresses);
+            self.dirty.nodes = true;
+        }
+    }
+
+    fn delete_node(&mut self, name: &ObjectName) {
+        if self.node.as_ref().is_some_and(|node| node.name == *name) {
+            self.node = None;
             self.dirty.all = true;
+            self.dirty.nodes = true;
+        } else if self.others.remove(&name.name).is_some() {
+            self.dirty.nodes = true;
         }
     }
 

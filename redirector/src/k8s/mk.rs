@@ -92,7 +92,7 @@ pub(crate) fn web() -> ObjectName {
 
 /// An index with one Service and its slices.
 pub(crate) fn mk_index(service: Value, slices: impl IntoIterator<Item = Value>) -> Index {
-    let mut index = Index::default();
+    let mut index = Index::new(NODE, None);
     index.apply(read(Kind::Service, service));
     for slice in slices {
         index.apply(read(Kind::Slice, slice));

@@ -1,5 +1,6 @@
-//! This node, as far as it is used.
+//! Nodes, as far as they are used.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Node;
@@ -8,6 +9,9 @@ use super::object::ObjectName;
 
 /// Taint of a node that the cluster's autoscaler is about to remove.
 const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// Kinds of addresses that clients and other nodes send to.
+const KINDS: [&str; 2] = ["InternalIP", "ExternalIP"];
 
 /// A Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub struct NodeRecord {
     pub zone: Option<String>,
     /// Its primary address of each family: the first internal one, else the first external one.
     pub primary: Vec<IpAddr>,
+    /// Every address that it has, inside the cluster and outside.
+    pub addresses: BTreeSet<IpAddr>,
     /// Why no more traffic should be sent to it.
     pub leaving: Option<&'static str>,
 }
@@ -41,18 +47,26 @@ impl NodeRecord {
         } else {
             None
         };
-        let addresses = node.status.and_then(|status| status.addresses).unwrap_or_default();
+        let status = node.status.and_then(|status| status.addresses).unwrap_or_default();
+        let addresses: Vec<(&str, IpAddr)> = status
+            .iter()
+            .filter_map(|address| Some((address.type_.as_str(), address.address.parse().ok()?)))
+            .filter(|(kind, _)| KINDS.contains(kind))
+            .collect();
         let mut primary = Vec::new();
         for is_v4 in [true, false] {
-            let first = ["InternalIP", "ExternalIP"].into_iter().find_map(|kind| {
-                addresses
-                    .iter()
-                    .filter(|address| address.type_ == kind)
-                    .filter_map(|address| address.address.parse::<IpAddr>().ok())
-                    .find(|address| address.is_ipv4() == is_v4)
+            let first = KINDS.into_iter().find_map(|kind| {
+                let mut all = addresses.iter().filter(|(found, _)| *found == kind);
+                all.find(|(_, address)| address.is_ipv4() == is_v4)
             });
-            primary.extend(first);
+            primary.extend(first.map(|(_, address)| *address));
         }
-        Ok(Self { zone: zone.filter(|zone| !zone.is_empty()).cloned(), primary, leaving, name })
+        Ok(Self {
+            zone: zone.filter(|zone| !zone.is_empty()).cloned(),
+            primary,
+            addresses: addresses.into_iter().map(|(_, address)| address).collect(),
+            leaving,
+            name,
+        })
     }
 }

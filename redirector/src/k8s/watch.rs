@@ -55,10 +55,10 @@ pub fn start(
     follow::<Service>(tasks, access, cluster, Kind::Service, everything.clone(), |object| {
         ServiceRecord::read(object).map(Record::Service)
     });
-    follow::<EndpointSlice>(tasks, access, cluster, Kind::Slice, everything, |object| {
+    follow::<EndpointSlice>(tasks, access, cluster, Kind::Slice, everything.clone(), |object| {
         SliceRecord::read(object).map(Record::Slice)
     });
-    follow::<Node>(tasks, access, cluster, Kind::Node, only("metadata.name"), |object| {
+    follow::<Node>(tasks, access, cluster, Kind::Node, everything, |object| {
         NodeRecord::read(object).map(Record::Node)
     });
     follow::<Pod>(tasks, access, cluster, Kind::Pod, only("spec.nodeName"), |object| {

@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
@@ -13,90 +13,24 @@ use super::{
     maglev::{self, Density},
 };
 
-/// The addresses of this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NodeAddresses {
-    /// Addresses of the chosen interfaces, in the order of the interfaces. Frontends without an
-    /// address stand for all of them; the first of each family is that family's primary.
-    pub chosen: Vec<IpAddr>,
-    /// Every address of this host.
-    pub host: BTreeSet<IpAddr>,
-    /// Whether kube-proxy's rules are on this host, too.
-    pub has_kube_proxy: bool,
-    /// Networks that this host reaches without another router.
-    pub sides: BTreeMap<IpNet, Side>,
-}
+pub(super) mod foreign;
+mod node;
 
-/// Where a network is, seen from this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Behind an interface that clients come by.
-    Outside,
-    /// On this host: behind a link to another network namespace.
-    Inside,
-}
-
-impl NodeAddresses {
-    /// The addresses that a frontend without an address stands for. Link-local IPv6 ones are left
-    /// out: they mean nothing without an interface, and clients beyond the link cannot reach them.
-    pub fn published(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        self.chosen
-            .iter()
-            .copied()
-            .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
-    }
-
-    /// The addresses of this host in `networks` that a frontend without an address stands for.
-    /// Loopback addresses are left out: packets from outside never carry them.
-    pub fn published_in(&self, family: Family, networks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
-        let chosen = self.chosen.iter().filter(|address| !self.host.contains(address));
-        self.host.iter().chain(chosen).copied().filter(move |address| {
-            Family::of(*address) == family
-                && !is_link_local(*address)
-                && !address.is_loopback()
-                && networks.iter().any(|network| network.contains(address))
-        })
-    }
-
-    /// Whether packets to `address` end in this host's own stack.
-    #[must_use]
-    pub fn is_own(&self, address: IpAddr) -> bool {
-        self.host.contains(&address) || self.chosen.contains(&address)
-    }
-
-    /// Where `address` is, as far as routes tell: the most specific one does.
-    #[must_use]
-    pub fn side(&self, address: IpAddr) -> Option<Side> {
-        let around = self.sides.iter().filter(|(network, _)| network.contains(&address));
-        around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
-    }
-
-    /// Where a local backend is delivered for clients that hit `frontend`.
-    fn local_address(&self, frontend: IpAddr) -> IpAddr {
-        if self.is_own(frontend) {
-            return frontend;
-        }
-        self.published(Family::of(frontend)).next().unwrap_or(frontend)
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(v6) => Ipv6Addr::is_unicast_link_local(&v6),
-    }
-}
+pub use node::{NodeAddresses, Side};
 
 /// What the maps should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
     /// One entry for each service and address family in which it has a frontend.
     pub services: BTreeMap<(ServiceKey, Family), DesiredService>,
-    /// Frontends that more than one service claims, in the order of the services.
+    /// Frontends that more than one service claims, in the order of the services. Those on other
+    /// nodes' addresses are left to those nodes.
     pub conflicts: Vec<Conflict>,
     /// Addresses of frontends that are not this host's: packets to them have no business here but
     /// with services.
     pub vips: BTreeSet<Address>,
+    /// Addresses of the other nodes that run redirector.
+    pub peers: BTreeSet<Address>,
 }
 
 /// A frontend that two services claim.
@@ -115,6 +49,11 @@ pub struct Conflict {
 pub struct DesiredService {
     /// Exact frontends, each with the address that a local backend is delivered at.
     pub frontends: BTreeMap<FrontendKey, Address>,
+    /// The same on other nodes' addresses: what these nodes hand over.
+    pub foreign: BTreeMap<FrontendKey, Address>,
+    /// Addresses of this host that other nodes do not know as its: what comes to them cannot be
+    /// handed over. Only with direct server return.
+    pub unlisted: BTreeSet<Address>,
     /// `localhost` frontends, for clients on the node itself: of frontends without an address.
     pub localhost: BTreeSet<FrontendKey>,
     /// Frontends that an earlier service has.
@@ -158,6 +97,13 @@ impl DesiredService {
         maglev::table_size(&shares, density)
     }
 
+    /// Finds the addresses that other nodes do not know.
+    pub(super) fn note_unlisted(&mut self, node: &NodeAddresses) {
+        if self.forwarding == Forwarding::Dsr {
+            self.unlisted = foreign::unlisted(self.frontends.keys(), node);
+        }
+    }
+
     /// Whether clients on the node and those outside have the same backends to choose from.
     #[must_use]
     pub fn is_one_table(&self) -> bool {
@@ -182,6 +128,8 @@ pub struct DesiredBackend {
     pub takes_new_flows: bool,
     /// The same of clients on this node, to whom the policy Local does not apply.
     pub takes_node_flows: bool,
+    /// The same of what peers hand over: to backends on this host, with direct server return alone.
+    pub takes_peer_flows: bool,
     /// Identity in Maglev tables, the same on every node.
     pub identity: u64,
 }
@@ -197,6 +145,7 @@ impl DesiredBackend {
         match origin {
             Origin::Outside => self.takes_new_flows,
             Origin::Node => self.takes_node_flows,
+            Origin::Peer => self.takes_peer_flows,
         }
     }
 }
@@ -207,19 +156,21 @@ impl DesiredBackend {
 /// must be unique; of services with the same key only the first counts.
 #[must_use]
 pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
-    let mut desired = Desired::default();
+    let mut desired =
+        Desired { peers: node.peers().map(Address::from).collect(), ..Desired::default() };
     let mut claimed = BTreeMap::new();
     let mut claimed_localhost = BTreeSet::new();
     for service in services {
         for family in [Family::V4, Family::V6] {
             let frontends = expand_frontends(service, family, node);
+            let foreign = foreign::expand(service, family, node);
             let key = (service.key.clone(), family);
-            if frontends.is_empty() || desired.services.contains_key(&key) {
+            if frontends.is_empty() && foreign.is_empty() || desired.services.contains_key(&key) {
                 continue;
             }
             let mut entry = build_backends(service, family, node);
             for (frontend, local_address) in frontends {
-                if !node.is_own(frontend.address.into()) {
+                if node.is_vip(frontend.address.into()) {
                     desired.vips.insert(frontend.address);
                 }
                 match claimed.entry(frontend) {
@@ -229,14 +180,23 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                     }
                     Entry::Occupied(winner) => {
                         entry.conflicts.insert(frontend);
-                        desired.conflicts.push(Conflict {
-                            frontend,
-                            winner: (*winner.get()).clone(),
-                            loser: service.key.clone(),
-                        });
+                        if !node.is_peer(frontend.address.into()) {
+                            desired.conflicts.push(Conflict {
+                                frontend,
+                                winner: (*winner.get()).clone(),
+                                loser: service.key.clone(),
+                            });
+                        }
                     }
                 }
             }
+            for (frontend, local_address) in foreign {
+                if let Entry::Vacant(vacant) = claimed.entry(frontend) {
+                    vacant.insert(&service.key);
+                    entry.foreign.insert(frontend, local_address);
+                }
+            }
+            entry.note_unlisted(node);
             // Whose it is was told for the node's addresses, where it matters more.
             let localhost = expand_localhost(service, family);
             entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
@@ -270,7 +230,11 @@ pub(super) fn expand_frontends(
     let mut frontends = BTreeMap::new();
     for spec in &service.frontends {
         let addresses: Vec<IpAddr> = match (spec.address, &service.node_networks) {
-            (Some(address), _) if Family::of(address) == family => vec![address],
+            (Some(address), _)
+                if Family::of(address) == family && !foreign::is_others(service, address, node) =>
+            {
+                vec![address]
+            }
             (Some(_), _) => Vec::new(),
             (None, None) => node.published(family).collect(),
             (None, Some(networks)) => node.published_in(family, networks).collect(),
@@ -298,11 +262,16 @@ pub(super) fn build_backends(
         .collect();
     choose_takers(&mut backends, TrafficPolicy::Cluster, |backend| &mut backend.takes_node_flows);
     choose_takers(&mut backends, service.policy, |backend| &mut backend.takes_new_flows);
+    if service.forwarding == Forwarding::Dsr {
+        choose_takers(&mut backends, TrafficPolicy::Local, |backend| &mut backend.takes_peer_flows);
+    }
     let silent = service.policy == TrafficPolicy::Local
         && !backends.iter().any(|backend| backend.takes_new_flows)
         && backends.iter().any(|backend| !backend.backend.is_local() && backend.weight > 0);
     DesiredService {
         frontends: BTreeMap::new(),
+        foreign: BTreeMap::new(),
+        unlisted: BTreeSet::new(),
         localhost: BTreeSet::new(),
         conflicts: BTreeSet::new(),
         backends,
@@ -361,6 +330,7 @@ fn resolve_backend(
         avoided: spec.avoided,
         takes_new_flows: false,
         takes_node_flows: false,
+        takes_peer_flows: false,
         identity: maglev::identity(spec.address, spec.port),
     })
 }

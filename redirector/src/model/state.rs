@@ -5,14 +5,15 @@
 //! each when it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use redirector_common::{Address, Family, FrontendKey};
 
 use super::desired::{
     Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
-    expand_localhost,
+    expand_localhost, foreign,
 };
-use super::{Service, ServiceKey};
+use super::{Forwarding, Service, ServiceKey};
 
 /// Who gets a frontend that several services claim: the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,18 +28,24 @@ pub struct Rank {
 #[derive(Clone, Debug, Default)]
 pub struct State {
     node: NodeAddresses,
+    /// Addresses of the other nodes that run redirector.
+    peers: BTreeSet<Address>,
     services: BTreeMap<ServiceKey, (Rank, Service)>,
-    claims: BTreeMap<FrontendKey, BTreeSet<(Rank, ServiceKey)>>,
+    claims: BTreeMap<FrontendKey, Claims>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
     dirty: BTreeSet<ServiceKey>,
 }
 
+/// Who claims a frontend, the first in rank first. Nearly always one.
+type Claims = Vec<(Rank, ServiceKey)>;
+
 impl State {
     /// All services of a node. Of services with the same key only the first in rank counts.
     #[must_use]
     pub fn new(node: NodeAddresses, services: impl IntoIterator<Item = (Rank, Service)>) -> Self {
-        let mut state = Self { node, ..Self::default() };
+        let peers = node.peers().map(Address::from).collect();
+        let mut state = Self { node, peers, ..Self::default() };
         for (rank, service) in services {
             let is_better =
                 state.services.get(&service.key).is_none_or(|(earlier, _)| rank < *earlier);
@@ -78,7 +85,11 @@ impl State {
             let claims = self.claims.entry(frontend).or_default();
             // Whoever had it may have it no longer.
             self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
-            claims.insert((rank, service.key.clone()));
+            let claim = (rank, service.key.clone());
+            if let Err(position) = claims.binary_search(&claim) {
+                claims.reserve_exact(1);
+                claims.insert(position, claim);
+            }
             if claims.len() > 1 {
                 self.contest(frontend);
             }
@@ -96,7 +107,7 @@ impl State {
             let Some(claims) = self.claims.get_mut(&frontend) else {
                 continue;
             };
-            claims.remove(&(rank, key.clone()));
+            claims.retain(|claim| (claim.0, &claim.1) != (rank, key));
             // Whoever comes next may have it now.
             self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
             if claims.len() < 2 {
@@ -107,6 +118,29 @@ impl State {
             }
         }
         self.dirty.insert(key.clone());
+    }
+
+    /// Takes in the addresses of all nodes that run redirector.
+    pub fn set_nodes(&mut self, nodes: BTreeSet<IpAddr>) {
+        let changed: BTreeSet<IpAddr> =
+            self.node.nodes.symmetric_difference(&nodes).copied().collect();
+        if changed.is_empty() {
+            return;
+        }
+        let concerns = |service: &Service| {
+            let mut named = service.frontends.iter().filter_map(|frontend| frontend.address);
+            service.forwarding == Forwarding::Dsr || named.any(|address| changed.contains(&address))
+        };
+        let concerned: Vec<(Rank, Service)> =
+            self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
+        for (_, service) in &concerned {
+            self.remove(&service.key);
+        }
+        self.node.nodes = nodes;
+        self.peers = self.node.peers().map(Address::from).collect();
+        for (rank, service) in concerned {
+            self.put(rank, service);
+        }
     }
 
     /// Number of services that may have become others.
@@ -125,19 +159,25 @@ impl State {
     pub fn desired(&self, key: &ServiceKey, family: Family) -> Option<DesiredService> {
         let (rank, service) = self.services.get(key)?;
         let frontends = expand_frontends(service, family, &self.node);
-        if frontends.is_empty() {
+        let foreign = foreign::expand(service, family, &self.node);
+        if frontends.is_empty() && foreign.is_empty() {
             return None;
         }
         let mut entry = build_backends(service, family, &self.node);
-        for (frontend, local_address) in frontends {
-            let claims = self.claims.get(&frontend);
+        let is_winner = |frontend: &FrontendKey| {
+            let claims = self.claims.get(frontend);
             let winner = claims.and_then(|claims| claims.first());
-            if winner.is_none_or(|(first, winner)| (first, winner) == (rank, key)) {
+            winner.is_none_or(|(first, winner)| (first, winner) == (rank, key))
+        };
+        for (frontend, local_address) in frontends {
+            if is_winner(&frontend) {
                 entry.frontends.insert(frontend, local_address);
             } else {
                 entry.conflicts.insert(frontend);
             }
         }
+        entry.foreign = foreign.into_iter().filter(|(frontend, _)| is_winner(frontend)).collect();
+        entry.note_unlisted(&self.node);
         entry.localhost = expand_localhost(service, family)
             .filter(|frontend| {
                 let claims = self.claims.get(frontend);
@@ -147,10 +187,16 @@ impl State {
         Some(entry)
     }
 
-    /// The addresses of frontends of a service that are not this host's.
+    /// The addresses of frontends of a service that no node has.
     pub fn vips<'a>(&'a self, service: &'a DesiredService) -> impl Iterator<Item = Address> + 'a {
         let all = service.frontends.keys().chain(&service.conflicts);
-        all.map(|frontend| frontend.address).filter(|address| !self.node.is_own((*address).into()))
+        all.map(|frontend| frontend.address).filter(|address| self.node.is_vip((*address).into()))
+    }
+
+    /// Addresses of the other nodes that run redirector.
+    #[must_use]
+    pub const fn peers(&self) -> &BTreeSet<Address> {
+        &self.peers
     }
 
     /// Frontends that several services claim.
@@ -174,24 +220,32 @@ impl State {
     /// Everything at once.
     #[must_use]
     pub fn all(&self) -> Desired {
-        let mut desired = Desired { conflicts: self.conflicts(), ..Desired::default() };
-        for key in self.services.keys() {
-            for family in [Family::V4, Family::V6] {
-                if let Some(service) = self.desired(key, family) {
-                    desired.vips.extend(self.vips(&service));
-                    desired.services.insert((key.clone(), family), service);
-                }
-            }
+        let mut desired = Desired {
+            conflicts: self.conflicts(),
+            peers: self.peers.clone(),
+            ..Desired::default()
+        };
+        for (key, service) in self.iter() {
+            desired.vips.extend(self.vips(&service));
+            desired.services.insert(key, service);
         }
         desired
+    }
+
+    /// Every service in each family where it has a frontend.
+    pub fn iter(&self) -> impl Iterator<Item = ((ServiceKey, Family), DesiredService)> {
+        let keys = self.services.keys();
+        keys.flat_map(|key| [Family::V4, Family::V6].map(|family| (key, family)))
+            .filter_map(|(key, family)| Some(((key.clone(), family), self.desired(key, family)?)))
     }
 
     fn frontends(&self, service: &Service) -> Vec<FrontendKey> {
         [Family::V4, Family::V6]
             .into_iter()
             .flat_map(|family| {
-                let exact: Vec<FrontendKey> =
+                let mut exact: Vec<FrontendKey> =
                     expand_frontends(service, family, &self.node).into_keys().collect();
+                exact.extend(foreign::expand(service, family, &self.node).into_keys());
                 // Without one of the node's addresses there is none of the node itself.
                 let localhost = expand_localhost(service, family).filter(|_| !exact.is_empty());
                 let localhost: BTreeSet<FrontendKey> = localhost.collect();
@@ -200,9 +254,10 @@ impl State {
             .collect()
     }
 
-    /// Whose `localhost` it is was told for the node's addresses, where it matters more.
+    /// Whose `localhost` it is was told for the node's addresses, where it matters more; and
+    /// another node tells it of its own.
     fn contest(&mut self, frontend: FrontendKey) {
-        if !frontend.is_localhost() {
+        if !frontend.is_localhost() && !self.node.is_peer(frontend.address.into()) {
             self.contested.insert(frontend);
         }
     }

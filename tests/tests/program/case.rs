@@ -26,6 +26,8 @@ pub(crate) enum Expected {
     Deliver(Reason, Vec<u8>),
     /// Sent out of an interface, as these bytes.
     Forward(Reason, Vec<u8>),
+    /// Passed on as these bytes, and counted by whoever sees them next.
+    HandOver(Vec<u8>),
 }
 
 /// A row.
@@ -122,6 +124,11 @@ impl Case {
         Self { expected: Expected::Forward(reason, bytes), ..self }
     }
 
+    /// These bytes go on in the packet's place, uncounted.
+    pub(crate) fn hands_over(self, bytes: Vec<u8>) -> Self {
+        Self { expected: Expected::HandOver(bytes), ..self }
+    }
+
     /// Afterwards both halves of this flow are in this state, and the one that the packet
     /// belongs to has counted it.
     pub(crate) fn then(self, flow: &Given, state: FlowState) -> Self {
@@ -151,7 +158,11 @@ impl Case {
         let before = programs.flows()?;
         let outcome = programs.run((self.hook, function), ifindex, &self.input, self.segment)?;
         let (verdict, reason, bytes) = self.expectation();
-        let counts = !matches!(self.expected, Expected::Pass(_)) || self.hook == Hook::Ingress;
+        let counts = match self.expected {
+            Expected::Pass(_) => self.hook == Hook::Ingress,
+            Expected::HandOver(_) => false,
+            Expected::Drop(_) | Expected::Deliver(..) | Expected::Forward(..) => true,
+        };
         let counted: Vec<_> =
             outcome.counted.iter().map(|(name, counted)| (*name, *counted)).collect();
         let size = Counted { packets: 1, bytes: self.input.len() as u64 };
@@ -182,6 +193,7 @@ impl Case {
             Reason::RemoteReply,
             Reason::LocalEstablished,
             Reason::LocalReply,
+            Reason::DsrEstablished,
         ];
         if !established.contains(&reason) || matches!(self.expected, Expected::Pass(_)) {
             return Ok(());
@@ -206,6 +218,7 @@ impl Case {
             Expected::Drop(reason) => (Verdict::Drop, *reason, None),
             Expected::Deliver(reason, bytes) => (Verdict::Pass, *reason, Some(bytes)),
             Expected::Forward(reason, bytes) => (Verdict::Redirect, *reason, Some(bytes)),
+            Expected::HandOver(bytes) => (Verdict::Pass, Reason::NotOurs, Some(bytes)),
         }
     }
 
@@ -252,6 +265,20 @@ pub(crate) fn check_all(cases: Vec<Case>) -> Result<()> {
     check_all_with(|| Ok(()), cases)
 }
 
+/// As [`check_all`], with what `fill` makes on the node and in the maps.
+pub(crate) fn check_all_in(
+    fill: impl FnOnce(&mut Programs) -> Result<()> + Send + 'static,
+    cases: Vec<Case>,
+) -> Result<()> {
+    let node = world::build_node()?;
+    node.enter(move || {
+        let mut programs = Programs::load()?;
+        world::fill_maps(&mut programs)?;
+        fill(&mut programs)?;
+        check_rows(&mut programs, &cases)
+    })
+}
+
 /// As [`check_all`], with what `prepare` makes on the node.
 pub(crate) fn check_all_with<T>(
     prepare: impl FnOnce() -> Result<T> + Send + 'static,
@@ -262,18 +289,22 @@ pub(crate) fn check_all_with<T>(
         let _prepared = prepare()?;
         let mut programs = Programs::load()?;
         world::fill_maps(&mut programs)?;
-        let mut failures = Vec::new();
-        for case in &cases {
-            if let Err(error) = case.check(&mut programs) {
-                failures.push(format!("{}: {error:#}", case.description));
-            }
-        }
-        println!("{} cases", cases.len());
-        if !failures.is_empty() {
-            bail!("{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
-        }
-        Ok(())
+        check_rows(&mut programs, &cases)
     })
+}
+
+fn check_rows(programs: &mut Programs, cases: &[Case]) -> Result<()> {
+    let mut failures = Vec::new();
+    for case in cases {
+        if let Err(error) = case.check(programs) {
+            failures.push(format!("{}: {error:#}", case.description));
+        }
+    }
+    println!("{} cases", cases.len());
+    if !failures.is_empty() {
+        bail!("{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
+    }
+    Ok(())
 }
 
 fn compare(actual: &[u8], expected: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Result;
 use redirector_common::{
-    Direction, Family, Flow, FlowState, Port, Protocol, Tuple, map_name::MapName,
+    Direction, Family, Flow, FlowState, Manner, Port, Protocol, Tuple, map_name::MapName,
 };
 use redirector_tests::{
     packet::{Flags, Packet, Transport},
@@ -30,6 +30,7 @@ pub(crate) struct Given {
     source: SocketAddr,
     backend: SocketAddr,
     local: bool,
+    manner: Manner,
     state: FlowState,
     fins: [bool; 2],
     /// How long both halves have been idle, in seconds.
@@ -61,10 +62,17 @@ impl Given {
             source: at(NODE_INSIDE, family, world::SNAT),
             backend: at(BACKEND, family, world::REMOTE_PORT),
             local: false,
+            manner: Manner::Translate,
             state,
             fins: [false; 2],
             idle: 0,
         }
+    }
+
+    /// To [`BACKEND`], which gets the client's packets in this manner, through [`world::REMOTE`].
+    pub(crate) fn handed_over(protocol: Protocol, family: Family, manner: Manner) -> Self {
+        let source = at(CLIENT, family, CLIENT_PORT);
+        Self { manner, source, ..Self::remote(protocol, family) }
     }
 
     /// In this state.
@@ -122,6 +130,7 @@ impl Given {
         let half = |direction, translated, fin| {
             let mut flow = Flow::new(direction, translated, 1, 1, self.local, now);
             flow.set_state(self.state);
+            flow.set_manner(self.manner);
             if fin {
                 flow.set_fin_seen();
             }

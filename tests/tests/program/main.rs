@@ -8,6 +8,7 @@ mod errors;
 mod flows;
 mod fragments;
 mod given;
+mod handover;
 mod headers;
 mod loading;
 mod quoted;

@@ -306,7 +306,7 @@ fn add_service(
     };
     programs.set(MapName::Services, id, service)?;
     let address = NODE.of(family).into();
-    let value = Frontend { service: id, reserved: 0, local_address: address };
+    let value = Frontend::new(id, address);
     let mut bits = PortFlags::FRONTEND;
     // As the agent does: also a table that is broken belongs to a service with backends elsewhere.
     if matches!(target, Target::Remote(..) | Target::Missing) {
@@ -356,7 +356,12 @@ fn limit_sources(programs: &mut Programs, id: u32, family: Family, port: u16) ->
     Ok(Service::FLAG_SOURCE_RANGES)
 }
 
-fn mark(programs: &mut Programs, protocol: Protocol, port: u16, bits: PortFlags) -> Result<()> {
+pub(crate) fn mark(
+    programs: &mut Programs,
+    protocol: Protocol,
+    port: u16,
+    bits: PortFlags,
+) -> Result<()> {
     let (block, byte) = port_index(protocol, Port::new(port));
     programs.change(MapName::Ports, block, |block: &mut PortBlock| {
         block.flags[byte] |= bits.0;

@@ -1,16 +1,21 @@
 //! Keeping the maps of services in line with what all sources ask for.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::NodeConfig;
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
+use super::super::wishes::Wishes;
 use super::Node;
+use crate::dataplane::direct::Direct;
 use crate::dataplane::encode::encode;
+use crate::dataplane::ethtool;
 use crate::dataplane::gc;
 use crate::dataplane::layout::Layout;
+use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
 use crate::dataplane::sync::Writes;
 use crate::model::Service;
@@ -59,6 +64,7 @@ impl Node {
         if self.made_from.as_ref() != Some(&addresses) || !kubernetes.missing().is_empty() {
             return Ok(false);
         }
+        self.state.set_nodes(nodes(&self.wishes, Some(kubernetes), &addresses));
         for (key, service) in kubernetes.take_changed() {
             match service {
                 Some((rank, service)) => self.state.put(rank, service),
@@ -95,7 +101,9 @@ impl Node {
             kubernetes.keep_from(snat.clone());
         }
         self.layout = None;
-        self.state = State::new(addresses.clone(), self.services());
+        let nodes = nodes(&self.wishes, self.kubernetes.as_ref(), &addresses);
+        let node = NodeAddresses { nodes, ..addresses.clone() };
+        self.state = State::new(node, self.services());
         let desired = self.state.all();
         let actual = match &mut self.actual {
             Some(actual) => actual,
@@ -109,7 +117,12 @@ impl Node {
             // What seems to be too much may be asked for by what was not read yet.
             encoded.keep(actual);
         }
+        let services = desired.services.len();
+        drop(desired);
         let writes = self.maps.services.sync(actual, &encoded)?;
+        let (listed, wanted_ports) = (encoded.listed(), encoded.ports.clone());
+        // A large cluster is not to stand in memory twice.
+        drop(encoded);
         self.maps.node.put(
             0,
             &NodeConfig {
@@ -124,18 +137,35 @@ impl Node {
         if is_complete && !self.cursors.is_crowded() {
             let capacity = self.maps.capacity;
             self.layout =
-                Some(Layout::new(&self.state, &encoded, snat.clone(), capacity, self.cursors));
+                Some(Layout::new(&self.state, actual, snat.clone(), capacity, self.cursors));
         }
         // The layout has them too.
         self.listed = match self.layout {
             Some(_) => BTreeSet::new(),
-            None => encoded.listed(),
+            None => listed,
         };
-        self.wanted_ports = encoded.ports;
+        self.tell_direct();
+        self.wanted_ports = wanted_ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.synced(began, desired.services.len(), writes);
+        self.synced(began, services, writes);
+        memory::release();
         Ok(())
+    }
+
+    /// Says what direct server return costs, where that has changed.
+    fn tell_direct(&mut self) {
+        let Some(contents) = &self.actual else {
+            return;
+        };
+        let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
+        let mtus = self.chosen.iter().filter_map(mtu).collect();
+        let (services, frontends) = (contents.services.values(), contents.frontends.iter());
+        let direct = Direct::of(services, frontends, contents.peers.len(), mtus);
+        if direct.services > 0 && self.told.as_ref() != Some(&direct) {
+            tracing::info!("direct server return: {}", direct.describe());
+            self.told = Some(direct);
+        }
     }
 
     /// What follows when the maps are in line.
@@ -216,4 +246,17 @@ impl Node {
             None => std::future::pending().await,
         }
     }
+}
+
+/// Addresses of all nodes that run redirector, as far as anyone says.
+fn nodes(
+    wishes: &Wishes,
+    kubernetes: Option<&Kubernetes>,
+    addresses: &NodeAddresses,
+) -> BTreeSet<IpAddr> {
+    let mut nodes = wishes.nodes().clone();
+    if let Some(kubernetes) = kubernetes {
+        nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
+    }
+    nodes
 }

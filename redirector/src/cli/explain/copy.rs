@@ -1,6 +1,6 @@
 //! What the maps hold, as the packet code asks for it; every answer is noted.
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ptr::NonNull;
@@ -66,6 +66,7 @@ pub(super) struct Copied {
     pub(super) affinities: BTreeMap<AffinityKey, Affinity>,
     pub(super) takers: BTreeMap<TakerKey, Taker>,
     pub(super) vips: BTreeSet<Address>,
+    pub(super) peers: BTreeSet<Address>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     pub(super) large: Rc<dyn Large>,
@@ -75,6 +76,8 @@ pub(super) struct Copied {
     failure: RefCell<Option<PinnedError>>,
     pub(super) sockets: Vec<TcpSocket>,
     pub(super) find_way: fn(Address) -> std::io::Result<Option<routes::Way>>,
+    /// The neighbour on the way that was last found.
+    gateway: Cell<Address>,
     scratch: Box<UnsafeCell<Scratch>>,
     steps: RefCell<Vec<Found>>,
 }
@@ -95,6 +98,7 @@ impl Copied {
             affinities: maps.affinities()?,
             takers: maps.takers()?,
             vips: maps.vips()?,
+            peers: maps.peers()?,
             backends: maps.backends()?,
             interfaces: maps.interfaces()?,
             sockets: sockets::read(),
@@ -118,6 +122,7 @@ impl Copied {
             affinities: BTreeMap::new(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
+            peers: BTreeSet::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             large,
@@ -125,11 +130,14 @@ impl Copied {
             failure: RefCell::default(),
             sockets: Vec::new(),
             find_way: |_| Ok(None),
+            gateway: Cell::new(Address::UNSPECIFIED),
             scratch: Box::new(UnsafeCell::new(Scratch {
                 forward: flow,
                 reply: flow,
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
+                wanted: 0,
+                source: Address::UNSPECIFIED,
             })),
             steps: RefCell::default(),
         }
@@ -211,6 +219,7 @@ impl Clone for Copied {
             affinities: self.affinities.clone(),
             takers: self.takers.clone(),
             vips: self.vips.clone(),
+            peers: self.peers.clone(),
             backends: self.backends.clone(),
             interfaces: self.interfaces.clone(),
             find_way: self.find_way,
@@ -387,6 +396,14 @@ impl Environment for Copied {
         is_vip
     }
 
+    fn is_peer(&self, address: &Address) -> bool {
+        let is_peer = self.peers.contains(address);
+        let found =
+            if is_peer { "a node that runs redirector" } else { "none of redirector's nodes" };
+        self.note("peer", format!("{address}: {found}"));
+        is_peer
+    }
+
     fn may_answer(&self) -> bool {
         true
     }
@@ -436,6 +453,7 @@ impl Environment for Copied {
             Err(error) => (Route::Unreachable, format!("the kernel does not say: {error}")),
             Ok(None) => (Route::Unreachable, "no way that leaves this host".to_owned()),
             Ok(Some(way)) => {
+                self.gateway.set(way.gateway.map_or(to.destination, Address::from));
                 next_hop.ifindex = way.ifindex;
                 next_hop.mtu = way.mtu;
                 let by = way.gateway.map(|gateway| format!(" by {gateway}")).unwrap_or_default();
@@ -451,6 +469,10 @@ impl Environment for Copied {
         };
         self.note("route", format!("to {}: {found}", to.destination));
         route
+    }
+
+    fn gateway(&self) -> Address {
+        self.gateway.get()
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

@@ -42,7 +42,7 @@ fn node() -> Copied {
     for ((id, port), backend) in (1..).zip(80..).zip(targets) {
         let key = parse_frontend(&format!("192.0.2.1:{port}/tcp")).expect("a frontend");
         let local_address = ip("192.0.2.1");
-        copied.frontends.insert(key, Frontend { service: id, reserved: 0, local_address });
+        copied.frontends.insert(key, Frontend::new(id, local_address));
         let size = u32::from(backend.is_some());
         let service = Service { table_offset: id * 16, table_size: size, ..Service::default() };
         copied.services.insert(id, service);

@@ -49,6 +49,8 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "frontend": format_frontend(&key),
                 "service": frontend.service,
                 "localAddress": address(frontend.local_address),
+                "foreign": frontend.is_foreign(),
+                "unlisted": frontend.is_unlisted(),
             }
         }),
         MapName::Services => of(maps.services()?, |(id, service)| {
@@ -58,10 +60,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "tableSize": service.table_size,
                 "internalOffset": service.internal_offset,
                 "internalSize": service.internal_size,
+                "peerOffset": service.peer_offset,
+                "peerSize": service.peer_size,
                 "affinityGroup": service.affinity_group,
                 "affinitySeconds": service.affinity_seconds,
                 "random": service.is_random(),
                 "silent": service.is_silent(),
+                "dsr": service.is_dsr(),
                 "limitsSources": service.limits_sources(),
             }
         }),
@@ -127,9 +132,11 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "backend": key.backend,
                 "outside": taker.takes_from(Origin::Outside),
                 "node": taker.takes_from(Origin::Node),
+                "peer": taker.takes_from(Origin::Peer),
             }
         }),
         MapName::Vips => of(maps.vips()?, |vip| record! {"address": address(vip)}),
+        MapName::Peers => of(maps.peers()?, |peer| record! {"address": address(peer)}),
     })
 }
 

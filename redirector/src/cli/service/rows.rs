@@ -291,7 +291,7 @@ mod tests {
     }
 
     fn frontend(text: &str, service: ServiceId) -> (FrontendKey, Frontend) {
-        let frontend = Frontend { service, reserved: 0, local_address: Address::UNSPECIFIED };
+        let frontend = Frontend::new(service, Address::UNSPECIFIED);
         (parse_frontend(text).expect("a frontend"), frontend)
     }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{moment, seconds_since};
 use crate::dataplane::attached::{Attached, AttachedClient};
+use crate::dataplane::direct::Direct;
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::status::Status;
 
@@ -23,6 +24,7 @@ pub(super) struct Loaded {
     pub(super) attached_clients: Vec<AttachedClient>,
     pub(super) infos: BTreeMap<ServiceId, Info>,
     pub(super) fill: Vec<Fill>,
+    pub(super) direct: Direct,
     pub(super) flows: BTreeMap<&'static str, usize>,
     pub(super) node: NodeConfig,
     pub(super) now: SystemTime,
@@ -38,6 +40,8 @@ pub(super) struct Report {
     pub(super) interfaces: Vec<InterfaceReport>,
     pub(super) clients: ClientsReport,
     pub(super) conflicts: Vec<Conflict>,
+    /// Direct server return.
+    pub(super) direct: Direct,
     pub(super) maps: Vec<Fill>,
     /// First and last port of the translation block.
     pub(super) snat_ports: Option<[u16; 2]>,
@@ -170,6 +174,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
         interfaces,
         clients,
         conflicts,
+        direct: loaded.direct,
         maps: loaded.fill,
         snat_ports,
         flows: loaded.flows,

@@ -23,7 +23,7 @@ fn settings() {
             interfaces: Some(vec!["eth0".to_owned(), "bond0.100".to_owned()]),
             xdp_mode: XdpMode::Off,
             snat_ports: 20000..=20000,
-            services: Vec::new(),
+            ..Config::default()
         }
     );
 }

@@ -54,8 +54,10 @@ fn what_is_of_the_wrong_kind() {
     check(&[
         (
             "80:8080",
-            &["1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, publish, \
-               services, snatPorts, xdpMode"],
+            &[
+                "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, nodes, publish, \
+               services, snatPorts, xdpMode",
+            ],
         ),
         (
             "publish: '80:8080'",
@@ -110,13 +112,13 @@ fn unknown_repeated_and_missing_keys() {
         (
             "publsh: []\nxdpmode: auto\nports: []\n8: 9\n",
             &[
-                "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, \
+                "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, nodes, \
                  publish, services, snatPorts, xdpMode",
-                "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, \
+                "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, nodes, \
                  publish, services, snatPorts, xdpMode",
-                "3:1: unknown key \"ports\"; allowed: interfaces, publish, services, snatPorts, \
+                "3:1: unknown key \"ports\"; allowed: interfaces, nodes, publish, services, snatPorts, \
                  xdpMode",
-                "4:1: key 8 is not text; allowed: interfaces, publish, services, snatPorts, xdpMode",
+                "4:1: key 8 is not text; allowed: interfaces, nodes, publish, services, snatPorts, xdpMode",
             ],
         ),
         (

@@ -83,19 +83,52 @@ fn ports_and_weights() {
 }
 
 #[test]
-fn keys_without_effect() {
-    check(&[
-        (
-            "services:
+fn direct_answers_need_nodes() {
+    let service = "services:
   - name: a
     frontends: [{port: 80}]
     forwarding: dsr
-",
-            &["4:17: services.forwarding: \"dsr\" has no effect in this version; write \"snat\" \
-                 or remove the key"],
-        ),
-        (
-            "services:
+";
+    check(&[(
+        service,
+        &[
+            "4:17: services.forwarding: \"dsr\" needs to know the nodes that run redirector: add the \
+             addresses of all of them as `nodes: [ADDRESS, …]` to the file, the same on every node",
+        ],
+    )]);
+    let found = super::config(&format!("nodes: [192.0.2.11, '2001:db8::11']\n{service}"));
+    assert_eq!(found.services[0].forwarding, crate::model::Forwarding::Dsr);
+    let nodes: Vec<String> = found.nodes.iter().map(ToString::to_string).collect();
+    assert_eq!(nodes, ["192.0.2.11", "2001:db8::11"]);
+}
+
+#[test]
+fn nodes() {
+    check(&[(
+        "nodes: [192.0.2.11, node-b, 127.0.0.1, 'fe80::1', 192.0.2.0/24, 192.0.2.11, 5,
+  224.0.0.1, '::ffff:192.0.2.1']",
+        &[
+            "1:21: nodes: \"node-b\" is not an address; allowed: an IPv4 or IPv6 address, without a \
+             port or prefix length",
+            "1:29: nodes: 127.0.0.1 is a loopback address: every node has it; name an address that \
+             other nodes reach the node at",
+            "1:40: nodes: fe80::1 is a link-local address: it means nothing without an interface; \
+             name a global or unique local address",
+            "1:51: nodes: \"192.0.2.0/24\" is not an address; allowed: an IPv4 or IPv6 address, \
+             without a port or prefix length",
+            "1:65: nodes: 192.0.2.11 stands at redirector.yaml:1:9 already; remove one of them",
+            "1:77: nodes: found 5; allowed: an IPv4 or IPv6 address, in quotes",
+            "2:3: nodes: 224.0.0.1 is a multicast address: no node has it; name an address that \
+             other nodes reach the node at",
+            "2:14: nodes: ::ffff:192.0.2.1 is an IPv4 address in IPv6 form; write 192.0.2.1",
+        ],
+    )]);
+}
+
+#[test]
+fn affinities() {
+    check(&[(
+        "services:
   - name: a
     frontends: [{port: 80}]
     sessionAffinitySeconds: 0
@@ -103,14 +136,13 @@ fn keys_without_effect() {
     frontends: [{port: 81}]
     sessionAffinitySeconds: 86401
 ",
-            &[
-                "4:29: services.sessionAffinitySeconds: 0 is out of range; allowed: a number from \
+        &[
+            "4:29: services.sessionAffinitySeconds: 0 is out of range; allowed: a number from \
                  1 to 86400",
-                "7:29: services.sessionAffinitySeconds: 86401 is out of range; allowed: a number \
+            "7:29: services.sessionAffinitySeconds: 86401 is out of range; allowed: a number \
                  from 1 to 86400",
-            ],
-        ),
-    ]);
+        ],
+    )]);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use crate::dataplane::delta::delta;
 use crate::dataplane::encode::encode;
 use crate::model::desired::NodeAddresses;
 use crate::model::state::Rank;
-use crate::model::{BackendAddress, BackendSpec, FrontendSpec, Service, Source, TrafficPolicy};
+use crate::model::{
+    BackendAddress, BackendSpec, Forwarding, FrontendSpec, Service, Source, TrafficPolicy,
+};
 
 const SNAT: RangeInclusive<u16> = 50_000..=50_001;
 const CAPACITY: Capacity = Capacity { services: 4096, backends: 4096, lines: 262_144 };
@@ -17,6 +19,7 @@ fn node() -> NodeAddresses {
     NodeAddresses {
         chosen: vec![ip("192.0.2.10"), ip("2001:db8::10")],
         host: [ip("192.0.2.10"), ip("2001:db8::10")].into(),
+        nodes: [ip("192.0.2.10"), ip("192.0.2.20")].into(),
         ..NodeAddresses::default()
     }
 }
@@ -100,15 +103,18 @@ impl Kept {
 fn any_service() -> impl Strategy<Value = Service> {
     let ranges = prop_oneof![Just(vec![]), Just(vec!["10.0.0.0/8"]), Just(vec!["::/0"])];
     let backends = proptest::collection::btree_set(0_u8..5, 0..4);
-    let settings = (any::<bool>(), any::<bool>(), any::<bool>());
+    let settings = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (0_u32..5, 80_u16..83, backends, ranges, settings).prop_map(
-        |(name, port, backends, ranges, (affinity, local, vip))| {
+        |(name, port, backends, ranges, (affinity, local, vip, dsr))| {
             let mut service = mk_service(name, port, backends);
             service.source_ranges =
                 ranges.iter().map(|range| range.parse().expect("a network")).collect();
             service.affinity_seconds = affinity.then_some(60);
             if local {
                 service.policy = TrafficPolicy::Local;
+            }
+            if dsr {
+                service.forwarding = Forwarding::Dsr;
             }
             if vip {
                 service.frontends[0].address = Some([203, 0, 113, 1].into());
@@ -123,18 +129,26 @@ proptest! {
     #[test]
     fn what_is_written_is_what_would_be_laid_out(
         first in proptest::collection::vec(any_service(), 0..4),
-        changes in proptest::collection::vec((any_service(), 0_i64..3, 0..4), 0..8),
+        changes in proptest::collection::vec((any_service(), 0_i64..3, 0..5), 0..8),
     ) {
         let mut kept = Kept::new(first);
         kept.check();
         for (service, order, kind) in changes {
-            if kind == 0 {
+            if kind == 4 {
+                // Another node comes or goes.
+                let node = std::net::IpAddr::from([192, 0, 2, 30]);
+                let mut nodes = kept.state.node().nodes.clone();
+                if !nodes.remove(&node) {
+                    nodes.insert(node);
+                }
+                kept.state.set_nodes(nodes);
+            } else if kind == 0 {
                 kept.state.remove(&service.key);
             } else {
                 kept.state.put(Rank { source: 1, order }, service);
             }
             // Now and then several at once.
-            if kind < 3 {
+            if kind != 3 {
                 kept.follow();
                 kept.check();
             }

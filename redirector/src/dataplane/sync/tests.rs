@@ -16,8 +16,8 @@ use crate::dataplane::ids::Cursors;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::desired::{self, Desired, NodeAddresses};
 use crate::model::{
-    Algorithm, BackendAddress, BackendSpec, FrontendSpec, Service as ModelService, ServiceKey,
-    Source, TrafficPolicy,
+    Algorithm, BackendAddress, BackendSpec, Forwarding, FrontendSpec, Service as ModelService,
+    ServiceKey, Source, TrafficPolicy,
 };
 
 const CAPACITY: Capacity = Capacity { services: 64, backends: 64, lines: 8192 };
@@ -61,7 +61,7 @@ fn check_ways(contents: &Contents) {
     for (frontend, value) in &contents.frontends {
         let service = contents.services.get(&value.service);
         let service = service.unwrap_or_else(|| panic!("{frontend:?} leads to no service"));
-        for origin in [Origin::Outside, Origin::Node] {
+        for origin in Origin::ALL {
             let table = contents.table(service, origin).expect("the table is whole");
             for backend in &table {
                 let found = contents.backends.contains_key(backend);
@@ -109,7 +109,7 @@ fn check_remote(contents: &Contents) {
 /// Clients may stay with exactly those backends that new flows may go to.
 fn check_takers(contents: &Contents) {
     for (id, service) in &contents.services {
-        for origin in [Origin::Outside, Origin::Node] {
+        for origin in Origin::ALL {
             let table = contents.table(service, origin).expect("the table is whole");
             let expected: BTreeSet<_> = match service.has_affinity() {
                 true => table.into_iter().collect(),
@@ -185,6 +185,7 @@ fn tables(world: &Arc<Mutex<World>>) -> Tables {
         infos: table(world, |contents| &mut contents.infos),
         takers: table(world, |contents| &mut contents.takers),
         vips: table(world, |contents| &mut contents.vips),
+        peers: table(world, |contents| &mut contents.peers),
         ports: Box::new(Watched {
             world: Arc::clone(world),
             select: |contents| &mut contents.ports.blocks,
@@ -257,7 +258,13 @@ fn addresses() -> NodeAddresses {
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
     ];
-    NodeAddresses { host: chosen.iter().copied().collect(), chosen, ..NodeAddresses::default() }
+    let nodes = ["192.0.2.1", "192.0.2.2", "2001:db8::2"];
+    NodeAddresses {
+        host: chosen.iter().copied().collect(),
+        chosen,
+        nodes: nodes.map(|node| node.parse().expect("an address")).into(),
+        ..NodeAddresses::default()
+    }
 }
 
 /// Contents without numbers and places, which depend on what was there before.
@@ -267,7 +274,7 @@ fn essence(contents: &Contents) -> BTreeMap<(ServiceKey, bool), String> {
     for (id, info) in &contents.infos {
         let info = Info::decode(info).expect("legible");
         let service = &contents.services[id];
-        let tables = [Origin::Outside, Origin::Node].map(|origin| -> Vec<String> {
+        let tables = Origin::ALL.map(|origin| -> Vec<String> {
             contents.table(service, origin).expect("whole").iter().map(backend).collect()
         });
         let slots: Vec<String> = contents
@@ -344,15 +351,17 @@ fn services() -> impl Strategy<Value = Vec<ModelService>> {
     let policy = prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
     let algorithm = prop_oneof![Just(Algorithm::Maglev), Just(Algorithm::Random)];
     let group = prop_oneof![Just(None), Just(Some("shared".to_owned()))];
-    let settings = (policy, algorithm, prop::option::of(1..100u32), group, any::<bool>());
+    let settings =
+        (policy, algorithm, prop::option::of(1..100u32), group, any::<bool>(), any::<bool>());
     let services =
         prop::collection::btree_map(0..6u8, (frontends, backends, ranges, settings), 0..5);
     services.prop_map(|all| {
         all.into_iter()
             .map(|(name, (frontends, backends, ranges, settings))| {
-                let (policy, algorithm, affinity_seconds, affinity_group, vip) = settings;
+                let (policy, algorithm, affinity_seconds, affinity_group, vip, dsr) = settings;
                 let mut service = ModelService {
                     policy,
+                    forwarding: if dsr { Forwarding::Dsr } else { Forwarding::Snat },
                     algorithm,
                     affinity_seconds,
                     affinity_group,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::k8s::index::{Dirty, Index, Kind};
-use crate::k8s::mk::{mk_endpoint, mk_index, mk_service, mk_slice, read, web};
+use crate::k8s::mk::{NODE, mk_endpoint, mk_index, mk_service, mk_slice, read, web};
 use crate::k8s::object::ObjectName;
 
 fn one(service: &ObjectName) -> Dirty {
@@ -64,12 +64,74 @@ fn another_proxys_objects_are_not_ours() {
     index.apply(read(Kind::Service, mk_service(&json!({}))));
     assert!(index.service(&web()).is_some());
 
-    let mut ours = Index::new(Some("mine".to_owned()));
+    let mut ours = Index::new(NODE, Some("mine".to_owned()));
     ours.apply(read(Kind::Service, mk_service(&json!({}))));
     ours.apply(labelled("other"));
     assert!(ours.service(&web()).is_none());
     ours.apply(labelled("mine"));
     assert!(ours.service(&web()).is_some());
+}
+
+/// Of nodes, what matters changes seldom: their reports to the API server come often.
+#[test]
+fn of_other_nodes_only_addresses_matter() {
+    let node = |name: &str, ready: &str, addresses: &[&str]| {
+        let addresses: Vec<_> = addresses
+            .iter()
+            .map(|text| match text.split_once('=') {
+                Some((kind, address)) => json!({"type": kind, "address": address}),
+                None => json!({"type": "InternalIP", "address": text}),
+            })
+            .collect();
+        read(
+            Kind::Node,
+            json!({
+                "metadata": {"name": name},
+                "status": {
+                    "addresses": addresses,
+                    "conditions": [{"type": "Ready", "status": ready}],
+                },
+            }),
+        )
+    };
+    let mut index = Index::new(NODE, None);
+    let known =
+        |index: &Index| index.others().map(|address| address.to_string()).collect::<Vec<_>>();
+    index.apply(node(NODE, "True", &["192.0.2.1", "ExternalIP=203.0.113.1"]));
+    assert!(index.take_dirty().all);
+    assert_eq!(index.node().map(|node| node.addresses.len()), Some(2));
+    index.apply(node(
+        "b",
+        "True",
+        &[
+            "192.0.2.2",
+            "2001:db8::2",
+            "ExternalIP=203.0.113.2",
+            "Hostname=b",
+            "InternalDNS=10.0.0.1",
+        ],
+    ));
+    let nodes_alone = Dirty { nodes: true, ..Dirty::default() };
+    assert_eq!(index.take_dirty(), nodes_alone);
+    assert_eq!(known(&index), ["192.0.2.2", "203.0.113.2", "2001:db8::2"]);
+    // One that is not ready may still take what is handed over, and one that reports changes nothing.
+    index.apply(node("b", "False", &["2001:db8::2", "192.0.2.2", "ExternalIP=203.0.113.2"]));
+    assert!(index.take_dirty().is_empty());
+    index.apply(node("b", "True", &["192.0.2.3"]));
+    assert_eq!(index.take_dirty(), nodes_alone);
+    assert_eq!(known(&index), ["192.0.2.3"]);
+    // What cannot be read stays, what is not listed goes.
+    index.apply(node("c", "True", &["192.0.2.4"]));
+    index.take_dirty();
+    let unreadable = BTreeSet::from([ObjectName::new("", "c")]);
+    index.reset(Kind::Node, vec![node(NODE, "True", &["192.0.2.1"])], &unreadable);
+    assert_eq!(known(&index), ["192.0.2.4"]);
+    index.take_dirty();
+    index.delete(Kind::Node, &ObjectName::new("", "c"));
+    assert_eq!(index.take_dirty(), nodes_alone);
+    assert!(known(&index).is_empty() && index.node().is_some());
+    index.delete(Kind::Node, &ObjectName::new("", NODE));
+    assert!(index.take_dirty().all && index.node().is_none());
 }
 
 #[test]

@@ -20,11 +20,33 @@ fn key(name: u8) -> ServiceKey {
     ServiceKey { source: Source::Static, namespace: None, name: name.to_string() }
 }
 
-/// A service put, or taken out without frontends.
-fn any_change() -> impl Strategy<Value = (Rank, Service)> {
-    let address = prop_oneof![Just(None), Just(Some("192.0.2.10")), Just(Some("203.0.113.1"))];
+/// What a change is: a service put, or taken out without frontends; or other nodes.
+#[derive(Clone, Debug)]
+enum Change {
+    Service(Rank, Service),
+    Nodes(BTreeSet<IpAddr>),
+}
+
+fn any_change() -> impl Strategy<Value = Change> {
+    let nodes = ["192.0.2.10", "192.0.2.20", "203.0.113.1", "2001:db8::20"];
+    let nodes = proptest::sample::subsequence(nodes.to_vec(), 0..=nodes.len());
+    let nodes = nodes.prop_map(|nodes| {
+        Change::Nodes(nodes.iter().map(|text| text.parse().expect("an address")).collect())
+    });
+    prop_oneof![3 => any_service(), 1 => nodes]
+}
+
+fn any_service() -> impl Strategy<Value = Change> {
+    let address = prop_oneof![
+        Just(None),
+        Just(Some("192.0.2.10")),
+        Just(Some("192.0.2.20")),
+        Just(Some("203.0.113.1"))
+    ];
     let frontends = proptest::collection::vec((address, 80_u16..83), 0..3);
-    (0_u8..4, 0_i64..3, frontends, 0_u16..3).prop_map(|(name, order, frontends, backends)| {
+    let settings = (0_u16..3, any::<bool>(), any::<bool>());
+    (0_u8..4, 0_i64..3, frontends, settings).prop_map(|(name, order, frontends, settings)| {
+        let (backends, local, dsr) = settings;
         let frontends = frontends.into_iter().map(|(address, port)| FrontendSpec {
             address: address.map(|text| text.parse().expect("an address")),
             port,
@@ -33,11 +55,17 @@ fn any_change() -> impl Strategy<Value = (Rank, Service)> {
         let service = Service {
             frontends: frontends.collect(),
             backends: (0..backends)
-                .map(|port| BackendSpec::new(BackendAddress::Local, 8080 + port))
+                .map(|port| match local {
+                    true => BackendSpec::new(BackendAddress::Local, 8080 + port),
+                    false => {
+                        BackendSpec::new(BackendAddress::At([192, 0, 2, 20].into()), 8080 + port)
+                    }
+                })
                 .collect(),
+            forwarding: if dsr { Forwarding::Dsr } else { Forwarding::Snat },
             ..Service::new(key(name))
         };
-        (Rank { source: 1, order }, service)
+        Change::Service(Rank { source: 1, order }, service)
     })
 }
 
@@ -58,18 +86,26 @@ proptest! {
     fn what_is_kept_is_what_would_be_made(changes in proptest::collection::vec(any_change(), 0..12)) {
         let mut state = State::new(node(), []);
         let mut services = BTreeMap::new();
-        for (rank, service) in changes {
+        let mut node = node();
+        for change in changes {
             let before = state.all();
             state.take_dirty();
-            if service.frontends.is_empty() {
-                state.remove(&service.key);
-                services.remove(&service.key);
-            } else {
-                state.put(rank, service.clone());
-                services.insert(service.key.clone(), (rank, service));
+            match change {
+                Change::Nodes(nodes) => {
+                    node.nodes.clone_from(&nodes);
+                    state.set_nodes(nodes);
+                }
+                Change::Service(_, service) if service.frontends.is_empty() => {
+                    state.remove(&service.key);
+                    services.remove(&service.key);
+                }
+                Change::Service(rank, service) => {
+                    state.put(rank, service.clone());
+                    services.insert(service.key.clone(), (rank, service));
+                }
             }
             let mut kept = state.all();
-            let mut made = build(&sorted(&services), &node());
+            let mut made = build(&sorted(&services), &node);
             kept.conflicts = by_frontend(kept.conflicts);
             made.conflicts = by_frontend(made.conflicts);
             prop_assert_eq!(&kept, &made);
@@ -101,5 +137,32 @@ fn a_change_concerns_those_who_claim_the_same() {
     state.put(rank(3), Service { affinity_seconds: Some(1), ..service(3, 81) });
     assert_eq!(state.take_dirty(), BTreeSet::from([key(3)]));
     state.put(rank(3), Service { affinity_seconds: Some(1), ..service(3, 81) });
+    assert!(state.take_dirty().is_empty());
+}
+
+#[test]
+fn other_nodes_concern_those_whose_backends_answer_directly() {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let service = |name, address, forwarding| {
+        let frontend =
+            FrontendSpec { address, port: 80 + u16::from(name), protocol: Protocol::Tcp };
+        Service { frontends: vec![frontend], forwarding, ..Service::new(key(name)) }
+    };
+    let rank = |order| Rank { source: 1, order };
+    let mut state = State::new(
+        node(),
+        [
+            (rank(1), service(1, None, Forwarding::Snat)),
+            (rank(2), service(2, None, Forwarding::Dsr)),
+            (rank(3), service(3, Some(ip("203.0.113.1")), Forwarding::Snat)),
+            (rank(4), service(4, Some(ip("203.0.113.4")), Forwarding::Snat)),
+        ],
+    );
+    state.set_nodes([ip("192.0.2.10"), ip("203.0.113.1")].into());
+    // The address of the third turned out to be a node's.
+    assert_eq!(state.take_dirty(), BTreeSet::from([key(2), key(3)]));
+    assert_eq!(state.all().vips, BTreeSet::from([ip("203.0.113.4").into()]));
+    assert_eq!(*state.peers(), BTreeSet::from([ip("203.0.113.1").into()]));
+    state.set_nodes([ip("192.0.2.10"), ip("203.0.113.1")].into());
     assert!(state.take_dirty().is_empty());
 }

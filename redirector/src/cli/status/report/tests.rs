@@ -53,6 +53,7 @@ fn loaded() -> Loaded {
         attached: vec![link(Hook::Xdp, 10), link(Hook::Ingress, 11)],
         attached_clients: Vec::new(),
         infos: BTreeMap::new(),
+        direct: Direct { peers: 3, ..Direct::default() },
         fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
         node: NodeConfig {
@@ -76,6 +77,7 @@ Clients:     on this machine not served (--no-local-clients)
 SNAT ports:  49152-57343
 Flows:       3 (2 established, 1 unreplied)
 Conflicts:   none
+DSR:         no service; 3 addresses of other nodes
 
 INTERFACE  XDP      TC   PROGRAMS           AGE  NOTE
 eth0       generic  tcx  xdp:10,ingress:11  30h  the driver has no XDP

@@ -1,0 +1,100 @@
+//! This node, as services are expanded over it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnet::IpNet;
+use redirector_common::Family;
+
+/// The addresses of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// Addresses of the chosen interfaces, in the order of the interfaces. Frontends without an
+    /// address stand for all of them; the first of each family is that family's primary.
+    pub chosen: Vec<IpAddr>,
+    /// Every address of this host.
+    pub host: BTreeSet<IpAddr>,
+    /// Whether kube-proxy's rules are on this host, too.
+    pub has_kube_proxy: bool,
+    /// Networks that this host reaches without another router.
+    pub sides: BTreeMap<IpNet, Side>,
+    /// Addresses of all nodes that run redirector, this one's among them.
+    pub nodes: BTreeSet<IpAddr>,
+}
+
+/// Where a network is, seen from this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Behind an interface that clients come by.
+    Outside,
+    /// On this host: behind a link to another network namespace.
+    Inside,
+}
+
+impl NodeAddresses {
+    /// The addresses that a frontend without an address stands for. Link-local IPv6 ones are left
+    /// out: they mean nothing without an interface, and clients beyond the link cannot reach them.
+    pub fn published(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.chosen
+            .iter()
+            .copied()
+            .filter(move |address| Family::of(*address) == family && !is_link_local(*address))
+    }
+
+    /// The addresses of this host in `networks` that a frontend without an address stands for.
+    /// Loopback addresses are left out: packets from outside never carry them.
+    pub fn published_in(&self, family: Family, networks: &[IpNet]) -> impl Iterator<Item = IpAddr> {
+        let chosen = self.chosen.iter().filter(|address| !self.host.contains(address));
+        self.host.iter().chain(chosen).copied().filter(move |address| {
+            Family::of(*address) == family
+                && !is_link_local(*address)
+                && !address.is_loopback()
+                && networks.iter().any(|network| network.contains(address))
+        })
+    }
+
+    /// Whether packets to `address` end in this host's own stack.
+    #[must_use]
+    pub fn is_own(&self, address: IpAddr) -> bool {
+        self.host.contains(&address) || self.chosen.contains(&address)
+    }
+
+    /// Where `address` is, as far as routes tell: the most specific one does.
+    #[must_use]
+    pub fn side(&self, address: IpAddr) -> Option<Side> {
+        let around = self.sides.iter().filter(|(network, _)| network.contains(&address));
+        around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
+    }
+
+    /// Addresses of the other nodes that run redirector.
+    pub fn peers(&self) -> impl Iterator<Item = IpAddr> {
+        self.nodes.iter().copied().filter(|address| !self.is_own(*address))
+    }
+
+    /// Whether `address` is another node's that runs redirector.
+    #[must_use]
+    pub fn is_peer(&self, address: IpAddr) -> bool {
+        self.nodes.contains(&address) && !self.is_own(address)
+    }
+
+    /// Whether only frontends have `address`: no node does.
+    #[must_use]
+    pub fn is_vip(&self, address: IpAddr) -> bool {
+        !self.is_own(address) && !self.nodes.contains(&address)
+    }
+
+    /// Where a local backend is delivered for clients that hit `frontend`.
+    pub(super) fn local_address(&self, frontend: IpAddr) -> IpAddr {
+        if self.is_own(frontend) {
+            return frontend;
+        }
+        self.published(Family::of(frontend)).next().unwrap_or(frontend)
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => Ipv6Addr::is_unicast_link_local(&v6),
+    }
+}
