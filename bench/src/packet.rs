@@ -145,7 +145,7 @@ impl Scene {
     /// Whether a case is measured here.
     pub(crate) fn has(&self, case: Case) -> bool {
         match case {
-            Case::Established | Case::Reply => true,
+            Case::Established | Case::Reply | Case::DsrLayer2 | Case::DsrTunnel => true,
             // One flow opens in no time that could be measured.
             Case::New => self.flows > 1,
             Case::NotOurs => self.protocol == Protocol::Tcp,
