@@ -267,7 +267,7 @@ impl Scene {
                 connections.push((frame.destination, frame.source));
             }
         }
-        Sockets::open(connections.into_iter())
+        Sockets::open(&connections)
     }
 
     /// Checks what came of one packet, the first of a sample.
