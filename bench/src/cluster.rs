@@ -20,6 +20,7 @@ use redirector::dataplane::ids::Cursors;
 use redirector::dataplane::layout::Layout;
 use redirector::dataplane::loader::Programs;
 use redirector::dataplane::maps::Maps;
+use redirector::dataplane::memory;
 use redirector::dataplane::pins::Pins;
 use redirector::dataplane::sizes::Sizes;
 use redirector::dataplane::sync::Writes;
@@ -166,6 +167,8 @@ impl Agent {
         let mut actual = maps.services.read()?;
         let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
         maps.services.sync(&mut actual, &wanted)?;
+        drop(wanted);
+        memory::release();
         let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
         Ok(Self { index, rules, state, maps, actual, layout })
     }
