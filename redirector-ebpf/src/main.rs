@@ -27,7 +27,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{
     Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
 };
-use redirector_common::{Manner, Reason, words};
+use redirector_common::{Manner, Reason};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -68,7 +68,7 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     packet.tunnelled = tunnelled;
     let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Forward => match handover::prepare(&mut frame, &environment, packet, outcome) {
+        Step::Forward => match handover::prepare(&mut frame, packet, outcome) {
             Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
             None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
         },
@@ -140,9 +140,8 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &mut Outcome, step: St
         redirect::untag(skb, packet)?;
     }
     let hands_over = forwards && outcome.manner.hands_over();
-    if hands_over {
-        outcome.backend = outcome.translated.destination;
-        words::copy(&packet.tuple, &mut outcome.translated);
+    if forwards {
+        handover::keep_tuple(packet, outcome);
     }
     let decrement_ttl = forwards && !matches!(outcome.manner, Manner::Layer2);
     rewrite(skb, packet, &outcome.translated, decrement_ttl)?;

@@ -282,6 +282,7 @@ impl Lab {
             .transpose()
     }
 
+    /// Prints what helps to understand a failure.
     pub fn print_state(&self) {
         self.print_device_counters();
         eprintln!("--- the agent's log:\n{}", self.log());

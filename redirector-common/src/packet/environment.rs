@@ -334,11 +334,11 @@ impl FlowEntry {
         self.view().packets
     }
 
-    /// Whether this half has seen no packet for so many seconds.
+    /// Whether this half has seen no packet for so many milliseconds.
     #[inline(always)]
     #[must_use]
-    pub const fn is_idle(&self, now: u64, seconds: u64) -> bool {
-        now.saturating_sub(self.view().last_seen) > seconds * 1_000_000_000
+    pub const fn is_idle(&self, now: u64, milliseconds: u64) -> bool {
+        now.saturating_sub(self.view().last_seen) > milliseconds * 1_000_000
     }
 
     /// Sets how packets of this half get to a backend elsewhere.
