@@ -28,7 +28,7 @@ use crate::{
 };
 
 const ROUTER: Addresses = Addresses::new(2, 3);
-const FAR: Addresses = Addresses::new(6, 2);
+pub(crate) const FAR: Addresses = Addresses::new(6, 2);
 
 /// A frontend whose backend is on [`BACKEND`].
 const NEXT: u16 = 120;
@@ -37,7 +37,7 @@ const ROUTED: u16 = 121;
 /// One whose backend is on a host that runs no redirector.
 const ALONE: u16 = 122;
 /// One with a backend on this host.
-const HERE: u16 = 123;
+pub(crate) const HERE: u16 = 123;
 /// One without a backend on this host.
 const NOT_HERE: u16 = 124;
 /// One with a backend on this host, that is not for other nodes' packets.
@@ -46,7 +46,7 @@ const PLAIN: u16 = 125;
 /// Backends that are not nodes: on the router.
 const OTHER: Addresses = ROUTER;
 
-fn prepare(programs: &mut Programs) -> Result<()> {
+pub(crate) fn prepare(programs: &mut Programs) -> Result<()> {
     let lladdr = mac(2, 3).map(|byte| format!("{byte:02x}")).join(":");
     for family in FAMILIES {
         let (router, far) = (ROUTER.of(family).to_string(), FAR.of(family).to_string());
@@ -253,16 +253,16 @@ fn established_flows() -> Result<()> {
 }
 
 /// A packet of the client to a port of another node's address, as that node hands it over.
-fn from_near(transport: Transport, family: Family, port: u16) -> Packet {
+pub(crate) fn from_near(transport: Transport, family: Family, port: u16) -> Packet {
     Packet::new(transport, at(CLIENT, family, CLIENT_PORT), at(NEAR, family, port))
         .macs(mac(1, 1), mac(1, 3))
 }
 
-fn local(family: Family) -> SocketAddr {
+pub(crate) fn local(family: Family) -> SocketAddr {
     at(NODE, family, LOCAL_PORT)
 }
 
-fn given(protocol: Protocol, family: Family) -> Given {
+pub(crate) fn given(protocol: Protocol, family: Family) -> Given {
     Given::local(protocol, family).frontend(at(NEAR, family, HERE))
 }
 
