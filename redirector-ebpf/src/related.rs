@@ -60,10 +60,9 @@ const FORWARD: u32 = 3;
 /// The same, but the kernel must find the neighbour.
 const FORWARD_UNRESOLVED: u32 = 4;
 
-/// Handles a later fragment or ICMP message that came in from outside.
+/// Handles a later fragment or ICMP message that came in from outside, in a frame of `size` bytes.
 #[inline(always)]
-pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
-    let size = Skb::from_raw(ctx).size();
+pub(crate) fn handle_in(ctx: *mut __sk_buff, size: usize) -> i32 {
     let step = if is_ours(ctx) { related_decide(ctx, 0) } else { PASS };
     let verdict = match step {
         PASS => TC_ACT_OK,
