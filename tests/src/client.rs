@@ -104,7 +104,12 @@ pub struct Whoami {
 }
 
 impl Whoami {
-    pub(crate) fn parse(text: &str) -> Result<Self> {
+    /// Reads what a server said.
+    ///
+    /// # Errors
+    ///
+    /// If it was no whoami server.
+    pub fn parse(text: &str) -> Result<Self> {
         let parse = || {
             let (server, client) = text.trim().strip_prefix("server=")?.split_once(" client=")?;
             Some(Self { server: server.to_owned(), client: client.parse().ok()? })

@@ -1,9 +1,12 @@
 //! Frames on the wire, past every socket.
 
-use std::{io::Read as _, net::SocketAddr};
+use std::{
+    io::Read as _,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Result, ensure};
-use etherparse::{SlicedPacket, TransportSlice};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use crate::namespace::Namespace;
@@ -69,26 +72,44 @@ impl Tap {
     ///
     /// If they can't be read.
     pub fn seen(&mut self, to: SocketAddr) -> Result<usize> {
+        Ok(self.heard()?.iter().filter(|(_, dest)| dest.port() == to.port()).count())
+    }
+
+    /// Source and destination of the TCP and UDP packets that it has seen since it was last asked.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    pub fn heard(&mut self) -> Result<Vec<(SocketAddr, SocketAddr)>> {
         let mut frame = vec![0; 1 << 16];
-        let mut seen = 0;
+        let mut heard = Vec::new();
         loop {
             match (&self.socket).read(&mut frame) {
-                Ok(len) => seen += usize::from(is_to(&frame[..len], to)),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(seen),
+                Ok(len) => heard.extend(ends(&frame[..len])),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(heard),
                 Err(error) => return Err(error.into()),
             }
         }
     }
 }
 
-fn is_to(frame: &[u8], to: SocketAddr) -> bool {
-    let Ok(packet) = SlicedPacket::from_ethernet(frame) else {
-        return false;
+fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let (source, destination): (IpAddr, IpAddr) = match packet.net? {
+        NetSlice::Ipv4(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        NetSlice::Ipv6(ip) => {
+            (ip.header().source_addr().into(), ip.header().destination_addr().into())
+        }
+        NetSlice::Arp(_) => return None,
     };
-    let port = match packet.transport {
-        Some(TransportSlice::Tcp(tcp)) => tcp.destination_port(),
-        Some(TransportSlice::Udp(udp)) => udp.destination_port(),
-        _ => return false,
+    let (from, to) = match packet.transport? {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_) => {
+            return None;
+        }
     };
-    port == to.port()
+    Some((SocketAddr::new(source, from), SocketAddr::new(destination, to)))
 }

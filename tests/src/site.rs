@@ -6,9 +6,9 @@ use crate::{
     agent::Lab,
     client,
     server::{Server, Service},
-    topology::{NODE1, NODE2},
+    topology::{Addresses, NODE1, NODE2},
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use redirector_common::Family;
 
 /// The agent's file: ports of node 1's own programs, and ports with a backend on node 2.
@@ -109,12 +109,22 @@ pub fn serve_echo(lab: &Lab) -> Result<Vec<Server>> {
 
 /// Asks every frontend's server who it is, and whom it takes the client for.
 pub fn check_answers(lab: &Lab) -> Result<()> {
+    check_answers_at(lab, NODE1)
+}
+
+/// The same at an address of node 1 of the test's choice. The client is seen by its address in the
+/// same network.
+pub fn check_answers_at(lab: &Lab, node: Addresses) -> Result<()> {
+    let client = node.peer();
     for family in crate::topology::FAMILIES {
         for place in PLACES {
-            let tcp = client::whoami(&lab.net.client, place.tcp(family))?;
-            let udp = client::whoami_udp(&lab.net.client, place.udp(family))?;
+            let at = |frontend: SocketAddr| SocketAddr::new(node.of(family), frontend.port());
+            let tcp = client::whoami(&lab.net.client, at(place.tcp(family)))
+                .with_context(|| format!("TCP over {family:?} to {place:?}"))?;
+            let udp = client::whoami_udp(&lab.net.client, at(place.udp(family)))
+                .with_context(|| format!("UDP over {family:?} to {place:?}"))?;
             let seen = match place {
-                Place::Local => crate::topology::CLIENT.of(family),
+                Place::Local => client.of(family),
                 Place::Remote => crate::topology::NODE1_INSIDE.of(family),
             };
             for (protocol, answer) in [("TCP", tcp), ("UDP", udp)] {

@@ -30,6 +30,13 @@ impl Addresses {
         }
     }
 
+    /// Host 2 of the network, whose host 1 this is: on cables to the client, the client.
+    #[must_use]
+    pub const fn peer(self) -> Self {
+        let [_, _, net, _] = self.v4.octets();
+        Self::new(net, 2)
+    }
+
     /// The address of one family.
     #[must_use]
     pub const fn of(self, family: Family) -> IpAddr {

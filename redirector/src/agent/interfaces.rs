@@ -127,12 +127,17 @@ pub(super) fn entries(
         });
         own.or(lent).unwrap_or(Address::UNSPECIFIED)
     };
+    let own_slot = |interface: &Interface| chosen.get(&interface.name).copied();
+    let slot = |interface: &Interface| {
+        let bond = || host.interfaces.iter().find(|it| Some(it.index) == interface.bond);
+        own_slot(interface).or_else(|| own_slot(bond()?)).unwrap_or(0)
+    };
     host.interfaces
         .iter()
         .filter(|interface| interface.index < MAX_IFINDEX)
         .map(|interface| {
             let entry = Entry::new(
-                chosen.get(&interface.name).copied().unwrap_or(0),
+                slot(interface),
                 source(interface, Family::V4),
                 source(interface, Family::V6),
                 transmits(interface),
@@ -156,6 +161,7 @@ mod tests {
             is_ethernet: true,
             is_loopback: name == "lo",
             is_veth: false,
+            bond: None,
             leads_inside: name == "cni0",
             xdp: None,
             addresses: addresses
@@ -234,6 +240,16 @@ mod tests {
         assert_eq!((v6(1).as_str(), v6(2).as_str()), ("2001:db8::1", "2001:db8::1"));
         assert_eq!((entries[&1].slot, entries[&3].slot), (0, 2));
         assert!(entries[&3].xdp_transmit() && !entries[&2].xdp_transmit());
+    }
+
+    #[test]
+    fn a_bonds_members_count_for_it() {
+        let mut host = host();
+        host.interfaces.push(Interface { bond: Some(2), ..interface(4, "port0", &[]) });
+        host.interfaces.push(Interface { bond: Some(3), ..interface(5, "port1", &[]) });
+        let chosen = BTreeMap::from([("eth0".to_owned(), 1)]);
+        let entries = entries(&host, &chosen, Lending::Now, |_| false);
+        assert_eq!((entries[&4].slot, entries[&5].slot), (1, 0));
     }
 
     #[test]

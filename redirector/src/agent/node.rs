@@ -12,7 +12,7 @@ use super::clients;
 use super::interfaces::{self, Lending, Slots};
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
-use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interfaces};
+use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interface};
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
@@ -111,14 +111,22 @@ impl Node {
         self.look_for_kube_proxy();
         self.sync(host)?;
         self.write_entries(host, &[], true)?;
+        self.attacher.follow(host, &self.chosen)?;
         let mut attached = Vec::new();
-        for interface in find_interfaces(host, &self.chosen)? {
-            let mode = self.wishes.xdp_mode();
-            let mut got = self.attacher.attach(interface, mode)?;
+        for name in &self.chosen {
+            let slot = self.slots.of(name);
+            let interface = match find_interface(host, name) {
+                Ok(interface) => interface,
+                Err(error) => {
+                    attached.push(absent(name, slot, error.to_string()));
+                    continue;
+                }
+            };
+            let mut got = self.attacher.attach(interface, self.wishes.xdp_mode())?;
             if let Some(error) = got.xdp_error.take() {
                 return Err(error.into());
             }
-            attached.push(describe(interface, self.slots.of(&interface.name), Ok(got)));
+            attached.push(describe(interface, slot, Ok(got)));
         }
         self.write_entries(host, &attached, true)?;
         self.keep_clients()?;
@@ -163,18 +171,13 @@ impl Node {
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
         anyhow::ensure!(!self.is_off, "the programs are off: they kept the API server away");
+        self.attacher.follow(host, &self.chosen)?;
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
         for name in &self.chosen {
             let slot = self.slots.of(name);
-            all.push(match find_interfaces(host, std::slice::from_ref(name)) {
-                Ok(found) => match found.first() {
-                    Some(interface) => {
-                        let got = self.attacher.attach(interface, mode);
-                        describe(interface, slot, got)
-                    }
-                    None => continue,
-                },
+            all.push(match find_interface(host, name) {
+                Ok(interface) => describe(interface, slot, self.attacher.attach(interface, mode)),
                 Err(error) => absent(name, slot, error.to_string()),
             });
         }
@@ -324,9 +327,10 @@ impl Parts {
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
-        let slots = earlier.iter().flat_map(|status| &status.interfaces);
+        let attached = earlier.as_ref().map_or(&[][..], |status| &status.interfaces);
+        let slots = attached.iter();
         Ok(Self {
-            attacher: Attacher::new(programs, pins.clone(), kernel),
+            attacher: Attacher::new(programs, pins.clone(), kernel, attached),
             entries: maps.interfaces.entries()?,
             flows: KernelFlows::open(pins)?,
             cache_sets: cache_sets(pins, sizes.cpus)?,

@@ -48,7 +48,8 @@ impl Wishes {
         chosen
     }
 
-    /// Interfaces to work on, all of which are there and suitable.
+    /// Interfaces to work on, one of which is there at least. Those that are there are suitable;
+    /// others may come later.
     pub(super) fn choose(&self, host: &Host) -> anyhow::Result<Vec<String>> {
         let chosen = self.keep(host, &[]);
         anyhow::ensure!(
@@ -56,7 +57,11 @@ impl Wishes {
             "no interface has a default route: name the interfaces to work on, with --interface \
              or `interfaces:` in the file"
         );
-        for interface in find_interfaces(host, &chosen)? {
+        let here: Vec<_> = chosen.iter().filter_map(|name| host.find(name)).collect();
+        if here.is_empty() {
+            find_interfaces(host, &chosen)?;
+        }
+        for interface in here {
             attach::check(interface)?;
         }
         Ok(chosen)

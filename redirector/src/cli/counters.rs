@@ -77,15 +77,16 @@ pub fn run(args: &CountersArgs) -> Result<()> {
 
 /// Every Reason of every interface, in the order of interfaces, then Reasons.
 pub(crate) fn load(maps: &Pinned) -> Result<Vec<CounterRow>, PinnedError> {
-    // The agent's own names first: we may be in another network namespace than it is.
-    let said: BTreeMap<u32, String> = Status::decode(&maps.status_text()?)
+    // The agent's own names first: we may be in another network namespace than it is. They name a
+    // bond, whose members have its slot, and what is gone for the moment.
+    let said = Status::decode(&maps.status_text()?)
         .map(|status| status.interfaces)
         .unwrap_or_default()
         .into_iter()
-        .map(|interface| (interface.ifindex, interface.name))
-        .collect();
-    let name = |index| said.get(&index).cloned().unwrap_or_else(|| interface_name(index));
-    let names = slot_names(&maps.interfaces()?, name);
+        .map(|interface| (u32::from(interface.slot), interface.name))
+        .filter(|(slot, _)| *slot != 0);
+    let mut names = slot_names(&maps.interfaces()?, interface_name);
+    names.extend(said);
     Ok(counter_rows(&maps.counters()?, &names))
 }
 

@@ -5,10 +5,11 @@
 
 mod cgroup;
 mod clsact;
+mod follow;
 mod tcx;
 mod xdp;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -19,7 +20,7 @@ use super::loader::{LoadError, Programs};
 use super::netlink::{Host, Interface};
 use super::pins::{Hook, Pins};
 use super::prerequisites::{KernelVersion, TCX_KERNEL};
-use super::status::{TcState, XdpState};
+use super::status::{InterfaceStatus, TcState, XdpState};
 use super::syscall::{self, LinkInfo};
 use crate::config::XdpMode;
 
@@ -135,13 +136,39 @@ pub struct Attacher {
     has_tcx: bool,
     /// Interfaces whose filters run this process's programs; a filter cannot be asked.
     filtered: BTreeSet<u32>,
+    /// Interfaces that programs were attached to, by index.
+    seen: BTreeMap<u32, Seen>,
+}
+
+/// An interface when programs were attached to it.
+#[derive(Debug)]
+struct Seen {
+    name: String,
+    /// Why its XDP is no better.
+    xdp_reason: Option<String>,
 }
 
 impl Attacher {
-    /// With these programs. `kernel` decides how TC programs are attached.
+    /// With these programs. `kernel` decides how TC programs are attached; `earlier` is what an
+    /// earlier agent attached.
     #[must_use]
-    pub fn new(programs: Programs, pins: Pins, kernel: KernelVersion) -> Self {
-        Self { programs, pins, has_tcx: kernel >= TCX_KERNEL, filtered: BTreeSet::new() }
+    pub fn new(
+        programs: Programs,
+        pins: Pins,
+        kernel: KernelVersion,
+        earlier: &[InterfaceStatus],
+    ) -> Self {
+        let seen = earlier.iter().filter(|interface| interface.ifindex != 0).map(|interface| {
+            let InterfaceStatus { name, xdp_reason, .. } = interface.clone();
+            (interface.ifindex, Seen { name, xdp_reason })
+        });
+        Self {
+            programs,
+            pins,
+            has_tcx: kernel >= TCX_KERNEL,
+            filtered: BTreeSet::new(),
+            seen: seen.collect(),
+        }
     }
 
     /// Makes sure that our programs are on the interface. What is right already is left alone;
@@ -158,12 +185,15 @@ impl Attacher {
         check(interface)?;
         // TC first: it is complete by itself, and XDP only accelerates it.
         let tc = self.attach_tc(interface)?;
-        Ok(match self.attach_xdp(interface, mode) {
+        let attached = match self.attach_xdp(interface, mode) {
             Ok((xdp, xdp_reason)) => Attached { xdp, xdp_reason, xdp_error: None, tc },
             Err(error) => {
                 Attached { xdp: XdpState::Off, xdp_reason: None, xdp_error: Some(error), tc }
             }
-        })
+        };
+        let seen = Seen { name: interface.name.clone(), xdp_reason: attached.xdp_reason.clone() };
+        self.seen.insert(interface.index, seen);
+        Ok(attached)
     }
 
     fn attach_tc(&mut self, interface: &Interface) -> Result<TcState, AttachError> {
@@ -204,15 +234,19 @@ pub fn find_interfaces<'a>(
     host: &'a Host,
     names: &[String],
 ) -> Result<Vec<&'a Interface>, AttachError> {
-    names
-        .iter()
-        .map(|name| {
-            host.find(name).ok_or_else(|| AttachError::NoInterface {
-                name: name.clone(),
-                existing: host.interfaces.iter().map(|interface| interface.name.clone()).collect(),
-            })
-        })
-        .collect()
+    names.iter().map(|name| find_interface(host, name)).collect()
+}
+
+/// The interface of this name.
+///
+/// # Errors
+///
+/// If it does not exist.
+pub fn find_interface<'a>(host: &'a Host, name: &str) -> Result<&'a Interface, AttachError> {
+    host.find(name).ok_or_else(|| AttachError::NoInterface {
+        name: name.to_owned(),
+        existing: host.interfaces.iter().map(|interface| interface.name.clone()).collect(),
+    })
 }
 
 /// Takes our programs off an interface, whether it still exists or not.

@@ -16,7 +16,8 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
 };
 use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    LinkXdp, XdpAttached,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
@@ -70,6 +71,9 @@ pub struct Interface {
     pub is_loopback: bool,
     /// Whether it is one end of a veth pair.
     pub is_veth: bool,
+    /// Index of the bond that it is a member of. XDP on a bond runs on its members, and sees packets
+    /// come in by them.
+    pub bond: Option<u32>,
     /// Whether what is behind it is usually on this host: a veth, a bridge, a tun or tap device.
     pub leads_inside: bool,
     /// The XDP program on it.
@@ -241,22 +245,28 @@ fn read_link(message: &LinkMessage) -> Interface {
         is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         is_loopback: message.header.flags.contains(LinkFlags::Loopback),
         is_veth: false,
+        bond: None,
         leads_inside: false,
         xdp: None,
         addresses: Vec::new(),
     };
+    let (mut master, mut is_member) = (None, false);
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
             interface.name.clone_from(name);
+        } else if let LinkAttribute::Controller(index) = attribute {
+            master = Some(*index);
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             interface.is_veth = is_kind(infos, InfoKind::Veth);
             interface.leads_inside = [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun]
                 .into_iter()
                 .any(|kind| is_kind(infos, kind));
+            is_member = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bond));
         } else if let LinkAttribute::Xdp(xdp) = attribute {
             interface.xdp = read_xdp(xdp);
         }
     }
+    interface.bond = master.filter(|_| is_member);
     interface
 }
 

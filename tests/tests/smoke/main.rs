@@ -5,6 +5,8 @@
 //! `cargo xtask kernels` runs this in emulated machines, where loading the programs takes most of
 //! the time: so it is one test, and few agents.
 
+mod wires;
+
 use anyhow::{Context as _, Result, ensure};
 use redirector::dataplane::prerequisites::{KernelVersion, TCX_KERNEL};
 use redirector_tests::{

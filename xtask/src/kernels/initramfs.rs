@@ -17,7 +17,7 @@ use crate::process::which;
 const PROGRAMS: [&str; 5] = ["ethtool", "ip", "nsenter", "setpriv", "tc"];
 
 /// What Debian builds as modules.
-const MODULES: [&str; 3] = ["veth", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 6] = ["veth", "sch_ingress", "cls_bpf", "8021q", "bonding", "bridge"];
 
 /// Where the agent stands, which tests start.
 const AGENT: &str = "usr/bin/redirector";

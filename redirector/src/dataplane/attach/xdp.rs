@@ -32,8 +32,7 @@ impl Attacher {
                 _ => XdpState::Native,
             };
             if wanted.contains(&state) && self.keep_xdp(interface, role(state), link.program)? {
-                let reason = (state != wanted[0]).then(|| "kept from an earlier agent".to_owned());
-                return Ok((state, reason));
+                return Ok((state, (state != wanted[0]).then(|| self.reason(interface))));
             }
             // Another mode takes another link. TC serves meanwhile.
             remove_link(&path)?;
@@ -41,6 +40,12 @@ impl Attacher {
             return Err(busy(interface, other.id));
         }
         self.try_modes(interface, mode, wanted)
+    }
+
+    /// Why what the interface has already is no better: found out when it was attached.
+    fn reason(&self, interface: &Interface) -> String {
+        let seen = self.seen.get(&interface.index).and_then(|seen| seen.xdp_reason.clone());
+        seen.unwrap_or_else(|| "kept from an earlier agent".to_owned())
     }
 
     fn try_modes(
