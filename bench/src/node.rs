@@ -46,8 +46,6 @@ pub(crate) const NODE: Both = Both::new(18, 1, 1);
 pub(crate) const NODE_INSIDE: Both = Both::new(18, 2, 1);
 /// The first backend; backends differ in the low half of their addresses.
 pub(crate) const BACKENDS: Both = Both::new(20, 0, 0);
-/// Router B.
-pub(crate) const ROUTER_B_ADDRESS: Both = Both::new(18, 2, 2);
 /// Hardware addresses: the node's on `eth0`, on `eth1`, router A's, router B's.
 pub(crate) const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 1, 1];
 pub(crate) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];

@@ -14,8 +14,8 @@ use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, Manner,
-    NodeConfig, Port, PortFlags, Protocol, Reason, Service, Tuple,
+    Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
+    Port, PortFlags, Protocol, Reason, Service, Tuple,
 };
 
 use crate::frame::Frame;
@@ -214,7 +214,6 @@ impl Ours {
     pub(crate) fn add_flows(
         &mut self,
         local: bool,
-        manner: Manner,
         flows: impl Iterator<Item = (Frame, SocketAddr, SocketAddr)>,
     ) -> Result<()> {
         let now = redirector::dataplane::gc::now();
@@ -229,19 +228,12 @@ impl Ours {
             let half = |direction, translated| {
                 let mut flow = Flow::new(direction, translated, 1, 1, local, now);
                 flow.set_state(state);
-                flow.set_manner(manner);
                 flow
             };
             map.insert(key, half(Direction::Forward, translated), 0)?;
             map.insert(translated.reversed(), half(Direction::Reply, key.reversed()), 0)?;
         }
         Ok(())
-    }
-
-    /// Adds another node that runs redirector.
-    pub(crate) fn add_peer(&mut self, address: std::net::IpAddr) -> Result<()> {
-        let mut peers: HashMap<_, Address, u32> = self.hash(MapName::Peers)?;
-        Ok(peers.insert(Address::from(address), 1, 0)?)
     }
 
     /// All halves of all flows.

@@ -130,11 +130,9 @@ impl Scene {
             // One flow opens in no time that could be measured.
             Case::New => self.flows > 1,
             Case::NotOurs => self.protocol == Protocol::Tcp,
-            Case::LocalEstablished
-            | Case::SteerEstablished
-            | Case::SteerSyn
-            | Case::DsrL2
-            | Case::DsrIpip => self.protocol == Protocol::Tcp && self.flows <= MANY,
+            Case::LocalEstablished | Case::SteerEstablished | Case::SteerSyn => {
+                self.protocol == Protocol::Tcp && self.flows <= MANY
+            }
         }
     }
 }

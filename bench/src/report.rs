@@ -206,15 +206,11 @@ impl Measured<'_> {
         self.samples.keys().copied().filter(|subject| matches!(subject, Subject::Ours(..)))
     }
 
-    /// What a case is compared with: established flows of IPv6 with those of IPv4, handed over ones
-    /// with established ones.
+    /// What a case is compared with: established flows of IPv6 with those of IPv4.
     fn floor(&self, subject: Subject) -> Subject {
         match subject {
             Subject::Ours(Case::Established, Family4::V6) => {
                 Subject::Ours(Case::Established, Family4::V4)
-            }
-            Subject::Ours(Case::DsrL2 | Case::DsrIpip, family) => {
-                Subject::Ours(Case::Established, family)
             }
             Subject::Ours(Case::SteerSyn, _) => Subject::Live(Floor::SkcLookup, Family4::V4),
             Subject::Ours(case, family) => {
@@ -246,12 +242,10 @@ impl Measured<'_> {
                 | Subject::Live(_, Family4::V4)
                 | Subject::Alone(_) => "ipv4",
             };
-            let floor_name = match floor {
-                Subject::Ours(Case::Established, Family4::V4) => "established, IPv4",
-                Subject::Ours(Case::Established, Family4::V6) => "established, IPv6",
-                Subject::Alone(_) | Subject::Ours(..) | Subject::Floor(..) | Subject::Live(..) => {
-                    self.name(floor)
-                }
+            let floor_name = if matches!(floor, Subject::Ours(Case::Established, _)) {
+                "established, IPv4"
+            } else {
+                self.name(floor)
             };
             Row {
                 case: self.name(subject),

@@ -4,16 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::packet::{Packet, parse};
-use redirector_common::{Family, Manner, Protocol, Reason};
-use redirector_tests::tunnel::cover;
+use redirector_common::{Family, Protocol, Reason};
 
 use crate::floor::Floor;
 use crate::frame::Frame;
 use crate::harness::{CONSTANT, Hook, Packets, Ran};
 use crate::layout::FIRST_PORT;
 use crate::node::{
-    BACKENDS, CLIENTS, INSIDE_MAC, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B,
-    ROUTER_B_ADDRESS, ifindex,
+    BACKENDS, CLIENTS, INSIDE_MAC, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B, ifindex,
 };
 use crate::ours::{
     BACKEND_COUNT, BACKEND_PORT, FAMILIES, LOCAL_BACKEND, LOCAL_FRONTEND, Ours, SNAT_FIRST,
@@ -34,12 +32,10 @@ pub(crate) enum Case {
     LocalEstablished,
     SteerEstablished,
     SteerSyn,
-    DsrL2,
-    DsrIpip,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Established,
         Self::Reply,
         Self::New,
@@ -47,8 +43,6 @@ impl Case {
         Self::LocalEstablished,
         Self::SteerEstablished,
         Self::SteerSyn,
-        Self::DsrL2,
-        Self::DsrIpip,
     ];
 
     pub(crate) const fn name(self, protocol: Protocol) -> &'static str {
@@ -66,21 +60,12 @@ impl Case {
             // There is no such thing with UDP; `Scene::has` says so.
             (Self::SteerEstablished, _) => "steer-established",
             (Self::SteerSyn, _) => "steer-syn",
-            (Self::DsrL2, Protocol::Tcp) => "dsr-l2",
-            (Self::DsrL2, Protocol::Udp) => "dsr-l2-udp",
-            (Self::DsrIpip, Protocol::Tcp) => "dsr-ipip",
-            (Self::DsrIpip, Protocol::Udp) => "dsr-ipip-udp",
         }
     }
 
     pub(crate) const fn hook(self) -> Hook {
         match self {
-            Self::Established
-            | Self::Reply
-            | Self::New
-            | Self::NotOurs
-            | Self::DsrL2
-            | Self::DsrIpip => Hook::Xdp,
+            Self::Established | Self::Reply | Self::New | Self::NotOurs => Hook::Xdp,
             Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => Hook::Tc,
         }
     }
@@ -90,7 +75,7 @@ impl Case {
         match self {
             // So many that a flow cache of any sensible size only misses.
             Self::Established | Self::Reply if flows > 262_144 => Floor::PathMaps,
-            Self::Established | Self::Reply | Self::DsrL2 | Self::DsrIpip => Floor::PathCache,
+            Self::Established | Self::Reply => Floor::PathCache,
             Self::New => Floor::LruInsert,
             Self::NotOurs => Floor::Parse,
             Self::LocalEstablished | Self::SteerSyn => Floor::SkcLookup,
@@ -108,7 +93,6 @@ impl Case {
             Self::LocalEstablished => Some(Reason::LocalEstablished),
             Self::SteerEstablished => Some(Reason::SteeredEstablished),
             Self::SteerSyn => Some(Reason::SteeredNew),
-            Self::DsrL2 | Self::DsrIpip => Some(Reason::DsrEstablished),
         }
     }
 
@@ -118,9 +102,7 @@ impl Case {
         const XDP_REDIRECT: u32 = 4;
         const TC_ACT_OK: u32 = 0;
         match self {
-            Self::Established | Self::Reply | Self::New | Self::DsrL2 | Self::DsrIpip => {
-                XDP_REDIRECT
-            }
+            Self::Established | Self::Reply | Self::New => XDP_REDIRECT,
             Self::NotOurs => XDP_PASS,
             Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => TC_ACT_OK,
         }
@@ -144,7 +126,7 @@ impl Scene {
         let client = at(CLIENTS.of(family), client_port);
         let node = NODE.of(family);
         let destination = match case {
-            Case::Established | Case::New | Case::DsrL2 | Case::DsrIpip => at(node, FIRST_PORT),
+            Case::Established | Case::New => at(node, FIRST_PORT),
             Case::NotOurs => at(node, FOREIGN_PORT),
             Case::LocalEstablished => at(node, LOCAL_FRONTEND),
             Case::SteerEstablished | Case::SteerSyn => at(node, STEERED_FRONTEND),
@@ -166,7 +148,7 @@ impl Scene {
             first,
             flows: self.flows,
             services: match case {
-                Case::Established | Case::New | Case::DsrL2 | Case::DsrIpip => self.services,
+                Case::Established | Case::New => self.services,
                 Case::Reply
                 | Case::NotOurs
                 | Case::LocalEstablished
@@ -208,7 +190,6 @@ impl Scene {
         let packets = self.packets(Case::Established, family)?;
         ours.add_flows(
             false,
-            Manner::Translate,
             (0..self.flows).map(|flow| {
                 let (source, destination) = self.translated(family, flow);
                 (packets.of_flow(flow), source, destination)
@@ -221,30 +202,9 @@ impl Scene {
         let packets = self.packets(Case::LocalEstablished, family)?;
         ours.add_flows(
             true,
-            Manner::Translate,
             (0..self.flows).map(|flow| {
                 let frame = packets.of_flow(flow);
                 (frame, frame.source, SocketAddr::new(NODE.of(family), LOCAL_BACKEND))
-            }),
-        )
-    }
-
-    /// Records the flows of a family that backends' nodes answer.
-    pub(crate) fn add_handed_over(
-        &self,
-        ours: &mut Ours,
-        family: Family,
-        manner: Manner,
-    ) -> Result<()> {
-        ours.add_peer(ROUTER_B_ADDRESS.of(family))?;
-        let packets = self.packets(Case::DsrL2, family)?;
-        ours.add_flows(
-            false,
-            manner,
-            (0..self.flows).map(|flow| {
-                let frame = packets.of_flow(flow);
-                let (_, backend) = self.translated(family, flow);
-                (frame, frame.source, backend)
             }),
         )
     }
@@ -272,13 +232,6 @@ impl Scene {
         let forwarded = Frame { ttl: sent.ttl - 1, ..sent };
         let expected = match case {
             Case::NotOurs | Case::SteerEstablished | Case::SteerSyn => sent,
-            Case::DsrL2 => Frame { link: [ROUTER_B, INSIDE_MAC], ..sent },
-            Case::DsrIpip => {
-                let ends = (NODE_INSIDE.of(family), destination.ip());
-                let covered = cover(&forwarded.bytes()?, [ROUTER_B, INSIDE_MAC], ends, 0);
-                ensure!(covered == ran.packet, "{:02x?} instead of {covered:02x?}", ran.packet);
-                return Ok(());
-            }
             Case::LocalEstablished => {
                 Frame { destination: SocketAddr::new(sent.destination.ip(), LOCAL_BACKEND), ..sent }
             }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::ProgramFd;
-use redirector_common::{Family, Manner, Protocol};
+use redirector_common::{Family, Protocol};
 
 use crate::floor::{Floor, Kind};
 use crate::frame::Frame;
@@ -30,9 +30,6 @@ pub(crate) struct Stage {
     /// With all flows; one for those to this host; one without any.
     remote: Ours,
     local: Ours,
-    /// With those that backends' nodes answer: as they are, and in packets.
-    next: Option<Ours>,
-    tunnel: Option<Ours>,
     fresh: Ours,
     /// The socket that is looked up.
     _listener: TcpListener,
@@ -58,18 +55,6 @@ impl Stage {
                 scene.add_local_flows(&mut local, family)?;
             }
         }
-        let handed_over = |case, manner| {
-            let load = || {
-                let mut ours = Ours::load(halves, scene.services)?;
-                for family in FAMILIES {
-                    scene.add_handed_over(&mut ours, family, manner)?;
-                }
-                anyhow::Ok(ours)
-            };
-            scene.has(case).then(load).transpose()
-        };
-        let next = handed_over(Case::DsrL2, Manner::Layer2)?;
-        let tunnel = handed_over(Case::DsrIpip, Manner::Tunnel)?;
         let fresh = Ours::load(halves, scene.services)?;
         let sockets = scene.has(Case::SteerSyn).then(|| scene.open_sockets()).transpose()?;
         let mut stage = Self {
@@ -78,8 +63,6 @@ impl Stage {
             floors,
             remote,
             local,
-            next,
-            tunnel,
             fresh,
             _listener: listener,
             _sockets: sockets,
@@ -150,9 +133,6 @@ impl Stage {
             Case::Established | Case::Reply | Case::NotOurs => &mut self.remote,
             Case::New => &mut self.fresh,
             Case::LocalEstablished | Case::SteerEstablished | Case::SteerSyn => &mut self.local,
-            // Both are there wherever `Scene::has` the case.
-            Case::DsrL2 => self.next.as_mut().unwrap_or(&mut self.remote),
-            Case::DsrIpip => self.tunnel.as_mut().unwrap_or(&mut self.remote),
         }
     }
 

@@ -2,7 +2,6 @@
 //! rewrote, as one of the next flow.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
-use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -11,9 +10,6 @@ use crate::maps::{JUMP, JUMP_TC, PLAN};
 
 #[xdp(frags)]
 pub fn f_vary(ctx: XdpContext) -> u32 {
-    if uncover(&ctx).is_none() {
-        return xdp_action::XDP_ABORTED;
-    }
     // SAFETY: the context is valid while the program runs.
     let (start, end) = unsafe { ((*ctx.ctx).data as usize, (*ctx.ctx).data_end as usize) };
     if vary(start, end).is_some() {
@@ -21,21 +17,6 @@ pub fn f_vary(ctx: XdpContext) -> u32 {
         unsafe { JUMP.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
-}
-
-/// Takes off what the program before put in front of the packet.
-#[inline(always)]
-fn uncover(ctx: &XdpContext) -> Option<()> {
-    let plan = PLAN.get_ptr_mut(0)?;
-    // SAFETY: the context is valid while the program runs; the benchmark runs packets on one CPU.
-    unsafe {
-        let len = (*ctx.ctx).data_end - (*ctx.ctx).data;
-        let surplus = len.wrapping_sub((*plan).len);
-        if surplus != 0 && bpf_xdp_adjust_head(ctx.ctx, surplus as i32) != 0 {
-            return None;
-        }
-    }
-    Some(())
 }
 
 #[classifier]
