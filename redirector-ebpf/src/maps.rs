@@ -4,7 +4,8 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
+    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
+    SysctlValue, Text,
 };
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
@@ -36,7 +37,7 @@ pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
 pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static PEERS: HashMap<Address, u32> =
-    HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]

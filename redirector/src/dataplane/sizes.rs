@@ -3,6 +3,7 @@
 use std::fs;
 
 use redirector_common::CacheSet;
+use redirector_common::node::MAX_PEERS;
 use redirector_common::service::MaglevLine;
 
 /// Entries of the maps whose size is a matter of choice. Maps that are already pinned keep theirs.
@@ -55,7 +56,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
-            peers: 16384,
+            peers: MAX_PEERS,
             fragments: 8192,
             sockets: 65536,
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use redirector_common::node::NodeConfig;
+use redirector_common::node::{MAX_PEERS, NodeConfig};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
@@ -257,6 +257,15 @@ fn nodes(
     let mut nodes = wishes.nodes().clone();
     if let Some(kubernetes) = kubernetes {
         nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
+    }
+    let room = MAX_PEERS as usize;
+    if nodes.len() > room {
+        // The same are left out everywhere, and what comes to those is translated.
+        tracing::warn!(
+            "{} addresses of nodes, and room for {room}: some are left out",
+            nodes.len()
+        );
+        nodes = nodes.into_iter().take(room).collect();
     }
     nodes
 }
