@@ -20,6 +20,7 @@ use redirector::dataplane::ids::Cursors;
 use redirector::dataplane::layout::Layout;
 use redirector::dataplane::loader::Programs;
 use redirector::dataplane::maps::Maps;
+use redirector::dataplane::memory;
 use redirector::dataplane::pins::Pins;
 use redirector::dataplane::sizes::Sizes;
 use redirector::dataplane::sync::Writes;
@@ -31,13 +32,19 @@ use redirector::k8s::service::ServiceRecord;
 use redirector::k8s::slice::SliceRecord;
 use redirector::model::desired::NodeAddresses;
 use redirector::model::state::{Rank, State};
+use serde::Serialize;
 use serde_json::json;
+
+use crate::report::Output;
 
 const SNAT: std::ops::RangeInclusive<u16> = 49_152..=57_343;
 
 /// Options of `bench cluster`.
 #[derive(Args)]
 pub(crate) struct Arguments {
+    /// How to print results.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
     /// Services of the cluster, each with a node port
     #[arg(long, default_value_t = 10_000)]
     services: u32,
@@ -47,6 +54,38 @@ pub(crate) struct Arguments {
     /// Changes of one endpoint, one after the other
     #[arg(long, default_value_t = 10_000)]
     changes: u32,
+}
+
+/// One of the results.
+#[derive(Serialize)]
+struct Row {
+    case: &'static str,
+    value: f64,
+    unit: &'static str,
+}
+
+/// All of them.
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Rows {
+    fn add(&mut self, case: &'static str, value: f64, unit: &'static str) {
+        let value = (value * 1000.0).round() / 1000.0;
+        self.0.push(Row { case, value, unit });
+    }
+
+    fn print(&self, output: Output) -> Result<()> {
+        match output {
+            Output::Json => println!("{}", serde_json::to_string_pretty(&self.0)?),
+            Output::Table => {
+                println!("{:<34} {:>12}  UNIT", "CASE", "VALUE");
+                for Row { case, value, unit } in &self.0 {
+                    println!("{case:<34} {value:>12.3}  {unit}");
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What an agent keeps.
@@ -65,7 +104,8 @@ struct Agent {
 ///
 /// If something is not as it should be, so that numbers would mean nothing.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { services, endpoints, changes } = *arguments;
+    let Arguments { output, services, endpoints, changes } = *arguments;
+    let mut rows = Rows::default();
     ensure!(services > 0 && services <= 30_000, "--services: 1 to 30000, one port each");
     ensure!((1..=200).contains(&endpoints), "--endpoints: 1 to 200");
     let pins = mount_bpffs()?;
@@ -83,15 +123,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     ] {
         index.reset(kind, records, &BTreeSet::new());
     }
-    println!("objects read            {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
+    rows.add("objects-read", (cpu()? - began) * 1e3, "ms of CPU");
 
     let began = cpu()?;
     let mut agent = Agent::start(index, Maps::open(&pins)?)?;
-    println!("first sync              {:>10.0} ms of CPU", (cpu()? - began) * 1e3);
+    rows.add("first-sync", (cpu()? - began) * 1e3, "ms of CPU");
     // Two addresses of the node, and localhost.
     let found = agent.actual.frontends.len();
     ensure!(found == 3 * services as usize, "{found} frontends of {services} node ports");
-    println!("resident memory         {:>10.0} MiB, {before:.0} before", resident()?);
+    rows.add("resident-before", before, "MiB");
+    rows.add("resident-after-sync", resident()?, "MiB");
 
     // New ways are complete before the agent waits for packets that are still on the old ones.
     let (completed, completion) = mpsc::channel();
@@ -117,34 +158,26 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         calls.push(writes.calls);
         most = if writes.calls > most.calls { writes } else { most };
     }
-    for (name, times) in [("a change is in the maps", complete), ("is tidied up", done)] {
-        println!(
-            "{name:<24}{:>10.3} ms in the middle, {:.3} ms p99",
-            quantile(&times, 500) * 1e3,
-            quantile(&times, 990) * 1e3
-        );
-    }
+    rows.add("change-in-maps-p50", quantile(&complete, 500) * 1e3, "ms");
+    rows.add("change-in-maps-p99", quantile(&complete, 990) * 1e3, "ms");
+    rows.add("change-tidied-up-p50", quantile(&done, 500) * 1e3, "ms");
+    rows.add("change-tidied-up-p99", quantile(&done, 990) * 1e3, "ms");
     calls.sort_unstable();
-    println!(
-        "map writes of a change  {:>10} at most, {} in the middle; {} entries",
-        most.calls,
-        calls.get(calls.len() / 2).copied().unwrap_or_default(),
-        most.set + most.removed
-    );
+    let middle = calls.get(calls.len() / 2).copied().unwrap_or_default();
+    rows.add("change-writes-p50", middle as f64, "map writes");
+    rows.add("change-writes-most", most.calls as f64, "map writes");
+    rows.add("change-entries-most", (most.set + most.removed) as f64, "entries");
 
     let began = cpu()?;
     for change in 0..changes {
         agent.index.apply(read_slice(change % services, endpoints, 201 + change % 50)?);
     }
     let writes = agent.follow()?;
-    println!(
-        "a burst of {changes:<12} {:>10.0} ms of CPU, {} map writes of {} entries",
-        (cpu()? - began) * 1e3,
-        writes.calls,
-        writes.set + writes.removed
-    );
-    println!("resident memory         {:>10.0} MiB", resident()?);
-    Ok(())
+    rows.add("burst", (cpu()? - began) * 1e3, "ms of CPU");
+    rows.add("burst-writes", writes.calls as f64, "map writes");
+    rows.add("burst-entries", (writes.set + writes.removed) as f64, "entries");
+    rows.add("resident-after-changes", resident()?, "MiB");
+    rows.print(output)
 }
 
 impl Agent {
@@ -166,6 +199,8 @@ impl Agent {
         let mut actual = maps.services.read()?;
         let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
         maps.services.sync(&mut actual, &wanted)?;
+        drop(wanted);
+        memory::release();
         let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
         Ok(Self { index, rules, state, maps, actual, layout })
     }

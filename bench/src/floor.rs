@@ -80,6 +80,7 @@ floors! {
     ReturnTc = "f_return_tc", Tc, Pass, "return, TC";
     ParseTc = "f_parse_tc", Tc, Pass, "parse, TC";
     SkcLookup = "f_skc_lookup", Tc, Pass, "parse, one bpf_skc_lookup_tcp, TC";
+    SkcConnection = "f_skc_connection", Tc, Pass, "parse, bpf_skc_lookup_tcp of connection, TC";
 }
 
 impl Floor {
@@ -87,7 +88,13 @@ impl Floor {
     pub(crate) const fn takes_ipv6(self) -> bool {
         matches!(
             self,
-            Self::Return | Self::Parse | Self::ParseTx | Self::Fib | Self::ReturnTc | Self::ParseTc
+            Self::Return
+                | Self::Parse
+                | Self::ParseTx
+                | Self::Fib
+                | Self::ReturnTc
+                | Self::ParseTc
+                | Self::SkcConnection
         )
     }
 

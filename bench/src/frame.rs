@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, bail};
 use etherparse::{
-    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader,
+    EtherType, Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, NetSlice, SlicedPacket,
+    TcpHeader, TransportSlice, UdpHeader,
 };
 use redirector_common::Protocol;
 
@@ -114,6 +115,27 @@ impl Frame {
         }
         Ok(())
     }
+}
+
+/// Source and destination of a UDP packet that was captured.
+pub(crate) fn addressed(frame: &[u8]) -> Result<(SocketAddr, SocketAddr)> {
+    let packet = SlicedPacket::from_ethernet(frame)?;
+    let (source, destination): (IpAddr, IpAddr) = match &packet.net {
+        Some(NetSlice::Ipv4(v4)) => {
+            (v4.header().source_addr().into(), v4.header().destination_addr().into())
+        }
+        Some(NetSlice::Ipv6(v6)) => {
+            (v6.header().source_addr().into(), v6.header().destination_addr().into())
+        }
+        Some(NetSlice::Arp(_)) | None => bail!("not an IP packet: {frame:02x?}"),
+    };
+    let Some(TransportSlice::Udp(udp)) = &packet.transport else {
+        bail!("not a UDP packet: {frame:02x?}");
+    };
+    Ok((
+        SocketAddr::new(source, udp.source_port()),
+        SocketAddr::new(destination, udp.destination_port()),
+    ))
 }
 
 enum Transport {

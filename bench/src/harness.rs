@@ -4,14 +4,18 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{Program, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{
+    Program, ProgramFd, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
+};
 use aya::{Ebpf, EbpfLoader, Pod};
 
 use crate::floor::Floor;
 use crate::frame::Frame;
 use crate::layout::{FIRST_PORT, Listener, MISSES, Plan, Target, V6_FRAME};
+use crate::node::ifindex;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-floors"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/redirector-floors"));
 
 // SAFETY: `repr(C)`, without padding, valid for every bit pattern.
 unsafe impl Pod for Plan {}
@@ -42,6 +46,8 @@ pub(crate) struct Packets {
 
 /// A shift that leaves nothing of a flow's number.
 pub(crate) const CONSTANT: u32 = 31;
+/// Live frames that the kernel makes at once.
+pub(crate) const BATCH: u32 = 64;
 /// Before the first packet.
 const START: u32 = 12345;
 
@@ -72,7 +78,7 @@ impl Packets {
         START.wrapping_mul(1_664_525).wrapping_add(1_013_904_223) & (self.flows - 1)
     }
 
-    fn plan(&self) -> Result<Plan> {
+    pub(crate) fn plan(&self) -> Result<Plan> {
         let bytes = self.of_flow(0).bytes()?;
         let mut padded = [0; V6_FRAME];
         padded[..bytes.len()].copy_from_slice(&bytes);
@@ -216,6 +222,33 @@ impl Harness {
         Ok(program.fd()?.try_clone()?)
     }
 
+    /// A floor at TC, to be attached.
+    pub(crate) fn classifier(&mut self, floor: Floor) -> Result<&mut SchedClassifier> {
+        let name = floor.program();
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
+    }
+
+    /// Sends packets as live frames out of an interface.
+    pub(crate) fn send(&mut self, packets: &Packets, interface: &str, count: u32) -> Result<()> {
+        self.plan.set(0, packets.plan()?, 0)?;
+        let mut target: Array<_, Target> = self.map_mut("TARGET")?;
+        let before = target.get(&0, 0)?;
+        target.set(0, Target { ifindex: ifindex(interface)?, ..before }, 0)?;
+        let data = packets.of_flow(0).bytes()?;
+        let context = xdp_context(0, data.len())?;
+        let program: &Xdp = self.ebpf.program("l_generate").context("no l_generate")?.try_into()?;
+        let options = TestRunOptions {
+            data_in: Some(&data),
+            ctx_in: Some(&context),
+            repeat: count,
+            attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(count)),
+            ..TestRunOptions::default()
+        };
+        program.test_run(options).context("BPF_PROG_TEST_RUN with live frames")?;
+        Ok(self.map_mut("TARGET")?.set(0, before, 0)?)
+    }
+
     /// How many look-ups have not ended as they should, since this was last asked.
     pub(crate) fn take_misses(&mut self) -> Result<u64> {
         let mut tally: Array<_, u64> = self.map_mut("TALLY")?;
@@ -281,7 +314,7 @@ impl Harness {
 }
 
 /// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
+pub(crate) fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
     let words = [0, u32::try_from(len)?, 0, ifindex, 0, 0];
     Ok(words.into_iter().flat_map(u32::to_ne_bytes).collect())
 }

@@ -1,7 +1,10 @@
 //! redirector's benchmarks; run by `cargo xtask bench`.
 
 mod cluster;
+mod connections;
+mod conntrack;
 mod floor;
+mod forward;
 mod frame;
 mod harness;
 #[path = "../floors/src/layout.rs"]
@@ -11,7 +14,11 @@ mod node;
 mod ours;
 mod packet;
 mod report;
+mod rules;
 mod scene;
+mod stage;
+mod steer;
+mod veth;
 
 use std::process::ExitCode;
 
@@ -28,6 +35,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Benchmark {
     Packet(packet::Arguments),
+    Veth(veth::Arguments),
+    Connections(connections::Arguments),
     /// Following a cluster: CPU, memory and writes
     Cluster(cluster::Arguments),
 }
@@ -35,6 +44,8 @@ enum Benchmark {
 fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
         Benchmark::Packet(arguments) => packet::run(&arguments),
+        Benchmark::Veth(arguments) => veth::run(&arguments),
+        Benchmark::Connections(arguments) => connections::run(&arguments),
         Benchmark::Cluster(arguments) => cluster::run(&arguments),
     };
     match result {

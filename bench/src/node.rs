@@ -5,12 +5,13 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 use redirector_common::Family;
+use redirector_tests::namespace::run;
 
 /// An address in both families.
 #[derive(Clone, Copy, Debug)]
@@ -51,43 +52,45 @@ pub(crate) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 2, 1];
 pub(crate) const ROUTER_A: [u8; 6] = [2, 0, 0, 0, 1, 2];
 pub(crate) const ROUTER_B: [u8; 6] = [2, 0, 0, 0, 2, 2];
 
+/// Devices that are not those of a cable to another host.
+const DEVICES: &str = "
+    link set lo up
+    link add eth0 address 02:00:00:00:01:01 type veth peer name peer0
+    link add eth1 address 02:00:00:00:02:01 type veth peer name peer1
+    link set peer0 up
+    link set peer1 up";
+
+/// The node's addresses and routes, once it has its two devices.
+pub(crate) const SETTINGS: &str = "
+    link set eth0 up
+    link set eth1 up
+    address add 198.18.1.1/24 dev eth0
+    address add 198.18.2.1/24 dev eth1
+    address add 2001:db8:1201::1/64 dev eth0 nodad
+    address add 2001:db8:1202::1/64 dev eth1 nodad
+    neighbour add 198.18.1.2 lladdr 02:00:00:00:01:02 dev eth0 nud permanent
+    neighbour add 198.18.2.2 lladdr 02:00:00:00:02:02 dev eth1 nud permanent
+    neighbour add 2001:db8:1201::2 lladdr 02:00:00:00:01:02 dev eth0 nud permanent
+    neighbour add 2001:db8:1202::2 lladdr 02:00:00:00:02:02 dev eth1 nud permanent
+    route add 198.19.0.0/16 via 198.18.1.2
+    route add 198.20.0.0/16 via 198.18.2.2
+    route add 2001:db8:1300::/48 via 2001:db8:1201::2
+    route add 2001:db8:1400::/48 via 2001:db8:1202::2";
+
+/// Route look-ups begin at the loopback device, as the agent sets it up.
+pub(crate) const LOOKUPS: [&str; 2] =
+    ["net/ipv4/conf/lo/forwarding", "net/ipv6/conf/lo/forwarding"];
+
 /// Moves this thread, and what it starts, onto the node.
 pub(crate) fn enter() -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "needs root: run it as root");
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
-    for line in [
-        "link set lo up",
-        "link add eth0 address 02:00:00:00:01:01 type veth peer name peer0",
-        "link add eth1 address 02:00:00:00:02:01 type veth peer name peer1",
-        "link set peer0 up",
-        "link set peer1 up",
-        "link set eth0 up",
-        "link set eth1 up",
-        "address add 198.18.1.1/24 dev eth0",
-        "address add 198.18.2.1/24 dev eth1",
-        "address add 2001:db8:1201::1/64 dev eth0 nodad",
-        "address add 2001:db8:1202::1/64 dev eth1 nodad",
-        "neighbour add 198.18.1.2 lladdr 02:00:00:00:01:02 dev eth0 nud permanent",
-        "neighbour add 198.18.2.2 lladdr 02:00:00:00:02:02 dev eth1 nud permanent",
-        "neighbour add 2001:db8:1201::2 lladdr 02:00:00:00:01:02 dev eth0 nud permanent",
-        "neighbour add 2001:db8:1202::2 lladdr 02:00:00:00:02:02 dev eth1 nud permanent",
-        "route add 198.19.0.0/16 via 198.18.1.2",
-        "route add 198.20.0.0/16 via 198.18.2.2",
-        "route add 2001:db8:1300::/48 via 2001:db8:1201::2",
-        "route add 2001:db8:1400::/48 via 2001:db8:1202::2",
-    ] {
-        let output = Command::new("ip")
-            .args(line.split_whitespace())
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start `ip`")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "ip {line}: {}", said.trim());
+    for line in DEVICES.lines().chain(SETTINGS.lines()).filter(|line| !line.is_empty()) {
+        run("ip", line.split_whitespace())?;
     }
-    // Route look-ups begin at the loopback device, as the agent sets it up.
-    for family in ["ipv4", "ipv6"] {
-        let path = format!("/proc/sys/net/{family}/conf/lo/forwarding");
-        std::fs::write(&path, "1").with_context(|| format!("cannot write {path}"))?;
+    for setting in LOOKUPS {
+        let path = Path::new("/proc/sys").join(setting);
+        std::fs::write(&path, "1").with_context(|| format!("cannot write {path:?}"))?;
     }
     Ok(())
 }

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, IterableMap as _, MapData, PerCpuArray};
-use aya::programs::{ProgramFd, SchedClassifier, Xdp};
+use aya::programs::{ProgramFd, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use redirector::dataplane::batch;
 use redirector::dataplane::loader::{OBJECT, Role};
+use redirector_common::cache::EPOCHS;
 use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
@@ -29,6 +30,8 @@ pub(crate) const BACKEND_PORT: u16 = 9090;
 pub(crate) const BACKEND_COUNT: u32 = 256;
 /// Port of the frontend with a backend on this host.
 pub(crate) const LOCAL_FRONTEND: u16 = 8000;
+/// Port of the frontend whose connections that backend's socket accepts itself.
+pub(crate) const STEERED_FRONTEND: u16 = 8200;
 /// Where that backend listens.
 pub(crate) const LOCAL_BACKEND: u16 = 8080;
 /// First port of the translation block.
@@ -74,6 +77,26 @@ impl Ours {
         let mut ours = Self { ebpf };
         ours.configure(services)?;
         Ok(ours)
+    }
+
+    /// Attaches the XDP program to interfaces of the namespace that the thread is in.
+    pub(crate) fn attach(&mut self, interfaces: &[&str]) -> Result<()> {
+        let name = Role::Driver.name();
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        let program: &mut Xdp = program.try_into()?;
+        for interface in interfaces {
+            program
+                .attach(interface, XdpMode::Driver)
+                .with_context(|| format!("attaching {name} to {interface}"))?;
+        }
+        Ok(())
+    }
+
+    /// The program for what comes in at TC.
+    pub(crate) fn ingress(&mut self) -> Result<&mut SchedClassifier> {
+        let name = Role::Ingress.name();
+        let program = self.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
     }
 
     fn configure(&mut self, services: u32) -> Result<()> {
@@ -136,6 +159,10 @@ impl Ours {
                 let key = FrontendKey::new(address, Port::new(port), protocol);
                 frontends.insert(key, frontend, 0)?;
             }
+            if i == local_service {
+                let key = FrontendKey::new(address, Port::new(STEERED_FRONTEND), Protocol::Tcp);
+                frontends.insert(key, frontend, 0)?;
+            }
         }
         Ok(())
     }
@@ -149,7 +176,9 @@ impl Ours {
                 (SNAT_FIRST..).take(SNAT_COUNT.into()).map(|port| (port, PortFlags::SNAT));
             let local =
                 [(LOCAL_FRONTEND, PortFlags::FRONTEND), (LOCAL_BACKEND, PortFlags::LOCAL_BACKEND)];
-            for (port, flags) in frontends.chain(replies).chain(local) {
+            let steered = (protocol == Protocol::Tcp)
+                .then_some((STEERED_FRONTEND, PortFlags::FRONTEND.union(PortFlags::STEER)));
+            for (port, flags) in frontends.chain(replies).chain(local).chain(steered) {
                 let (block, byte) = port_index(protocol, Port::new(port));
                 blocks.entry(block).or_default().flags[byte] |= flags.0;
             }
@@ -220,6 +249,12 @@ impl Ours {
         let mut map: HashMap<_, Tuple, Flow> = self.hash(MapName::Flows)?;
         for (key, _) in &flows {
             map.remove(key)?;
+        }
+        // The cache has them, too. By two, because programs set the lowest bit.
+        let mut epochs: Array<_, u32> = self.array(MapName::Epochs)?;
+        for index in 0..EPOCHS {
+            let epoch = epochs.get(&index, 0)?.wrapping_add(2);
+            epochs.set(index, epoch, 0)?;
         }
         Ok(flows.len())
     }

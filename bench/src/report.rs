@@ -3,13 +3,23 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use redirector_common::Protocol;
+use clap::ValueEnum;
+use redirector_common::{Family, Protocol};
 use serde::Serialize;
 
 use crate::floor::Floor;
 use crate::harness::Hook;
 use crate::packet::{Family4, Subject};
 use crate::scene::{Case, Scene};
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For checks.
+    Json,
+}
 
 /// Nanoseconds a packet, by sample.
 #[derive(Clone, Debug, Default)]
@@ -26,16 +36,16 @@ impl Samples {
         self.0.get(last * quarters / 4).copied().unwrap_or(f64::NAN)
     }
 
-    fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         self.at(2)
     }
 
-    fn least(&self) -> f64 {
+    pub(crate) fn least(&self) -> f64 {
         self.at(0)
     }
 
     /// Half of the samples lie within this part of the median around it.
-    fn spread(&self) -> f64 {
+    pub(crate) fn spread(&self) -> f64 {
         (self.at(3) - self.at(1)) / self.median() / 2.0
     }
 }
@@ -172,6 +182,9 @@ impl Measured<'_> {
         let wrapper = match subject {
             Subject::Alone(_) => 0.0,
             Subject::Floor(floor, family) => self.wrapper_by(floor.hook(), family, of),
+            Subject::Live(_, family) | Subject::Ours(Case::SteerSyn, family) => {
+                self.raw(Subject::Live(Floor::ReturnTc, family), of)
+            }
             Subject::Ours(case, family) => self.wrapper_by(case.hook(), family, of),
         };
         self.raw(subject, of) - wrapper
@@ -199,18 +212,19 @@ impl Measured<'_> {
             Subject::Ours(Case::Established, Family4::V6) => {
                 Subject::Ours(Case::Established, Family4::V4)
             }
+            Subject::Ours(Case::SteerSyn, _) => Subject::Live(Floor::SkcLookup, Family4::V4),
             Subject::Ours(case, family) => {
                 let floor = case.floor(self.scene.flows);
                 Subject::Floor(floor, if floor.takes_ipv6() { family } else { Family4::V4 })
             }
-            Subject::Alone(_) | Subject::Floor(..) => subject,
+            Subject::Alone(_) | Subject::Floor(..) | Subject::Live(..) => subject,
         }
     }
 
     fn name(&self, subject: Subject) -> &'static str {
         match subject {
             Subject::Alone(_) => "return, nothing in front",
-            Subject::Floor(floor, _) => floor.name(),
+            Subject::Floor(floor, _) | Subject::Live(floor, _) => floor.name(),
             Subject::Ours(case, _) => case.name(self.scene.protocol),
         }
     }
@@ -220,9 +234,12 @@ impl Measured<'_> {
             let floor = self.floor(subject);
             let (ns, floor_ns) = (self.median(subject), self.median(floor));
             let family = match subject {
-                Subject::Ours(_, Family4::V6) | Subject::Floor(_, Family4::V6) => "ipv6",
+                Subject::Ours(_, Family4::V6)
+                | Subject::Floor(_, Family4::V6)
+                | Subject::Live(_, Family4::V6) => "ipv6",
                 Subject::Ours(_, Family4::V4)
                 | Subject::Floor(_, Family4::V4)
+                | Subject::Live(_, Family4::V4)
                 | Subject::Alone(_) => "ipv4",
             };
             let floor_name = if matches!(floor, Subject::Ours(Case::Established, _)) {
@@ -245,7 +262,7 @@ impl Measured<'_> {
     }
 }
 
-fn round(ns: f64) -> f64 {
+pub(crate) fn round(ns: f64) -> f64 {
     (ns * 10.0).round() / 10.0
 }
 
@@ -254,5 +271,13 @@ fn short(number: u32) -> String {
         1_048_576 => "1M".into(),
         10_000.. => format!("{}k", number / 1000),
         _ => number.to_string(),
+    }
+}
+
+/// As results name it.
+pub(crate) const fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
     }
 }

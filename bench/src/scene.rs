@@ -14,9 +14,10 @@ use crate::node::{
     BACKENDS, CLIENTS, INSIDE_MAC, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B, ifindex,
 };
 use crate::ours::{
-    BACKEND_COUNT, BACKEND_PORT, LOCAL_BACKEND, LOCAL_FRONTEND, Ours, SNAT_FIRST, backend_address,
-    tuple,
+    BACKEND_COUNT, BACKEND_PORT, FAMILIES, LOCAL_BACKEND, LOCAL_FRONTEND, Ours, SNAT_FIRST,
+    STEERED_FRONTEND, backend_address, tuple,
 };
+use crate::steer::Sockets;
 
 /// A port that nothing of ours uses.
 const FOREIGN_PORT: u16 = 7;
@@ -29,11 +30,20 @@ pub(crate) enum Case {
     New,
     NotOurs,
     LocalEstablished,
+    SteerEstablished,
+    SteerSyn,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Established, Self::Reply, Self::New, Self::NotOurs, Self::LocalEstablished];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Established,
+        Self::Reply,
+        Self::New,
+        Self::NotOurs,
+        Self::LocalEstablished,
+        Self::SteerEstablished,
+        Self::SteerSyn,
+    ];
 
     pub(crate) const fn name(self, protocol: Protocol) -> &'static str {
         match (self, protocol) {
@@ -47,13 +57,16 @@ impl Case {
             (Self::NotOurs, Protocol::Udp) => "not-ours-udp",
             (Self::LocalEstablished, Protocol::Tcp) => "local-established",
             (Self::LocalEstablished, Protocol::Udp) => "local-established-udp",
+            // There is no such thing with UDP; `Scene::has` says so.
+            (Self::SteerEstablished, _) => "steer-established",
+            (Self::SteerSyn, _) => "steer-syn",
         }
     }
 
     pub(crate) const fn hook(self) -> Hook {
         match self {
             Self::Established | Self::Reply | Self::New | Self::NotOurs => Hook::Xdp,
-            Self::LocalEstablished => Hook::Tc,
+            Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => Hook::Tc,
         }
     }
 
@@ -65,7 +78,8 @@ impl Case {
             Self::Established | Self::Reply => Floor::PathCache,
             Self::New => Floor::LruInsert,
             Self::NotOurs => Floor::Parse,
-            Self::LocalEstablished => Floor::SkcLookup,
+            Self::LocalEstablished | Self::SteerSyn => Floor::SkcLookup,
+            Self::SteerEstablished => Floor::SkcConnection,
         }
     }
 
@@ -77,6 +91,8 @@ impl Case {
             Self::New => Some(Reason::RemoteNew),
             Self::NotOurs => None,
             Self::LocalEstablished => Some(Reason::LocalEstablished),
+            Self::SteerEstablished => Some(Reason::SteeredEstablished),
+            Self::SteerSyn => Some(Reason::SteeredNew),
         }
     }
 
@@ -88,7 +104,7 @@ impl Case {
         match self {
             Self::Established | Self::Reply | Self::New => XDP_REDIRECT,
             Self::NotOurs => XDP_PASS,
-            Self::LocalEstablished => TC_ACT_OK,
+            Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => TC_ACT_OK,
         }
     }
 }
@@ -105,12 +121,15 @@ impl Scene {
     /// The packets of a case.
     pub(crate) fn packets(&self, case: Case, family: Family) -> Result<Packets> {
         let at = |address: IpAddr, port| SocketAddr::new(address, port);
-        let client = at(CLIENTS.of(family), 1024);
+        // The connections that are open have one port; others open some.
+        let client_port = if matches!(case, Case::SteerSyn) { 2048 } else { 1024 };
+        let client = at(CLIENTS.of(family), client_port);
         let node = NODE.of(family);
         let destination = match case {
             Case::Established | Case::New => at(node, FIRST_PORT),
             Case::NotOurs => at(node, FOREIGN_PORT),
             Case::LocalEstablished => at(node, LOCAL_FRONTEND),
+            Case::SteerEstablished | Case::SteerSyn => at(node, STEERED_FRONTEND),
             Case::Reply => at(NODE_INSIDE.of(family), SNAT_FIRST),
         };
         let first = Frame {
@@ -119,7 +138,7 @@ impl Scene {
             source: client,
             destination,
             ttl: 64,
-            syn: matches!(case, Case::New),
+            syn: matches!(case, Case::New | Case::SteerSyn),
             identification: 0,
             balance: 0,
         };
@@ -130,7 +149,11 @@ impl Scene {
             flows: self.flows,
             services: match case {
                 Case::Established | Case::New => self.services,
-                Case::Reply | Case::NotOurs | Case::LocalEstablished => 1,
+                Case::Reply
+                | Case::NotOurs
+                | Case::LocalEstablished
+                | Case::SteerEstablished
+                | Case::SteerSyn => 1,
             },
             source_mask: 0xffff,
             source_port_shift: 16,
@@ -186,6 +209,19 @@ impl Scene {
         )
     }
 
+    /// The sockets that steered packets are for.
+    pub(crate) fn open_sockets(&self) -> Result<Sockets> {
+        let mut connections = Vec::new();
+        for family in FAMILIES {
+            let packets = self.packets(Case::SteerEstablished, family)?;
+            for flow in 0..self.flows {
+                let frame = packets.of_flow(flow);
+                connections.push((frame.destination, frame.source));
+            }
+        }
+        Sockets::open(connections.into_iter())
+    }
+
     /// Checks what came of one packet, the first of a sample.
     pub(crate) fn check(&self, case: Case, family: Family, ours: &Ours, ran: &Ran) -> Result<()> {
         let packets = self.packets(case, family)?;
@@ -195,7 +231,7 @@ impl Scene {
         let (source, destination) = self.translated(family, flow);
         let forwarded = Frame { ttl: sent.ttl - 1, ..sent };
         let expected = match case {
-            Case::NotOurs => sent,
+            Case::NotOurs | Case::SteerEstablished | Case::SteerSyn => sent,
             Case::LocalEstablished => {
                 Frame { destination: SocketAddr::new(sent.destination.ip(), LOCAL_BACKEND), ..sent }
             }

@@ -40,6 +40,14 @@ pub(crate) fn opaque(mut value: usize) -> usize {
     value
 }
 
+/// From here on the compiler takes into account that others may have changed this.
+#[inline(always)]
+pub(crate) fn exposed<T>(value: &mut T) {
+    let pointer = core::ptr::from_mut(value);
+    // SAFETY: moves a register to itself; what it points to is not touched.
+    unsafe { asm!("{0} = {0}", inout(reg) pointer => _, options(nostack, preserves_flags)) };
+}
+
 /// A frame in an XDP program.
 pub(crate) struct Frame {
     ctx: *mut xdp_md,

@@ -1,7 +1,7 @@
 //! The maps, the clock and the routing table, as the packet code asks for them.
 
 use core::ffi::c_void;
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
@@ -14,7 +14,7 @@ use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::icmp::Message;
 use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
@@ -23,6 +23,7 @@ use redirector_common::{
     SourceBits, SourceRange, Taker, TakerKey, Tuple,
 };
 
+use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
     MAGLEV, NODE, PEERS, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
@@ -113,6 +114,18 @@ impl Kernel {
         *place = *key;
         place
     }
+}
+
+/// Decides in which manner a packet is handed over, and says by which way; by numbers, so that one
+/// function serves XDP and TC.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn handover_settle(len: u32, is_first: u32, route: u32) -> u32 {
+    let Some((environment, packet, outcome)) = Kernel::new(ptr::null_mut()) else {
+        return Route::Unreachable as u32;
+    };
+    let route = Route::from_number(route);
+    handover::settle(&environment, packet, len as u16, is_first != 0, route, outcome) as u32
 }
 
 /// Whether our programs are on the interface.
@@ -311,6 +324,22 @@ impl Environment for Kernel {
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
+    }
+
+    #[inline(always)]
+    fn settle(
+        &self,
+        _: &Packet,
+        len: u16,
+        is_first: bool,
+        route: Route,
+        outcome: &mut Outcome,
+    ) -> Route {
+        // The function finds the packet and the outcome where they are, and changes the latter.
+        exposed(outcome);
+        let route = handover_settle(len.into(), is_first.into(), route as u32);
+        exposed(outcome);
+        Route::from_number(route)
     }
 
     #[inline(always)]

@@ -5,12 +5,12 @@
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
-    BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT,
+    BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, xdp_md,
 };
 use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_xdp_adjust_head};
 use redirector_common::packet::tunnel::{header_len, write_header};
 use redirector_common::packet::{Environment, Outcome, Packet, PacketBuf, rewrite};
-use redirector_common::{Address, Family, Interface, Manner};
+use redirector_common::{Family, Interface, Manner, words};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -20,31 +20,46 @@ const ETHERNET_LEN: u32 = 14;
 
 /// Makes a frame in XDP what is to be sent, but for its Ethernet addresses.
 #[inline(always)]
-pub(crate) fn prepare(
-    frame: &mut Frame,
-    environment: &Kernel,
-    packet: &Packet,
-    outcome: &Outcome,
-) -> Option<()> {
-    match outcome.manner {
-        Manner::Translate => rewrite(frame, packet, &outcome.translated, true),
-        Manner::Layer2 => Some(()),
-        Manner::Tunnel => {
-            rewrite(frame, packet, &packet.tuple, true)?;
-            cover_frame(frame, environment, packet, outcome)
-        }
+pub(crate) fn prepare(frame: &mut Frame, packet: &Packet, outcome: &mut Outcome) -> Option<()> {
+    if matches!(outcome.manner, Manner::Layer2) {
+        return Some(());
+    }
+    keep_tuple(packet, outcome);
+    rewrite(frame, packet, &outcome.translated, true)?;
+    if matches!(outcome.manner, Manner::Tunnel) && handover_cover(frame.raw()) == 0 {
+        return None;
+    }
+    Some(())
+}
+
+/// Sees to it that a packet which is handed over is not translated.
+#[inline(always)]
+pub(crate) fn keep_tuple(packet: &Packet, outcome: &mut Outcome) {
+    if outcome.manner.hands_over() {
+        outcome.backend = outcome.translated.destination;
+        words::copy(&packet.tuple, &mut outcome.translated);
     }
 }
 
-/// Puts a header of this host's own before the packet.
+/// Puts a header of this host's own before the packet in XDP. 0: it could not be done.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn handover_cover(ctx: *mut xdp_md) -> u32 {
+    let frame = Frame::from_raw(ctx);
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    u32::from(cover_frame(&frame, &environment, packet, outcome).is_some())
+}
+
 #[inline(always)]
 fn cover_frame(
-    frame: &mut Frame,
+    frame: &Frame,
     environment: &Kernel,
     packet: &Packet,
     outcome: &Outcome,
 ) -> Option<()> {
-    let header = fill_header(environment, packet, outcome, &outcome.translated.destination)?;
+    let header = fill_header(environment, packet, outcome)?;
     let len = header_len(packet.family());
     // The addresses will be new ones.
     let ether_type: u16 = frame.read(12)?;
@@ -77,14 +92,13 @@ fn fill_header(
     environment: &Kernel,
     packet: &Packet,
     outcome: &Outcome,
-    destination: &Address,
 ) -> Option<&'static [u32; 10]> {
     let source = environment
         .interface(outcome.next_hop.ifindex)
         .map(|interface: Interface| interface.source(packet.family()))
         .filter(|source| !source.is_unspecified())?;
     let header = environment.header();
-    write_header(header, packet, &source, destination);
+    write_header(header, packet, &source, &outcome.backend);
     Some(header)
 }
 
@@ -114,7 +128,7 @@ pub(crate) extern "C" fn handover_send(ctx: *mut __sk_buff, unresolved: u32) -> 
 /// cut into segments, each gets one.
 #[inline(always)]
 fn cover_skb(skb: &Skb, environment: &Kernel, packet: &Packet, outcome: &Outcome) -> Option<()> {
-    let header = fill_header(environment, packet, outcome, &outcome.backend)?;
+    let header = fill_header(environment, packet, outcome)?;
     let len = header_len(packet.family());
     let family = match packet.family() {
         Family::V4 => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,

@@ -27,7 +27,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{
     Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
 };
-use redirector_common::{Manner, Reason, words};
+use redirector_common::{Manner, Reason};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -57,14 +57,18 @@ fn accelerate(ctx: &XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     };
     let size = frame.size();
-    if let Err(reason) = parse(&frame, packet)
-        && !(matches!(reason, Reason::IpInIp) && uncover_frame(ctx.ctx) != 0)
-    {
-        return xdp_action::XDP_PASS;
+    // At most twice: what is taken out of another node's packet is parsed as if it had come alone.
+    let mut tunnelled = 0;
+    while let Err(reason) = parse(&frame, packet) {
+        if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_frame(ctx.ctx) == 0 {
+            return xdp_action::XDP_PASS;
+        }
+        tunnelled = 1;
     }
+    packet.tunnelled = tunnelled;
     let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Forward => match handover::prepare(&mut frame, &environment, packet, outcome) {
+        Step::Forward => match handover::prepare(&mut frame, packet, outcome) {
             Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
             None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
         },
@@ -88,19 +92,19 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         return TC_ACT_OK;
     };
     let (size, ifindex) = (skb.size(), skb.ifindex());
-    if let Err(reason) = parse(&skb, packet) {
+    // At most twice, as in XDP.
+    let mut tunnelled = 0;
+    while let Err(reason) = parse(&skb, packet) {
         if matches!(reason, Reason::Fragment | Reason::Icmp) {
             return handle_in(skb.raw());
         }
-        let inside = if matches!(reason, Reason::IpInIp) { uncover_skb(skb.raw()) } else { 0 };
-        if inside == uncover::RELATED {
-            return handle_in(skb.raw());
-        }
-        if inside != uncover::PACKET {
+        if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_skb(skb.raw()) == 0 {
             counters::count(ifindex, reason, size);
             return TC_ACT_OK;
         }
+        tunnelled = 1;
     }
+    packet.tunnelled = tunnelled;
     let len = skb.segment_len(packet);
     let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
     let done = match decision.step {
@@ -136,9 +140,8 @@ fn translate(skb: &mut Skb, packet: &mut Packet, outcome: &mut Outcome, step: St
         redirect::untag(skb, packet)?;
     }
     let hands_over = forwards && outcome.manner.hands_over();
-    if hands_over {
-        outcome.backend = outcome.translated.destination;
-        words::copy(&packet.tuple, &mut outcome.translated);
+    if forwards {
+        handover::keep_tuple(packet, outcome);
     }
     let decrement_ttl = forwards && !matches!(outcome.manner, Manner::Layer2);
     rewrite(skb, packet, &outcome.translated, decrement_ttl)?;

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_F_ADJ_ROOM_FIXED_GSO, xdp_md};
 use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_xdp_adjust_head};
 use redirector_common::Reason;
 use redirector_common::packet::tunnel::{
-    find_inner, header_len, is_accepted, parse_inner, parse_inner_related, uncover,
+    find_inner, header_len, is_accepted, parse_inner, parse_inner_related,
 };
 use redirector_common::packet::{Kind, PacketBuf};
 
@@ -18,28 +18,28 @@ use crate::related::{ERROR, FRAGMENT, related_find_first, related_parse_quoted};
 /// Header bytes that are made directly accessible: those outside, and what is inside.
 const PULLED: u32 = 256;
 
-/// The packet stays as it is: it is none of ours.
-const COVERED: u32 = 0;
-/// A TCP or UDP packet was taken out, and its headers are noted.
-pub(crate) const PACKET: u32 = 1;
-/// A later fragment or an ICMP error was taken out.
-pub(crate) const RELATED: u32 = 2;
+/// What is inside: none of ours.
+const STRANGE: u32 = 0;
+/// A TCP or UDP packet.
+const PACKET: u32 = 1;
+/// A later fragment or an ICMP error.
+const RELATED: u32 = 2;
 
-/// Takes out what a peer has put in for a backend of this host's.
+/// Takes out what a peer has put in for a backend of this host's. 0: the packet stays as it is.
 #[inline(always)]
 pub(crate) fn uncover_skb(ctx: *mut __sk_buff) -> u32 {
     if uncover_find(ctx) == 0 {
-        return COVERED;
+        return 0;
     }
-    let inside = match uncover_parse(ctx) {
-        PACKET => PACKET,
-        RELATED if is_ours(ctx) => RELATED,
-        _ => return COVERED,
+    let may_open = match uncover_parse(ctx) {
+        PACKET => 1,
+        RELATED if is_ours(ctx) => 0,
+        _ => return 0,
     };
-    if uncover_accept(ctx, u32::from(inside == PACKET)) == 0 || uncover_strip(ctx) == 0 {
-        return COVERED;
+    if uncover_accept(ctx, may_open) == 0 {
+        return 0;
     }
-    inside
+    uncover_strip(ctx)
 }
 
 /// Whether the later fragment or ICMP error inside belongs to packets that have a tuple.
@@ -71,12 +71,12 @@ extern "C" fn uncover_find(ctx: *mut __sk_buff) -> u32 {
 extern "C" fn uncover_parse(ctx: *mut __sk_buff) -> u32 {
     let skb = Skb::from_raw(ctx);
     let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
-        return 0;
+        return STRANGE;
     };
     match parse_inner(&skb, environment.tunnelled(), packet) {
         Ok(()) => PACKET,
         Err(Reason::Fragment | Reason::Icmp) => RELATED,
-        Err(_) => 0,
+        Err(_) => STRANGE,
     }
 }
 
@@ -118,18 +118,14 @@ extern "C" fn uncover_strip(ctx: *mut __sk_buff) -> u32 {
     let done = unsafe {
         bpf_skb_adjust_room(ctx, -len, BPF_ADJ_ROOM_MAC, u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
     };
-    if done != 0 {
-        return 0;
-    }
-    uncover(packet);
-    1
+    u32::from(done == 0)
 }
 
 /// As [`uncover_skb`], in XDP: of TCP and UDP packets. 0: it is none of ours, or for TC.
 #[inline(always)]
 pub(crate) fn uncover_frame(ctx: *mut xdp_md) -> u32 {
     if uncover_frame_find(ctx) == 0 || uncover_frame_parse(ctx) == 0 {
-        return COVERED;
+        return 0;
     }
     uncover_frame_accept(ctx)
 }
@@ -166,10 +162,7 @@ extern "C" fn uncover_frame_accept(ctx: *mut xdp_md) -> u32 {
     if !is_accepted(&environment, packet, environment.tunnelled(), true) {
         return 0;
     }
-    u32::from(strip(&Frame::from_raw(ctx), header_len(packet.family())).is_some_and(|()| {
-        uncover(packet);
-        true
-    }))
+    u32::from(strip(&Frame::from_raw(ctx), header_len(packet.family())).is_some())
 }
 
 /// Moves the Ethernet header over the outer one.

@@ -282,7 +282,8 @@ impl Lab {
             .transpose()
     }
 
-    fn print_state(&self) {
+    /// Prints what helps to understand a failure.
+    pub fn print_state(&self) {
         self.print_device_counters();
         eprintln!("--- the agent's log:\n{}", self.log());
         for command in

@@ -147,11 +147,13 @@ impl Namespace {
     /// # Errors
     ///
     /// What the function returned, or that it panicked.
-    pub fn enter<T: Send + 'static>(
-        &self,
-        function: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        join(self.spawn(function)?)
+    pub fn enter<T: Send>(&self, function: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = self.path();
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name(self.name.clone());
+            let thread = thread.spawn_scoped(scope, || enter_path(&path).and_then(|()| function()));
+            thread?.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
+        })
     }
 
     /// Starts a function on a thread in here. A thread, because a namespace is a property of a
@@ -166,11 +168,7 @@ impl Namespace {
     ) -> Result<JoinHandle<Result<T>>> {
         let path = self.path();
         let thread = thread::Builder::new().name(self.name.clone());
-        Ok(thread.spawn(move || {
-            let file = File::open(&path).with_context(|| format!("opening {path:?}"))?;
-            setns(file, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
-            function()
-        })?)
+        Ok(thread.spawn(move || enter_path(&path).and_then(|()| function()))?)
     }
 
     /// The index of an interface.
@@ -206,6 +204,12 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         remove(&self.name);
     }
+}
+
+/// Moves this thread.
+fn enter_path(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {path:?}"))?;
+    setns(file, CloneFlags::CLONE_NEWNET).context("entering the network namespace")
 }
 
 /// What a thread returned.

@@ -96,7 +96,7 @@ fn clippy() -> Result<()> {
     process::run(cargo("clippy").args(["--locked", "--all-targets", "--", "-Dwarnings"]))?;
     // Tiers that need root are out of reach of --all-targets, so that `cargo test` is, too.
     let mut command = cargo("clippy");
-    command.args(["--locked", "--package", Tier::PACKAGE]);
+    command.args(["--locked", "--package", Tier::PACKAGE, "--package", Tier::Bench.package()]);
     for target in Tier::ALL.into_iter().flat_map(Tier::targets) {
         command.args(["--test", target]);
     }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::programs::XdpContext;
 
-use crate::layout::Target;
+use crate::layout::{Target, V6_FRAME};
 
 const ETHER_TYPE_IPV4: u16 = 0x0800_u16.to_be();
 const ETHER_TYPE_IPV6: u16 = 0x86dd_u16.to_be();
@@ -170,6 +170,83 @@ impl Frame {
             self.set(6, destination);
         }
         Some(())
+    }
+
+    /// The hardware address that the frame is for.
+    #[inline(always)]
+    pub(crate) fn link_destination(&self) -> Option<[u16; 3]> {
+        // SAFETY: as checked.
+        self.holds(14).then(|| unsafe { self.get(0) })
+    }
+
+    /// One end of a UDP packet of either family: address, with IPv4's in the last word, and port,
+    /// both as they stand in the packet.
+    #[inline(always)]
+    pub(crate) fn udp_end(&self, source: bool) -> Option<([u32; 4], u16)> {
+        if !self.holds(V4_END) {
+            return None;
+        }
+        // SAFETY: as checked, here and below.
+        unsafe {
+            match self.get::<u16>(12) {
+                ETHER_TYPE_IPV4 if self.get::<u8>(23) == UDP => {
+                    let (address, port) = if source {
+                        (self.get(V4_SOURCE), self.get(V4_PORTS))
+                    } else {
+                        (self.get(V4_DESTINATION), self.get(V4_PORTS + 2))
+                    };
+                    Some(([0, 0, 0, address], port))
+                }
+                ETHER_TYPE_IPV6 if self.holds(62) && self.get::<u8>(20) == UDP => Some(if source {
+                    (self.get(22), self.get(54))
+                } else {
+                    (self.get(38), self.get(56))
+                }),
+                _ => None,
+            }
+        }
+    }
+
+    /// Exchanges source and destination, which leaves the checksums right.
+    #[inline(always)]
+    pub(crate) fn turn_round(&self) -> Option<()> {
+        if !self.holds(V4_END) {
+            return None;
+        }
+        // SAFETY: as checked, here and below.
+        unsafe {
+            match self.get::<u16>(12) {
+                ETHER_TYPE_IPV4 => {
+                    let (source, destination): (u32, u32) =
+                        (self.get(V4_SOURCE), self.get(V4_DESTINATION));
+                    self.set(V4_SOURCE, destination);
+                    self.set(V4_DESTINATION, source);
+                    let ports: u32 = self.get(V4_PORTS);
+                    self.set(V4_PORTS, ports.rotate_left(16));
+                }
+                ETHER_TYPE_IPV6 if self.holds(58) => {
+                    let (source, destination): ([u32; 4], [u32; 4]) = (self.get(22), self.get(38));
+                    self.set(22, destination);
+                    self.set(38, source);
+                    let ports: u32 = self.get(54);
+                    self.set(54, ports.rotate_left(16));
+                }
+                _ => return None,
+            }
+        }
+        self.swap_link()
+    }
+
+    /// Copies the frame, as far as there is room.
+    #[inline(always)]
+    pub(crate) fn copy(&self, to: &mut [u64; V6_FRAME / 8], len: &mut u64) {
+        *len = (self.end - self.start) as u64;
+        for (i, word) in to.iter_mut().enumerate() {
+            if self.holds(8 * i + 8) {
+                // SAFETY: as checked.
+                *word = unsafe { self.get(8 * i) };
+            }
+        }
     }
 
     /// Writes both hardware addresses.

@@ -71,3 +71,54 @@ pub struct Listener {
 
 /// Fields of the `TALLY` array.
 pub const MISSES: u32 = 0;
+
+/// What a packet that arrives at one end is to look like: value of the `ENDS` array.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Default)]
+pub struct End {
+    /// An address as it stands in the packet, IPv4's in the last word.
+    pub address: [u32; 4],
+    /// The bits of it that count.
+    pub mask: [u32; 4],
+    /// The least port, as a number.
+    pub first_port: u32,
+    /// How many ports are right.
+    pub ports: u32,
+    /// Whether these are the packet's source, and not its destination.
+    pub at_source: u32,
+    /// [`ECHO`], [`CAPTURE`].
+    pub flags: u32,
+}
+
+/// Send the packet back.
+pub const ECHO: u32 = 1;
+/// Keep its bytes.
+pub const CAPTURE: u32 = 2;
+
+/// What has arrived at one end: value of the `SEEN` array.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Seen {
+    /// Packets as expected, by the last byte of the address.
+    pub right: [u64; 256],
+    /// UDP packets that were not.
+    pub wrong: u64,
+    /// Length of the packet that was kept.
+    pub len: u64,
+    /// The packet that was kept.
+    pub frame: [u64; V6_FRAME / 8],
+}
+
+/// How plain forwarding sends on what comes in by an interface: value of the `WAYS` map.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// Hardware addresses to write: destination, source.
+    pub link: [u32; 3],
+    /// The interface's own hardware address.
+    pub own: [u16; 3],
+    /// Reserved, zero.
+    pub reserved: u16,
+    /// Index in the map of devices.
+    pub slot: u32,
+}

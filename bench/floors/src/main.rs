@@ -20,6 +20,7 @@ mod candidate;
 mod frame;
 #[expect(dead_code, reason = "the benchmark uses the rest")]
 mod layout;
+mod live;
 mod lookup;
 mod maps;
 mod path;

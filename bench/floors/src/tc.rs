@@ -49,6 +49,43 @@ pub fn f_skc_lookup(ctx: TcContext) -> i32 {
     TC_ACT_OK
 }
 
+/// Finds the headers of either family, and the packet's own connection.
+#[classifier]
+pub fn f_skc_connection(ctx: TcContext) -> i32 {
+    const CURRENT_NETNS: u64 = u64::MAX;
+    let frame = frame(&ctx);
+    // SAFETY: integers, for all of which zero is a value.
+    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+    let len = if let Some([source, destination]) = frame.v6_addresses() {
+        let Some(ports) = frame.parse_any() else {
+            return TC_ACT_SHOT;
+        };
+        tuple.__bindgen_anon_1.ipv6.saddr = source;
+        tuple.__bindgen_anon_1.ipv6.daddr = destination;
+        tuple.__bindgen_anon_1.ipv6.sport = ports as u16;
+        tuple.__bindgen_anon_1.ipv6.dport = (ports >> 16) as u16;
+        36
+    } else if let Some(key) = frame.parse_v4() {
+        tuple.__bindgen_anon_1.ipv4.saddr = key.source;
+        tuple.__bindgen_anon_1.ipv4.daddr = key.destination;
+        tuple.__bindgen_anon_1.ipv4.sport = key.ports as u16;
+        tuple.__bindgen_anon_1.ipv4.dport = (key.ports >> 16) as u16;
+        12
+    } else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: the context is valid, the tuple as large as said; what is found is released.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(ctx.skb.skb.cast(), &raw mut tuple, len, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            miss();
+        } else {
+            bpf_sk_release(socket.cast());
+        }
+    }
+    TC_ACT_OK
+}
+
 #[inline(always)]
 fn frame(ctx: &TcContext) -> Frame {
     // SAFETY: the context is valid while the program runs.

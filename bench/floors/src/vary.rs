@@ -33,7 +33,7 @@ pub fn f_vary_tc(ctx: TcContext) -> i32 {
 /// Writes the next flow's packet. The checksums do not change: the words that vary are balanced
 /// by their complements, in IPv4's identification and in the TCP sequence number or payload.
 #[inline(always)]
-fn vary(start: usize, end: usize) -> Option<()> {
+pub(crate) fn vary(start: usize, end: usize) -> Option<()> {
     // SAFETY: the benchmark runs packets on one CPU, one after the other.
     let plan = unsafe { &mut *PLAN.get_ptr_mut(0)? };
     plan.state = plan.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

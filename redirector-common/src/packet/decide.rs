@@ -256,16 +256,18 @@ fn begins_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntr
 }
 
 /// Whether a flow whose replies are not seen, and so not their end either, is over if its client
-/// opens a connection. Not if that is an old SYN which was late.
+/// opens a connection. Not if that is an old SYN which was late. Nobody seems to answer one that is
+/// repeated: perhaps the other node no longer takes such packets, or not yet.
 #[inline(always)]
 fn is_abandoned<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
-    const LATE_SECONDS: u64 = 5;
+    const LATE: u64 = 5000;
+    const REPEATED: u64 = 900;
     entry.manner().hands_over()
         && match entry.state() {
             FlowState::HalfClosed => true,
-            FlowState::Established => entry.is_idle(environment.now(), LATE_SECONDS),
-            FlowState::SynSent
-            | FlowState::SynReceived
+            FlowState::Established => entry.is_idle(environment.now(), LATE),
+            FlowState::SynSent => entry.is_idle(environment.now(), REPEATED),
+            FlowState::SynReceived
             | FlowState::TimeWait
             | FlowState::Closed
             | FlowState::Unreplied
@@ -301,7 +303,7 @@ pub(super) fn established<E: Environment>(
             words::copy(known, &mut outcome.next_hop);
             if u32::from(len) <= known.mtu { Route::Via } else { Route::TooBig }
         } else {
-            let route = handover::find_way(environment, packet, len, outcome);
+            let route = handover::find_way(environment, packet, len, false, outcome);
             if matches!(route, Route::Via) {
                 entry.set_manner(outcome.manner);
                 entry.set_next_hop(&outcome.next_hop, place.epoch, now);

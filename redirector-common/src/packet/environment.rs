@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Packet, Socket};
+use super::{Outcome, Packet, Socket, handover};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
@@ -102,6 +102,21 @@ pub trait Environment {
     /// is one.
     fn gateway(&self) -> Address;
 
+    /// [`handover::settle`].
+    fn settle(
+        &self,
+        packet: &Packet,
+        len: u16,
+        is_first: bool,
+        route: Route,
+        outcome: &mut Outcome,
+    ) -> Route
+    where
+        Self: Sized,
+    {
+        handover::settle(self, packet, len, is_first, route, outcome)
+    }
+
     /// What this host's own stack has for a TCP packet as it is.
     fn socket(&self, packet: &Packet) -> Socket;
 
@@ -193,6 +208,25 @@ pub enum Route {
     Unreachable,
     /// The packet has passed too many routers to go on; of a packet alone, never of a way.
     TooFar,
+}
+
+impl Route {
+    /// From its number; an unknown one reads as `Unreachable`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        if number == Self::Via as u32 {
+            Self::Via
+        } else if number == Self::Unresolved as u32 {
+            Self::Unresolved
+        } else if number == Self::TooBig as u32 {
+            Self::TooBig
+        } else if number == Self::TooFar as u32 {
+            Self::TooFar
+        } else {
+            Self::Unreachable
+        }
+    }
 }
 
 /// Where a new flow is put together: too large for the 512 bytes of a program's stack.
@@ -300,11 +334,11 @@ impl FlowEntry {
         self.view().packets
     }
 
-    /// Whether this half has seen no packet for so many seconds.
+    /// Whether this half has seen no packet for so many milliseconds.
     #[inline(always)]
     #[must_use]
-    pub const fn is_idle(&self, now: u64, seconds: u64) -> bool {
-        now.saturating_sub(self.view().last_seen) > seconds * 1_000_000_000
+    pub const fn is_idle(&self, now: u64, milliseconds: u64) -> bool {
+        now.saturating_sub(self.view().last_seen) > milliseconds * 1_000_000
     }
 
     /// Sets how packets of this half get to a backend elsewhere.

@@ -6,55 +6,47 @@ use super::tunnel::header_len;
 use super::{Environment, NextHop, Outcome, Packet, Route};
 use crate::Manner;
 
-/// The way of a packet of a flow, in the flow's manner. Where that is no longer one for the way
-/// that is found, in the one that always is.
+/// The way of a packet in the manner that the outcome says. A flow's first packet is translated if
+/// the node of its backend runs no redirector.
 #[inline(always)]
 pub(super) fn find_way<E: Environment>(
     environment: &E,
     packet: &Packet,
     len: u16,
+    is_first: bool,
     outcome: &mut Outcome,
 ) -> Route {
     let route = environment.route(packet, &outcome.translated, len, &mut outcome.next_hop);
     match outcome.manner {
         Manner::Translate => route,
-        Manner::Layer2 if is_found(route) && !is_next(environment, outcome) => {
-            outcome.manner = Manner::Tunnel;
-            cover(packet, len, route, &mut outcome.next_hop)
+        Manner::Layer2 | Manner::Tunnel => {
+            environment.settle(packet, len, is_first, route, outcome)
         }
-        Manner::Layer2 => route,
-        Manner::Tunnel => cover(packet, len, route, &mut outcome.next_hop),
     }
 }
 
-/// The way of a flow's first packet, where it is to go in the manner that the outcome says: it
-/// goes so if the node of the backend runs redirector, and is translated if not.
+/// What becomes of a way that was found for a packet which is to be handed over, and in which
+/// manner it is.
 #[inline(always)]
-pub(super) fn find_first_way<E: Environment>(
+pub fn settle<E: Environment>(
     environment: &E,
     packet: &Packet,
     len: u16,
+    is_first: bool,
+    route: Route,
     outcome: &mut Outcome,
 ) -> Route {
-    let route = environment.route(packet, &outcome.translated, len, &mut outcome.next_hop);
-    if matches!(outcome.manner, Manner::Translate) || !is_found(route) {
-        return route;
-    }
-    if !is_next(environment, outcome) {
-        let is_peer = environment.is_peer(&environment.gateway())
-            || environment.is_peer(&outcome.translated.destination);
-        outcome.manner = if is_peer { Manner::Tunnel } else { Manner::Translate };
+    let is_found = matches!(route, Route::Via | Route::Unresolved);
+    if is_found && !is_next(environment, outcome) {
+        let is_node = !is_first
+            || environment.is_peer(&outcome.translated.destination)
+            || environment.is_peer(&environment.gateway());
+        outcome.manner = if is_node { Manner::Tunnel } else { Manner::Translate };
     }
     match outcome.manner {
         Manner::Tunnel => cover(packet, len, route, &mut outcome.next_hop),
         Manner::Layer2 | Manner::Translate => route,
     }
-}
-
-/// Whether the neighbour on the way is known by its address.
-#[inline(always)]
-const fn is_found(route: Route) -> bool {
-    matches!(route, Route::Via | Route::Unresolved)
 }
 
 /// Whether a packet that is to go as it is can: the next node is the one that takes it.

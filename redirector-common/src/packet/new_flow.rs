@@ -7,7 +7,8 @@ use super::select::{choose, remember};
 use super::steer::{Steering, steer};
 use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
 use crate::{
-    Address, Direction, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service, Tuple, words,
+    Address, Direction, Frontend, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service,
+    Tuple, words,
 };
 
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
@@ -78,7 +79,7 @@ pub(super) fn open<E: Environment>(
     let scratch = unsafe { scratch.as_mut() };
     // Noted where the verifier does not follow it, or it would walk all that comes twice.
     scratch.affinity_group = service.affinity_group;
-    scratch.wanted = wanted(&service, frontend.local_address == tuple.destination) as u32;
+    scratch.wanted = wanted(&service, &frontend, &tuple.destination) as u32;
     let Some(id) = choose(environment, frontend.service, &service, origin, tuple) else {
         return Decision::drop(Reason::Inconsistent);
     };
@@ -123,7 +124,7 @@ pub(super) fn open<E: Environment>(
         let route = if packet.ttl <= 1 {
             Route::TooFar
         } else {
-            handover::find_first_way(environment, packet, len, outcome)
+            handover::find_way(environment, packet, len, true, outcome)
         };
         forward(environment, hook, Reason::RemoteNew, route, outcome)
     };
@@ -178,11 +179,13 @@ pub(super) fn open<E: Environment>(
 /// are only if nobody but this host would take them: a node that has the address itself would not
 /// know that another has decided.
 #[inline(always)]
-const fn wanted(service: &Service, is_own_address: bool) -> Manner {
-    match (service.is_dsr(), is_own_address) {
-        (false, _) => Manner::Translate,
-        (true, true) => Manner::Layer2,
-        (true, false) => Manner::Tunnel,
+fn wanted(service: &Service, frontend: &Frontend, address: &Address) -> Manner {
+    if !service.is_dsr() || frontend.is_unlisted() {
+        Manner::Translate
+    } else if frontend.local_address == *address {
+        Manner::Layer2
+    } else {
+        Manner::Tunnel
     }
 }
 

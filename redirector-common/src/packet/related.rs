@@ -184,7 +184,7 @@ fn forward<E: Environment>(
     if packet.ttl <= 1 {
         return Decision::drop(stopped);
     }
-    match handover::find_way(environment, packet, packet.ip_len, outcome) {
+    match handover::find_way(environment, packet, packet.ip_len, false, outcome) {
         Route::Via => Decision::new(Step::Forward, reason),
         Route::Unresolved => Decision::new(Step::ForwardUnresolved, reason),
         Route::TooBig => Decision::drop(stopped),

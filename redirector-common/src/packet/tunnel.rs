@@ -7,7 +7,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use super::parse::{ether_type, parse_packet, read_words};
 use super::related::parse_related_packet;
 use super::{Environment, Kind, NextHop, Packet, PacketBuf, Route};
-use crate::{Address, Family, FrontendKey, Port, Reason, Tuple};
+use crate::{Address, Family, FrontendKey, Port, Reason, Tuple, words};
 
 /// Protocol number of IPv4 in IP.
 pub(super) const IPV4: u8 = 4;
@@ -149,8 +149,10 @@ fn find_in_ipv4<P: PacketBuf>(bytes: &P, tunnelled: &mut Tunnelled) -> Option<()
     {
         return None;
     }
-    tunnelled.source = Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]);
-    tunnelled.destination = Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]);
+    let source = Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]);
+    let destination = Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]);
+    words::copy(&source, &mut tunnelled.source);
+    words::copy(&destination, &mut tunnelled.destination);
     tunnelled.inner = (EthHdr::LEN + Ipv4Hdr::LEN) as u32;
     tunnelled.ip_len = u16::from_be_bytes(header.tot_len).into();
     Some(())
@@ -164,8 +166,10 @@ fn find_in_ipv6<P: PacketBuf>(bytes: &P, tunnelled: &mut Tunnelled) -> Option<()
     if header.vcf[0] >> 4 != 6 || header.next_hdr != IPV6 {
         return None;
     }
-    tunnelled.source = Address::from_words(read_words(&header.src_addr));
-    tunnelled.destination = Address::from_words(read_words(&header.dst_addr));
+    let source = Address::from_words(read_words(&header.src_addr));
+    let destination = Address::from_words(read_words(&header.dst_addr));
+    words::copy(&source, &mut tunnelled.source);
+    words::copy(&destination, &mut tunnelled.destination);
     tunnelled.inner = (EthHdr::LEN + Ipv6Hdr::LEN) as u32;
     tunnelled.ip_len = match u16::from_be_bytes(header.payload_len) {
         0 => 0,
@@ -254,17 +258,4 @@ fn ends_here<E: Environment>(environment: &E, packet: &Packet, tunnelled: &Tunne
             !environment.interface(next_hop.ifindex).is_some_and(|interface| interface.is_ours())
         }
     }
-}
-
-/// Moves what was found inside to where it is without the outer header, which is gone, and notes
-/// that it came so.
-#[inline(always)]
-pub const fn uncover(packet: &mut Packet) {
-    let len = header_len(packet.family());
-    packet.network -= len;
-    packet.transport -= len;
-    if packet.identification != 0 {
-        packet.identification -= len;
-    }
-    packet.tunnelled = 1;
 }

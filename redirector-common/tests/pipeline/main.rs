@@ -6,6 +6,7 @@
 mod caching;
 mod choosing;
 mod deciding;
+mod handover;
 mod host;
 mod packets;
 mod parsing;

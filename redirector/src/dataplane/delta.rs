@@ -22,8 +22,13 @@ pub fn delta<K: Ord + Copy, V: PartialEq + Copy>(
         .filter(|(key, value)| actual.get(key) != Some(value))
         .map(|(key, value)| (*key, *value))
         .collect();
-    let remove = actual.keys().filter(|key| !desired.contains_key(key)).copied().collect();
-    Delta { set, remove }
+    Delta { set, remove: surplus(actual, desired) }
+}
+
+/// Keys that should not be there.
+#[must_use]
+pub fn surplus<K: Ord + Copy, V>(actual: &BTreeMap<K, V>, desired: &BTreeMap<K, V>) -> Vec<K> {
+    actual.keys().filter(|key| !desired.contains_key(key)).copied().collect()
 }
 
 #[cfg(test)]

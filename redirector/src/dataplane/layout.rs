@@ -112,7 +112,7 @@ impl Layout {
                 layout.wanted.add(protocol, Port::new(port), PortFlags::SNAT);
             }
         }
-        for (key, service) in state.all().services {
+        for (key, service) in state.iter() {
             let Some(id) = layout.ids.service(&key) else {
                 continue;
             };

@@ -18,6 +18,7 @@ pub mod layout;
 pub mod loader;
 pub mod lock;
 pub mod maps;
+pub mod memory;
 pub mod neighbours;
 pub mod netdev;
 pub mod netlink;

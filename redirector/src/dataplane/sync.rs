@@ -1,5 +1,7 @@
 //! Bringing the maps from what they hold to what they should hold, while packets flow.
 
+use std::collections::BTreeMap;
+
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Backend, BackendId, Frontend, FrontendKey, Service, ServiceId, ServiceInfo, SlotKey,
@@ -7,7 +9,7 @@ use redirector_common::{
 };
 
 use super::contents::{Contents, Ports};
-use super::delta::{Delta, delta};
+use super::delta::surplus;
 use super::ports::PortTable;
 use super::regions::Regions;
 use super::table::{Table, TableError};
@@ -138,60 +140,50 @@ impl Tables {
         desired: &Contents,
         vips_anywhere: bool,
     ) -> Result<Writes, TableError> {
-        let frontends = delta(&actual.frontends, &desired.frontends);
-        let services = delta(&actual.services, &desired.services);
-        let ranges = delta(&actual.ranges, &desired.ranges);
-        let backends = delta(&actual.backends, &desired.backends);
-        let takers = delta(&actual.takers, &desired.takers);
-        let vips = delta(&actual.vips, &desired.vips);
-        let peers = delta(&actual.peers, &desired.peers);
-        let maglev = delta(&actual.maglev, &desired.maglev);
-        let slots = delta(&actual.slots, &desired.slots);
-        let infos = delta(&actual.infos, &desired.infos);
-        let ports = delta(&actual.ports.blocks, &actual.ports.union(&desired.ports).blocks);
+        let ports = actual.ports.union(&desired.ports).blocks;
         let mut writes = Writes::default();
 
         // 1. No new flow starts towards what goes. What has become this host's own address gets
         //    all that is sent to it.
-        writes += remove(&mut *self.vips, &mut actual.vips, &vips)?;
-        writes += remove(&mut *self.frontends, &mut actual.frontends, &frontends)?;
+        writes += remove(&mut *self.vips, &mut actual.vips, &desired.vips)?;
+        writes += remove(&mut *self.frontends, &mut actual.frontends, &desired.frontends)?;
 
         // 2. What new ways lead to. Nothing that a packet can reach is overwritten: numbers and
         //    regions are free ones. Names come first, so that no number is ever without one.
-        writes += set(&mut *self.infos, &mut actual.infos, &infos)?;
-        writes += set(&mut *self.backends, &mut actual.backends, &backends)?;
-        writes += set(&mut *self.maglev, &mut actual.maglev, &maglev)?;
-        writes += set(&mut *self.ranges, &mut actual.ranges, &ranges)?;
-        writes += set(&mut *self.takers, &mut actual.takers, &takers)?;
-        writes += set(&mut *self.peers, &mut actual.peers, &peers)?;
-        writes += set(&mut *self.slots, &mut actual.slots, &slots)?;
+        writes += set(&mut *self.infos, &mut actual.infos, &desired.infos)?;
+        writes += set(&mut *self.backends, &mut actual.backends, &desired.backends)?;
+        writes += set(&mut *self.maglev, &mut actual.maglev, &desired.maglev)?;
+        writes += set(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
+        writes += set(&mut *self.takers, &mut actual.takers, &desired.takers)?;
+        writes += set(&mut *self.peers, &mut actual.peers, &desired.peers)?;
+        writes += set(&mut *self.slots, &mut actual.slots, &desired.slots)?;
         writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
 
         // 3. The new ways: one store moves a service to its new table.
-        writes += set(&mut *self.services, &mut actual.services, &services)?;
-        writes += set(&mut *self.frontends, &mut actual.frontends, &frontends)?;
+        writes += set(&mut *self.services, &mut actual.services, &desired.services)?;
+        writes += set(&mut *self.frontends, &mut actual.frontends, &desired.frontends)?;
         //    Clients leave the backends that take no new flows, and what frontends' addresses do
         //    not serve ends here.
-        writes += remove(&mut *self.takers, &mut actual.takers, &takers)?;
-        writes += set(&mut *self.vips, &mut actual.vips, &vips)?;
+        writes += remove(&mut *self.takers, &mut actual.takers, &desired.takers)?;
+        writes += set(&mut *self.vips, &mut actual.vips, &desired.vips)?;
         self.ports.mark_vips(vips_anywhere)?;
 
         // 4. What no way leads to any more, once no packet is on an old one.
-        let stale = services.remove.len()
-            + ranges.remove.len()
-            + maglev.remove.len()
-            + backends.remove.len();
-        if stale > 0 {
+        if has_surplus(&actual.services, &desired.services)
+            || has_surplus(&actual.ranges, &desired.ranges)
+            || has_surplus(&actual.maglev, &desired.maglev)
+            || has_surplus(&actual.backends, &desired.backends)
+        {
             (self.wait_for_packets)();
         }
-        writes += remove(&mut *self.services, &mut actual.services, &services)?;
-        writes += remove(&mut *self.peers, &mut actual.peers, &peers)?;
-        writes += remove(&mut *self.ranges, &mut actual.ranges, &ranges)?;
-        writes += remove(&mut *self.slots, &mut actual.slots, &slots)?;
+        writes += remove(&mut *self.services, &mut actual.services, &desired.services)?;
+        writes += remove(&mut *self.peers, &mut actual.peers, &desired.peers)?;
+        writes += remove(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
+        writes += remove(&mut *self.slots, &mut actual.slots, &desired.slots)?;
         //    What is left in lines that no table has is seen by nobody.
         actual.maglev.retain(|line, _| desired.maglev.contains_key(line));
-        writes += remove(&mut *self.backends, &mut actual.backends, &backends)?;
-        writes += remove(&mut *self.infos, &mut actual.infos, &infos)?;
+        writes += remove(&mut *self.backends, &mut actual.backends, &desired.backends)?;
+        writes += remove(&mut *self.infos, &mut actual.infos, &desired.infos)?;
         Ok(writes)
     }
 
@@ -208,36 +200,50 @@ impl Tables {
         in_use: &Ports,
     ) -> Result<Writes, TableError> {
         let keep = desired.union(&actual.ports.intersection(in_use));
-        let ports = delta(&actual.ports.blocks, &keep.blocks);
-        let mut writes = set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
-        writes += remove(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
+        let mut writes = set(&mut *self.ports, &mut actual.ports.blocks, &keep.blocks)?;
+        writes += remove(&mut *self.ports, &mut actual.ports.blocks, &keep.blocks)?;
         Ok(writes)
     }
 }
 
-fn set<K: Ord + Copy, V: Copy>(
+/// Entries written at once: what a large cluster needs is not to stand in memory once more.
+const CHUNK: usize = 4096;
+
+/// Writes what is missing or differs.
+fn set<K: Ord + Copy, V: PartialEq + Copy>(
     table: &mut dyn Table<K, V>,
-    actual: &mut std::collections::BTreeMap<K, V>,
-    delta: &Delta<K, V>,
+    actual: &mut BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
 ) -> Result<Writes, TableError> {
-    if delta.set.is_empty() {
-        return Ok(Writes::default());
+    let mut writes = Writes::default();
+    let mut entries = desired.iter();
+    loop {
+        let missing = entries.by_ref().filter(|(key, value)| actual.get(key) != Some(value));
+        let missing: Vec<(K, V)> = missing.take(CHUNK).map(|(key, value)| (*key, *value)).collect();
+        if missing.is_empty() {
+            return Ok(writes);
+        }
+        writes.calls += table.set_all(&missing)?;
+        writes.set += missing.len();
+        actual.extend(missing);
     }
-    let calls = table.set_all(&delta.set)?;
-    actual.extend(delta.set.iter().copied());
-    Ok(Writes { set: delta.set.len(), removed: 0, calls })
 }
 
-fn remove<K: Ord + Copy, V: Copy>(
+fn remove<K: Ord + Copy, V>(
     table: &mut dyn Table<K, V>,
-    actual: &mut std::collections::BTreeMap<K, V>,
-    delta: &Delta<K, V>,
+    actual: &mut BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
 ) -> Result<Writes, TableError> {
-    for key in &delta.remove {
+    let surplus = surplus(actual, desired);
+    for key in &surplus {
         table.remove(key)?;
         actual.remove(key);
     }
-    Ok(Writes { set: 0, removed: delta.remove.len(), calls: delta.remove.len() })
+    Ok(Writes { set: 0, removed: surplus.len(), calls: surplus.len() })
+}
+
+fn has_surplus<K: Ord, V>(actual: &BTreeMap<K, V>, desired: &BTreeMap<K, V>) -> bool {
+    actual.keys().any(|key| !desired.contains_key(key))
 }
 
 #[cfg(test)]

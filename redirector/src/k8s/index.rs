@@ -104,8 +104,9 @@ pub struct Index {
     /// The `--service-proxy-name`: objects with another one are not ours.
     proxy_name: Option<String>,
     services: BTreeMap<ObjectName, ServiceRecord>,
-    /// By Service, then by their own names.
-    slices: BTreeMap<ObjectName, BTreeMap<String, SliceRecord>>,
+    /// By Service, then by their own names. In boxes: most Services have one, and a map makes room
+    /// for eleven at once.
+    slices: BTreeMap<ObjectName, BTreeMap<String, Box<SliceRecord>>>,
     /// The Service of every slice that stands in `slices`.
     owners: BTreeMap<ObjectName, ObjectName>,
     /// The name of this node.
@@ -239,7 +240,7 @@ impl Index {
 
     /// The slices of a Service.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &SliceRecord> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values).map(Box::as_ref)
     }
 
     /// A pod of this node.
@@ -276,7 +277,7 @@ impl Index {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&slice.name.name) == Some(&slice) {
+        if slices.get(&slice.name.name).is_some_and(|known| **known == slice) {
             return;
         }
         // What was listed at the start came to be at some time before.
@@ -284,7 +285,7 @@ impl Index {
             self.dirty.triggers.extend(slice.triggered_at);
         }
         self.owners.insert(slice.name.clone(), owner.clone());
-        slices.insert(slice.name.name.clone(), slice);
+        slices.insert(slice.name.name.clone(), Box::new(slice));
         self.dirty.services.insert(owner);
     }
 

@@ -79,13 +79,15 @@ impl SliceRecord {
             _ => None,
         };
         let endpoints = slice.endpoints.into_iter();
+        let mut endpoints: Vec<Endpoint> =
+            endpoints.filter_map(|endpoint| read_endpoint(&name, is_v4?, endpoint)).collect();
+        // They stand where the API's far larger objects stood.
+        endpoints.shrink_to_fit();
         Ok(Self {
             service: service.filter(|_| !is_headless).cloned(),
             proxy_name: object::proxy_name(meta),
             ports: slice.ports.iter().flatten().filter_map(read_port).collect(),
-            endpoints: endpoints
-                .filter_map(|endpoint| read_endpoint(&name, is_v4?, endpoint))
-                .collect(),
+            endpoints,
             triggered_at: annotation(meta, TRIGGER_TIME)
                 .and_then(|time| time.parse::<k8s_openapi::jiff::Timestamp>().ok())
                 .map(k8s_openapi::jiff::Timestamp::as_millisecond),

@@ -31,11 +31,14 @@ pub struct State {
     /// Addresses of the other nodes that run redirector.
     peers: BTreeSet<Address>,
     services: BTreeMap<ServiceKey, (Rank, Service)>,
-    claims: BTreeMap<FrontendKey, BTreeSet<(Rank, ServiceKey)>>,
+    claims: BTreeMap<FrontendKey, Claims>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
     dirty: BTreeSet<ServiceKey>,
 }
+
+/// Who claims a frontend, the first in rank first. Nearly always one.
+type Claims = Vec<(Rank, ServiceKey)>;
 
 impl State {
     /// All services of a node. Of services with the same key only the first in rank counts.
@@ -82,7 +85,11 @@ impl State {
             let claims = self.claims.entry(frontend).or_default();
             // Whoever had it may have it no longer.
             self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
-            claims.insert((rank, service.key.clone()));
+            let claim = (rank, service.key.clone());
+            if let Err(position) = claims.binary_search(&claim) {
+                claims.reserve_exact(1);
+                claims.insert(position, claim);
+            }
             if claims.len() > 1 {
                 self.contest(frontend);
             }
@@ -100,7 +107,7 @@ impl State {
             let Some(claims) = self.claims.get_mut(&frontend) else {
                 continue;
             };
-            claims.remove(&(rank, key.clone()));
+            claims.retain(|claim| (claim.0, &claim.1) != (rank, key));
             // Whoever comes next may have it now.
             self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
             if claims.len() < 2 {
@@ -218,15 +225,18 @@ impl State {
             peers: self.peers.clone(),
             ..Desired::default()
         };
-        for key in self.services.keys() {
-            for family in [Family::V4, Family::V6] {
-                if let Some(service) = self.desired(key, family) {
-                    desired.vips.extend(self.vips(&service));
-                    desired.services.insert((key.clone(), family), service);
-                }
-            }
+        for (key, service) in self.iter() {
+            desired.vips.extend(self.vips(&service));
+            desired.services.insert(key, service);
         }
         desired
+    }
+
+    /// Every service in each family where it has a frontend.
+    pub fn iter(&self) -> impl Iterator<Item = ((ServiceKey, Family), DesiredService)> {
+        let keys = self.services.keys();
+        keys.flat_map(|key| [Family::V4, Family::V6].map(|family| (key, family)))
+            .filter_map(|(key, family)| Some(((key.clone(), family), self.desired(key, family)?)))
     }
 
     fn frontends(&self, service: &Service) -> Vec<FrontendKey> {

@@ -119,6 +119,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts the agents of some nodes and waits until they are ready.
+    ///
+    /// # Errors
+    ///
+    /// If one of them does not become ready.
+    pub fn start_agents_of(&mut self, numbers: &[u8], options: &[&str]) -> Result<()> {
+        for number in numbers {
+            let index = usize::from(*number) - 1;
+            let host = &self.net.nodes[index];
+            self.nodes[index].start(host, options)?;
+            self.nodes[index].await_ready(host)?;
+        }
+        Ok(())
+    }
+
     /// Starts an agent again that was killed.
     ///
     /// # Errors

@@ -60,6 +60,9 @@ impl Node {
         let mut command = Cli::new(host, &pins).command(&["run", "--kubernetes"])?;
         command.arg("--kubeconfig").arg(&self.kubeconfig);
         command.args(["--node-name", &self.name, "--interface", "eth0"]).args(options);
+        if options.contains(&"--cgroup") {
+            command.env_remove(NO_LOCAL_CLIENTS);
+        }
         Ok(command)
     }
 

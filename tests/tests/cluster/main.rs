@@ -11,6 +11,7 @@ mod endpoints;
 mod health;
 mod load_balancers;
 mod lockout;
+mod machine;
 mod networking;
 mod policies;
 mod publishing;

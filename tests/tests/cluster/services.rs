@@ -44,6 +44,52 @@ fn functioning_node_port() -> Result<()> {
     })
 }
 
+/// Services of one family on nodes of two, and one that gets the other later: what they do not have
+/// is refused.
+#[test]
+fn one_family_of_two() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pods = [
+            cluster.start_pod(on_host("host1", "web", 1))?,
+            cluster.start_pod(own("own2", "web", 2))?,
+        ];
+        let families = |service: &mut k8s_openapi::api::core::v1::Service, names: &[&str]| {
+            let policy = if names.len() == 1 { "SingleStack" } else { "RequireDualStack" };
+            spec(service).ip_families = Some(names.iter().map(|it| (*it).to_owned()).collect());
+            spec(service).ip_family_policy = Some(policy.to_owned());
+        };
+        let mut web =
+            mk_service("web", vec![mk_port(Tcp, 80, 8080, 30080), mk_port(Udp, 90, 8081, 30090)]);
+        families(&mut web, &["IPv4"]);
+        cluster.put_service(web)?;
+        let client = &cluster.net.client;
+        let [v4, v6] = FAMILIES;
+        let rounds: [(&[&str], &[redirector_common::Family]); 4] = [
+            (&["IPv4"], &[v4]),
+            (&["IPv6"], &[v6]),
+            (&["IPv6", "IPv4"], &[v4, v6]),
+            (&["IPv4"], &[v4]),
+        ];
+        for (names, served) in rounds {
+            cluster.change_service("web", |web| families(web, names))?;
+            for family in FAMILIES {
+                for (protocol, port) in [(Tcp, 30080), (Udp, 30090)] {
+                    for node in [1, 2] {
+                        let to = cluster.at(node, family, port);
+                        let met = if served.contains(&family) {
+                            await_servers(client, protocol, to, &["host1", "own2"])
+                        } else {
+                            await_outcome(client, protocol, to, &Outcome::Refused)
+                        };
+                        met.with_context(|| format!("{names:?}, node {node}"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 /// "should be able to change the type from ExternalName to NodePort", "from ClusterIP to
 /// ExternalName", "from NodePort to ExternalName", and the ways between.
 #[test]

@@ -6,6 +6,7 @@ mod check;
 mod choosing;
 mod connections;
 mod deployed;
+mod dsr;
 mod edges;
 mod explain;
 mod fragments;

@@ -187,7 +187,7 @@ fn other_protocols() -> Result<()> {
         let packet = to_frontend(Transport::Udp, family, world::REMOTE);
         let protocols: [(&str, u8); 6] = [
             ("IGMP", 2),
-            ("IPv4 in it", 4),
+            ("L2TP", 115),
             ("GRE", 47),
             ("ESP", 50),
             ("SCTP", 132),

@@ -72,6 +72,19 @@ pub(super) fn install(missing: &Missing) -> Result<()> {
     Ok(())
 }
 
+/// Installs the package of one program, quietly.
+pub(super) fn install_program(program: &'static str) -> Result<()> {
+    if !is_here() {
+        bail!("this is neither Debian nor Ubuntu: install it");
+    }
+    let package = package_of(program);
+    if !has_candidate(package) {
+        // The lists may be missing, or may be old.
+        process::output(&mut apt_get(&["update", "--quiet"]))?;
+    }
+    process::output(&mut install_packages(&[package])).map(drop)
+}
+
 /// What [`install`] would run.
 pub(super) fn print_commands(missing: &Missing) {
     let packages = packages(missing);
@@ -109,7 +122,9 @@ fn package_of(program: &'static str) -> &'static str {
     match program {
         "busybox" => "busybox-static",
         "ip" => "iproute2",
+        "iptables-restore" => "iptables",
         "nc" => "netcat-openbsd",
+        "nft" => "nftables",
         "ps" => "procps",
         "qemu-system-x86_64" => "qemu-system-x86",
         "strip" => "binutils",

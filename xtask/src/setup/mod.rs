@@ -76,6 +76,20 @@ pub(crate) fn complete() -> Result<()> {
     Ok(())
 }
 
+/// Installs programs that one can do without, where that is possible, and says where it is not.
+pub(crate) fn offer(programs: &[&'static str]) {
+    let missing: Vec<_> = programs.iter().copied().filter(|name| which(name).is_none()).collect();
+    if missing.is_empty() {
+        return;
+    }
+    eprintln!("setup: missing: {}", missing.join(", "));
+    for program in missing {
+        if let Err(error) = debian::install_program(program) {
+            eprintln!("setup: going on without {program}: {error:#}");
+        }
+    }
+}
+
 /// What this machine lacks.
 struct Missing {
     compiler: bool,

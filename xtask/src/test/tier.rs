@@ -29,6 +29,8 @@ pub(crate) enum Tier {
     Restart,
     /// Agents on the nodes of a cluster, against an API server.
     Cluster,
+    /// Each benchmark, on a small scale.
+    Bench,
     /// Manifests, chart, image and plugin.
     Deploy,
     /// The essential of it all on older kernels, in virtual machines.
@@ -36,18 +38,33 @@ pub(crate) enum Tier {
 }
 
 impl Tier {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Host,
         Self::Program,
         Self::Netns,
         Self::Restart,
         Self::Cluster,
+        Self::Bench,
         Self::Deploy,
         Self::Kernels,
     ];
 
-    /// The package of the tiers that need root.
+    /// The package of most tiers that need root.
     pub(crate) const PACKAGE: &str = "redirector-tests";
+
+    /// The package that its test programs are in.
+    pub(crate) fn package(self) -> &'static str {
+        match self {
+            Self::Bench => "redirector-bench",
+            Self::Host
+            | Self::Program
+            | Self::Netns
+            | Self::Restart
+            | Self::Cluster
+            | Self::Deploy
+            | Self::Kernels => Self::PACKAGE,
+        }
+    }
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -56,6 +73,7 @@ impl Tier {
             Self::Netns => "netns",
             Self::Restart => "restart",
             Self::Cluster => "cluster",
+            Self::Bench => "bench",
             Self::Deploy => "deploy",
             Self::Kernels => "kernels",
         }
@@ -70,6 +88,7 @@ impl Tier {
             Self::Netns => &["netns"],
             Self::Restart => &["restart"],
             Self::Cluster => &["cluster"],
+            Self::Bench => &["small"],
             Self::Deploy => &["deploy"],
             Self::Kernels => &["smoke", "verifier"],
         }
@@ -98,7 +117,7 @@ impl Tier {
                 bail!("needs root: run `cargo xtask test` as root");
             }
             let agent = build::tested();
-            command.env(build::AGENT, &agent).args(["--package", Self::PACKAGE]);
+            command.env(build::AGENT, &agent).args(["--package", self.package()]);
             for target in self.targets() {
                 command.args(["--test", target]);
             }

@@ -10,12 +10,12 @@ use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
 use super::super::wishes::Wishes;
 use super::Node;
-use crate::dataplane::contents::Contents;
 use crate::dataplane::direct::Direct;
 use crate::dataplane::encode::encode;
 use crate::dataplane::ethtool;
 use crate::dataplane::gc;
 use crate::dataplane::layout::Layout;
+use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
 use crate::dataplane::sync::Writes;
 use crate::model::Service;
@@ -121,7 +121,12 @@ impl Node {
             // What seems to be too much may be asked for by what was not read yet.
             encoded.keep(actual);
         }
+        let services = desired.services.len();
+        drop(desired);
         let writes = self.maps.services.sync(actual, &encoded)?;
+        let (listed, wanted_ports) = (encoded.listed(), encoded.ports.clone());
+        // A large cluster is not to stand in memory twice.
+        drop(encoded);
         self.maps.node.put(
             0,
             &NodeConfig {
@@ -136,23 +141,27 @@ impl Node {
         if is_complete && !self.cursors.is_crowded() {
             let capacity = self.maps.capacity;
             self.layout =
-                Some(Layout::new(&self.state, &encoded, snat.clone(), capacity, self.cursors));
+                Some(Layout::new(&self.state, actual, snat.clone(), capacity, self.cursors));
         }
         // The layout has them too.
         self.listed = match self.layout {
             Some(_) => BTreeSet::new(),
-            None => encoded.listed(),
+            None => listed,
         };
-        self.tell_direct(&encoded);
-        self.wanted_ports = encoded.ports;
+        self.tell_direct();
+        self.wanted_ports = wanted_ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.synced(began, desired.services.len(), writes);
+        self.synced(began, services, writes);
+        memory::release();
         Ok(())
     }
 
     /// Says what direct server return costs, where that has changed.
-    fn tell_direct(&mut self, contents: &Contents) {
+    fn tell_direct(&mut self) {
+        let Some(contents) = &self.actual else {
+            return;
+        };
         let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
         let mtus = self.chosen.iter().filter_map(mtu).collect();
         let (services, frontends) = (contents.services.values(), contents.frontends.iter());

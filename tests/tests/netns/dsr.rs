@@ -1,0 +1,233 @@
+//! Direct server return between two agents: the client's packets come to node A, the backend is on
+//! node B, and B's answers go to the client by a way of their own.
+//!
+//! ```text
+//!                       ┌──────── a segment, or a router ────────┐
+//!        eth0 ── eth0 A eth1                                      eth0 B
+//! client                                                          eth1 │
+//!        eth1 ─────────────────────────────────────────────────────────┘
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result, ensure};
+use redirector_common::Family;
+use redirector_tests::{
+    agent::Lab,
+    client,
+    server::{Server, Service},
+    topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
+    transfer, wait,
+};
+
+const SEGMENT_A: Addresses = Addresses::new(4, 1);
+const B: Addresses = Addresses::new(4, 2);
+const B_OUTSIDE: Addresses = Addresses::new(8, 1);
+const CLIENT_BACK: Addresses = Addresses::new(8, 2);
+
+/// What is between the nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Between {
+    Nothing,
+    Router,
+}
+
+/// Both nodes with their agents, and what is around them.
+struct Pair {
+    a: Lab,
+    b: Lab,
+}
+
+impl Pair {
+    fn run(between: Between, mode: &str, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut pair = Self { a: Lab::new()?, b: Lab::new()? };
+        let result = pair.prepare(between, mode).and_then(|()| test(&mut pair));
+        if result.is_err() {
+            pair.a.print_state();
+            pair.b.print_state();
+        }
+        result
+    }
+
+    fn prepare(&mut self, between: Between, mode: &str) -> Result<()> {
+        self.cable(between)?;
+        let config = config("dsr", mode);
+        for lab in [&mut self.a, &mut self.b] {
+            lab.write_config(&config)?;
+        }
+        let inside = if between == Between::Router { "eth1" } else { "eth2" };
+        self.a.start(&["--interface", "eth0", "--interface", inside])?;
+        self.b.start(&["--interface", "eth0", "--interface", "eth1"])
+    }
+
+    fn cable(&self, between: Between) -> Result<()> {
+        let (client, a, b) = (&self.a.net.client, &self.a.net.node1, &self.b.net.node1);
+        b.ip("link delete eth0\nlink delete eth1")?;
+        let router = &self.a.net.node2;
+        match between {
+            Between::Nothing => link((a, "eth2", SEGMENT_A), (b, "eth0", B))?,
+            Between::Router => {
+                link((router, "eth1", SEGMENT_A), (b, "eth0", B))?;
+                router.set_sysctl("net/ipv4/ip_forward", "1")?;
+                router.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+                for (to, by) in [
+                    ("198.18.4.0/24", NODE2.v4.to_string()),
+                    ("2001:db8:4::/64", NODE2.v6.to_string()),
+                ] {
+                    a.ip(&format!("route add {to} via {by}"))?;
+                }
+                b.ip(&format!(
+                    "route add 198.18.2.0/24 via {}\nroute add 2001:db8:2::/64 via {}",
+                    SEGMENT_A.v4, SEGMENT_A.v6
+                ))?;
+            }
+        }
+        link((b, "eth1", B_OUTSIDE), (client, "eth1", CLIENT_BACK))?;
+        b.ip(&format!(
+            "route add 198.18.1.0/24 via {}\nroute add 2001:db8:1::/64 via {}",
+            CLIENT_BACK.v4, CLIENT_BACK.v6
+        ))?;
+        for host in [client, b] {
+            for interface in ["all", "eth0", "eth1"] {
+                host.set_sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "0")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn client(&self) -> &redirector_tests::namespace::Namespace {
+        &self.a.net.client
+    }
+}
+
+fn config(forwarding: &str, mode: &str) -> String {
+    let nodes: Vec<String> = [NODE1, NODE1_INSIDE, SEGMENT_A, B, B_OUTSIDE]
+        .iter()
+        .flat_map(|node| [node.v4.to_string(), format!("'{}'", node.v6)])
+        .collect();
+    let service = |name: &str, port: u16, to: u16, protocol: &str, forwarding: &str| {
+        format!(
+            "
+  - name: {name}
+    frontends: [{{port: {port}, protocol: {protocol}}}]
+    forwarding: {forwarding}
+    backends:
+      - {{address: {}, port: {to}}}
+      - {{address: '{}', port: {to}}}",
+            B.v4, B.v6
+        )
+    };
+    format!(
+        "xdpMode: {mode}\nnodes: [{}]\nservices:{}{}{}{}\n",
+        nodes.join(", "),
+        service("web", 81, 8080, "TCP", forwarding),
+        service("bulk", 83, 8083, "TCP", forwarding),
+        service("dns", 54, 5353, "UDP", forwarding),
+        service("plain", 82, 8080, "TCP", "snat"),
+    )
+}
+
+fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
+}
+
+fn all(between: Between, mode: &str) -> Result<()> {
+    Pair::run(between, mode, |pair| {
+        let b = &pair.b.net.node1;
+        let _servers = [
+            Server::tcp(b, 8080, Service::Whoami("b"))?,
+            Server::tcp(b, 8083, Service::Bulk)?,
+            // The route to the client would have it answer from another of B's addresses.
+            Server::udp_at(b, SocketAddr::new(B.of(Family::V4), 5353), Service::Echo)?,
+            Server::udp_at(b, SocketAddr::new(B.of(Family::V6), 5353), Service::Echo)?,
+        ];
+        for family in FAMILIES {
+            answers(pair, family)
+                .with_context(|| format!("{family:?}, {between:?}, XDP {mode}"))?;
+        }
+        let dropped = pair.b.cli().packets("tunnel-no-flow")?;
+        ensure!(dropped == 0, "{dropped} packets in tunnels without a flow");
+        changes(pair, mode)
+    })
+}
+
+/// The client's address reaches the server, the answer the client, and A sees nothing of that.
+fn answers(pair: &Pair, family: Family) -> Result<()> {
+    let (client, frontend) = (pair.client(), |port| at(NODE1.of(family), port));
+    let replies = pair.a.cli().packets("remote-reply")?;
+    for _ in 0..3 {
+        let answer = client::whoami(client, frontend(81)).context("TCP")?;
+        ensure!(answer.client.ip() == CLIENT.of(family), "{answer:?}");
+    }
+    let socket = client::udp(client, frontend(54))?;
+    for size in [100, 1400, 2000, 8000, 100] {
+        let datagram: Vec<u8> = (0..size).map(|i| (i % 253) as u8).collect();
+        // The first that is too large for the tunnel tells the client so.
+        let answer = client::round_trip(&socket, &datagram)
+            .or_else(|_| client::round_trip(&socket, &datagram))
+            .with_context(|| format!("a datagram of {size} bytes"))?;
+        ensure!(answer == datagram, "a datagram of {size} bytes");
+    }
+    let stream = client::tcp(client, frontend(83))?;
+    transfer::exchange(&stream, 4 << 20, 4 << 20).context("a transfer")?;
+    let after = pair.a.cli().packets("remote-reply")?;
+    ensure!(after == replies, "{} answers came by A", after - replies);
+    let answer = client::whoami(client, frontend(82)).context("with SNAT")?;
+    ensure!(answer.client.ip() != CLIENT.of(family), "{answer:?}");
+    Ok(())
+}
+
+/// Connections go on when the service changes, and new ones go as it says then.
+fn changes(pair: &Pair, mode: &str) -> Result<()> {
+    let client = pair.client();
+    for family in FAMILIES {
+        let stream = client::tcp(client, at(NODE1.of(family), 83))?;
+        for (forwarding, keeps) in [("snat", false), ("dsr", true)] {
+            // Who hands over must find someone who takes.
+            let labs = if keeps { [&pair.b, &pair.a] } else { [&pair.a, &pair.b] };
+            for lab in labs {
+                lab.write_config(&config(forwarding, mode))?;
+                wait::until_true("the change", wait::SOON, || {
+                    let services = lab.cli().rows(&["service", "list"])?;
+                    let web = services.iter().find(|service| service["name"] == "web");
+                    Ok(web.is_some_and(|service| service["forwarding"] == forwarding))
+                })?;
+            }
+            let answer = client::whoami(client, at(NODE1.of(family), 81))?;
+            ensure!((answer.client.ip() == CLIENT.of(family)) == keeps, "{forwarding}: {answer:?}");
+        }
+        transfer::exchange(&stream, 1 << 20, 1 << 20)
+            .with_context(|| format!("a connection from before, {family:?}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn same_segment_native() -> Result<()> {
+    all(Between::Nothing, "native")
+}
+
+#[test]
+fn same_segment_generic() -> Result<()> {
+    all(Between::Nothing, "generic")
+}
+
+#[test]
+fn same_segment_off() -> Result<()> {
+    all(Between::Nothing, "off")
+}
+
+#[test]
+fn routed_native() -> Result<()> {
+    all(Between::Router, "native")
+}
+
+#[test]
+fn routed_generic() -> Result<()> {
+    all(Between::Router, "generic")
+}
+
+#[test]
+fn routed_off() -> Result<()> {
+    all(Between::Router, "off")
+}
