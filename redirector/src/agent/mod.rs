@@ -180,7 +180,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             });
         }
         if was_reachable {
-            watchdog::watch(&mut tasks, &sender, asked.access.clone());
+            watchdog::watch(&mut tasks, &sender, asked.access.clone(), node.shared().clone());
         }
     }
     if let Some(mouth) = mouth {
@@ -212,6 +212,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         };
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
+            if node.resume(&host)
+                && let Some(asked) = &options.kubernetes
+            {
+                let shared = node.shared().clone();
+                watchdog::watch(&mut tasks, &sender, asked.access.clone(), shared);
+            }
             node.speak().await;
             continue;
         }
@@ -219,10 +225,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             && let Some(asked) = &options.kubernetes
         {
             node.let_go();
-            if watchdog::answers_within(&asked.access, watchdog::PROOF).await {
-                node.stand_down();
-            } else {
-                node.take_up();
+            let helps = watchdog::answers_within(&asked.access, watchdog::PROOF).await;
+            match (helps, node.is_complete()) {
+                (true, true) => node.stand_down(),
+                (true, false) => node.read_first(),
+                (false, _) => node.take_up(),
             }
         }
         if event == Event::WaysChanged {

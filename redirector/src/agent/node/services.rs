@@ -42,6 +42,7 @@ impl Node {
             self.sync(host)
         });
         match done {
+            Ok(()) if self.is_off => {}
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 self.actual = None;
@@ -97,8 +98,11 @@ impl Node {
         }
         let began = Instant::now();
         let snat = self.wishes.snat_ports();
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.keep_from(snat.clone());
+        if let Some(kubernetes) = &mut self.kubernetes
+            && kubernetes.keep_from(snat.clone())
+        {
+            // What was granted or refused for the sake of other ports.
+            kubernetes.update();
         }
         self.layout = None;
         let nodes = nodes(&self.wishes, self.kubernetes.as_ref(), &addresses);
@@ -177,6 +181,9 @@ impl Node {
             self.account.programmed(kubernetes.take_latencies());
             let missing = kubernetes.missing().iter().map(|kind| kind.name()).collect();
             self.account.waits_for(missing);
+        }
+        if self.is_off {
+            self.account.shared.update(|snapshot| snapshot.ready = false);
         }
         if !writes.is_none() {
             let Writes { set, removed, calls } = writes;
