@@ -11,8 +11,8 @@ use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
-    SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
+    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    SlotValue, SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -46,6 +46,8 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
 /// halves would, and the memory is there when it is needed.
 #[map]
 pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_144, 0);
+#[map]
+pub(crate) static FLOW_RING: Array<RingSlot> = Array::with_max_entries(131_072, 0);
 /// Mappable only because the kernel begins the elements of such an array on a page of their own:
 /// an entry is two cache lines then, not parts of three.
 #[map]
@@ -69,6 +71,10 @@ pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entr
 /// What may be sent of errors; not pinned: a new program begins anew.
 #[map]
 pub(crate) static ERROR_BUDGET: PerCpuArray<ErrorBudget> = PerCpuArray::with_max_entries(1, 0);
+/// Where the ring's hands are: of new flows, and of what looks for room; not pinned: it does not
+/// matter where they begin.
+#[map]
+pub(crate) static RING_HANDS: Array<u64> = Array::with_max_entries(2, 0);
 
 // What follows is never read by a program; it is declared here so that one object makes all maps.
 #[map]

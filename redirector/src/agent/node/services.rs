@@ -134,8 +134,9 @@ impl Node {
                 snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
                 lookup_ifindex: LOOPBACK,
                 cache_sets: self.cache_sets,
-                reserved: 0,
+                ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
+                moving_until: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {

@@ -15,8 +15,9 @@ fn schema() -> Value {
 }
 
 /// The schema's objects, and the parser's keys of each.
-const OBJECTS: [(&str, &[&str]); 4] = [
+const OBJECTS: [(&str, &[&str]); 5] = [
     ("", keys::FILE),
+    ("/properties/tables", keys::TABLES),
     ("/$defs/service", keys::SERVICE),
     ("/$defs/frontend", keys::FRONTEND),
     ("/$defs/backend", keys::BACKEND),
@@ -120,6 +121,16 @@ fn schema_and_parser_know_the_same_bounds() {
         assert!(!refused(text(maximum)), "{maximum}");
         assert!(refused(text(minimum - 1)), "{minimum} - 1");
         assert!(refused(text(maximum + 1)), "{maximum} + 1");
+    }
+}
+
+#[test]
+fn schema_and_parser_know_the_same_sizes() {
+    let schema = schema();
+    for (_, key, range) in crate::dataplane::sizes::CHOSEN {
+        let property = &schema["properties"]["tables"]["properties"][key];
+        let bounds = [*range.start(), *range.end()].map(Value::from);
+        assert_eq!([&property["minimum"], &property["maximum"]], [&bounds[0], &bounds[1]], "{key}");
     }
 }
 
