@@ -12,6 +12,7 @@ use redirector::dataplane::loader::{OBJECT, Role};
 use redirector_common::cache::EPOCHS;
 use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
+use redirector_common::ring;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, Manner,
@@ -60,6 +61,7 @@ impl Ours {
         let lines = 2 * (services + 1) * TABLE_LINES;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(MapName::Flows.name(), halves)
+            .map_max_entries(MapName::FlowRing.name(), ring::slots(halves))
             .map_max_entries(MapName::FlowCache.name(), CACHE_SETS * cpus()?)
             .map_max_entries(MapName::Maglev.name(), lines.max(65536))
             .load(OBJECT)
@@ -75,7 +77,7 @@ impl Ours {
             }
         }
         let mut ours = Self { ebpf };
-        ours.configure(services)?;
+        ours.configure(services, ring::slots(halves))?;
         Ok(ours)
     }
 
@@ -99,12 +101,13 @@ impl Ours {
         Ok(program.try_into()?)
     }
 
-    fn configure(&mut self, services: u32) -> Result<()> {
+    fn configure(&mut self, services: u32, ring_slots: u32) -> Result<()> {
         let node = NodeConfig {
             snat_first: SNAT_FIRST,
             snat_count: SNAT_COUNT,
             lookup_ifindex: ifindex("lo")?,
             cache_sets: CACHE_SETS,
+            ring_slots,
             ..NodeConfig::default()
         };
         self.array(MapName::Node)?.set(0, node, 0)?;
