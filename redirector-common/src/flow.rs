@@ -58,6 +58,17 @@ impl Tuple {
         if self.protocol == Protocol::Tcp.number() as u32 { Protocol::Tcp } else { Protocol::Udp }
     }
 
+    /// Whether this is `other` seen in the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn reverses(&self, other: &Self) -> bool {
+        self.source == other.destination
+            && self.destination == other.source
+            && self.source_port == other.destination_port
+            && self.destination_port == other.source_port
+            && self.protocol == other.protocol
+    }
+
     /// The same connection seen in the other direction.
     #[inline(always)]
     #[must_use]
@@ -180,6 +191,21 @@ impl FlowState {
             Self::Closed => 10,
             Self::Unreplied => 30,
         }
+    }
+
+    /// Whether the backend has yet to answer, or the client to confirm: a flow that anyone can
+    /// open in another's name.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_half_open(self) -> bool {
+        matches!(self, Self::SynSent | Self::SynReceived | Self::Unreplied)
+    }
+
+    /// Whether nothing more is to be expected but what is late.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_finished(self) -> bool {
+        matches!(self, Self::TimeWait | Self::Closed)
     }
 
     /// The word that `flow list` prints.

@@ -21,6 +21,7 @@ pub mod map_name;
 pub mod node;
 pub mod packet;
 pub mod reason;
+pub mod ring;
 pub mod service;
 pub mod socket;
 pub mod source;
@@ -35,6 +36,7 @@ pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
+pub use ring::RingSlot;
 pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
@@ -73,6 +75,7 @@ pod!(
     Taker,
     TakerKey,
     Endpoint,
+    RingSlot,
     SocketKey,
     Interface,
     NodeConfig,

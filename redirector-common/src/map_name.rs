@@ -49,14 +49,16 @@ maps! {
     Backends = "BACKENDS", 1;
     /// Both halves of every flow.
     Flows = "FLOWS", 2;
+    /// Which flow was opened when, for making room.
+    FlowRing = "FLOW_RING", 1;
     /// What packets of established flows need, for each CPU.
-    FlowCache = "FLOW_CACHE", 1;
+    FlowCache = "FLOW_CACHE", 2;
     /// Raised when what the flow cache repeats has changed.
     Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 2;
+    Node = "NODE", 3;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.

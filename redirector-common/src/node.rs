@@ -15,14 +15,17 @@ pub struct NodeConfig {
     pub lookup_ifindex: u32,
     /// Elements of `FLOW_CACHE` that each CPU has: a power of two, or 0 for no cache.
     pub cache_sets: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Slots of `FLOW_RING`: a power of two, or 0 for no ring.
+    pub ring_slots: u32,
     /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
     /// of pods. 0, which no namespace has: no program is taken for the node's own.
     pub netns_cookie: u64,
+    /// Until when, on the programs' clock, tables are moved: what belongs to no flow may belong
+    /// to one that is not found for the moment. It is dropped, and will be sent again.
+    pub moving_until: u64,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 24);
+const _: () = assert!(size_of::<NodeConfig>() == 32);
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +91,8 @@ pub const fn port_index(protocol: Protocol, port: Port) -> (u32, usize) {
 /// Interface indices that the `INTERFACES` array has room for. An interface beyond it is
 /// counted in slot 0 and cannot be sent out of directly.
 pub const MAX_IFINDEX: u32 = 16384;
+/// Addresses of other nodes that the `PEERS` map has room for.
+pub const MAX_PEERS: u32 = 32768;
 /// Slots of the counters: slot 0 is "any other interface".
 pub const MAX_SLOTS: u32 = 64;
 

@@ -126,6 +126,9 @@ reasons! {
     SteeredNew = 26, Deliver, "steered-new";
     /// To a frontend, for a connection that a program in this host's own stack has there.
     SteeredEstablished = 27, Deliver, "steered-established";
+    /// To a frontend or the translation block, without a flow, while a table is made larger: a flow
+    /// may not be found for a moment, and its packets are sent again.
+    TableMoves = 28, Drop, "table-moves";
     /// A later fragment whose first was not seen, or is not ours: left to the kernel.
     FragmentWithoutFirst = 30, Pass, "fragment-without-first";
     /// An ICMP error about a packet of ours, to the client or to a backend elsewhere.
@@ -142,6 +145,12 @@ reasons! {
     ErrorLimited = 36, Drop, "error-limited";
     /// To a port that no service defines, of an address that only frontends have.
     UndefinedPort = 37, Drop, "undefined-port";
+    /// A flow that was not established in time, removed because as many newer ones wait: the budget
+    /// of half-open flows is used up. Counted once for each flow, without bytes.
+    HalfOpenDropped = 38, Drop, "half-open-dropped";
+    /// A flow that was over, or finished where the flow table was full, removed to make room for a
+    /// new one before the agent collected it. Counted once for each flow, without bytes.
+    FlowReclaimed = 39, Drop, "flow-reclaimed";
     /// New flow to a backend on another node, which gets it as it came and answers by itself.
     DsrNew = 44, Forward, "dsr-new";
     /// Established flow to a backend on another node, which answers by itself.

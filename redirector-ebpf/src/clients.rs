@@ -95,13 +95,13 @@ fn ask(socket: &impl Socket) -> i32 {
         Verdict::Deliver | Verdict::Forward => {
             remember(SocketKey::new(client.cookie, to), &asked);
             socket.set_endpoint(&to);
-            counters::count_client(reason);
+            counters::count_event(reason);
             ALLOW
         }
         Verdict::Drop => {
             // SAFETY: takes a number, touches nothing else.
             unsafe { bpf_set_retval(-ECONNREFUSED) };
-            counters::count_client(reason);
+            counters::count_event(reason);
             REFUSE
         }
     }

@@ -29,10 +29,10 @@ pub(crate) fn count_number(ifindex: u32, reason: u32, size: usize) {
     }
 }
 
-/// Counts a socket's connection or datagram, which has no interface yet. Where one program for
-/// sockets interrupts another, a count may be lost.
+/// Counts what is no packet of an interface's: a socket's connection or datagram, or a flow. Where
+/// one program for sockets interrupts another, a count may be lost.
 #[inline(always)]
-pub(crate) fn count_client(reason: Reason) {
+pub(crate) fn count_event(reason: Reason) {
     let Some(block) = COUNTERS.get_ptr_mut(0) else {
         return;
     };

@@ -1,5 +1,6 @@
 //! The maps, the clock and the routing table, as the packet code asks for them.
 
+use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
@@ -10,26 +11,29 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::cache::EPOCHS as EPOCH_COUNT;
 use redirector_common::node::port_index;
-use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::environment::{Inserted, Recorded};
 use redirector_common::packet::icmp::Message;
+use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, new_flow,
+    pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Service, ServiceId,
-    SourceBits, SourceRange, Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
+    Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
 };
 
 use crate::context::exposed;
 use crate::maps::{
-    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOWS, FRAGMENTS, FRONTENDS, INTERFACES,
-    MAGLEV, NODE, PEERS, PORTS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, WORKSPACE,
+    AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
+    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS,
+    WORKSPACE,
 };
 use crate::related::Notes;
-use crate::{redirect, steer};
+use crate::{counters, redirect, steer};
 
 const EEXIST: i32 = 17;
 
@@ -41,6 +45,7 @@ pub(crate) struct Workspace {
     scratch: Scratch,
     query: FibLookup,
     partner_key: Tuple,
+    held: Tuple,
     source: SourceRange,
     affinity_key: AffinityKey,
     affinity: Affinity,
@@ -191,6 +196,60 @@ impl Environment for Kernel {
     #[inline(always)]
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(self.partner_key(entry));
+    }
+
+    #[inline(always)]
+    fn admit(&self, _: &Packet, _: &Scratch) {
+        // They stand in the workspace.
+        flow_admit();
+    }
+
+    #[inline(always)]
+    fn reclaim(&self) -> bool {
+        flow_reclaim() != 0
+    }
+
+    #[inline(always)]
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot {
+        Slot::from_number(flow_clear(index, is_full.into()))
+    }
+
+    #[inline(always)]
+    fn vacate(&self, _: &Scratch) -> bool {
+        flow_vacate() != 0
+    }
+
+    #[inline(always)]
+    fn record(&self, _: &Packet, _: &mut Scratch, keep_port: bool) -> Recorded {
+        Recorded::from_number(flow_record(keep_port.into()))
+    }
+
+    #[inline(always)]
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: as in `new`; the reference is gone before the next call.
+        let held = unsafe { &mut (*self.workspace).held };
+        words::copy(key, held);
+        held
+    }
+
+    #[inline(always)]
+    fn next_admitted(&self) -> u32 {
+        next_position(0)
+    }
+
+    #[inline(always)]
+    fn next_reclaimed(&self) -> u32 {
+        next_position(1)
+    }
+
+    #[inline(always)]
+    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>> {
+        NonNull::new(FLOW_RING.get_ptr_mut(index)?)
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        counters::count_event(reason);
     }
 
     #[inline(always)]
@@ -366,4 +425,82 @@ impl Environment for Kernel {
         // SAFETY: a field of a valid element.
         NonNull::new(unsafe { &raw mut (*self.workspace).scratch })
     }
+}
+
+/// Makes room for the flow that is put together in the workspace. A function of its own, so that
+/// the verifier walks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_admit() -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
+    let born = unsafe { (*environment.workspace).scratch.forward.born() };
+    pressure::admit(&environment, &packet.tuple, born);
+    0
+}
+
+/// Adds the halves that are put together in the workspace: see [`Recorded`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_record(keep_port: u32) -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return Recorded::Full as u32;
+    };
+    // SAFETY: this CPU's element, as in `new`; the caller does not use it meanwhile.
+    let scratch = unsafe { &mut (*environment.workspace).scratch };
+    new_flow::record(&environment, packet, scratch, keep_port != 0) as u32
+}
+
+/// Makes room in a flow table that is full. 0: there is none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_reclaim() -> u32 {
+    Kernel::new(ptr::null_mut())
+        .is_some_and(|(environment, _, _)| pressure::reclaim(&environment))
+        .into()
+}
+
+/// Removes the flow that a slot of the ring names, if it has to make room: see [`Slot`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_clear(index: u32, is_full: u32) -> u32 {
+    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
+        return Slot::Taken as u32;
+    };
+    pressure::clear(&environment, index, is_full != 0) as u32
+}
+
+/// Takes the reply half's key of the flow that is put together in the workspace from a flow that
+/// can go. 0: it can't.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_vacate() -> u32 {
+    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
+    let reply_key = unsafe { &(*environment.workspace).scratch.reply_key };
+    pressure::vacate(&environment, reply_key).into()
+}
+
+/// Moves one of the ring's hands on, and says where it was.
+#[inline(always)]
+fn next_position(hand: u32) -> u32 {
+    let Some(position) = RING_HANDS.get_ptr_mut(hand) else {
+        return 0;
+    };
+    let mut was: u64 = 1;
+    // Two CPUs never get the same position. The target has no atomic types.
+    // SAFETY: an aligned word of a map's element, which is only ever changed like this.
+    unsafe {
+        asm!(
+            "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
+            inout(reg) was,
+            in(reg) position,
+            options(nostack),
+        );
+    }
+    was as u32
 }

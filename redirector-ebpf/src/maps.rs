@@ -1,17 +1,18 @@
 //! The maps. Sizes here are placeholders where the loader chooses them.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
+    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
+    SysctlValue, Text,
 };
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
-    SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
+    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    SlotValue, SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -36,7 +37,7 @@ pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
 pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static PEERS: HashMap<Address, u32> =
-    HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]
@@ -46,7 +47,11 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
 #[map]
 pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_144, 0);
 #[map]
-pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, 0);
+pub(crate) static FLOW_RING: Array<RingSlot> = Array::with_max_entries(131_072, 0);
+/// Mappable only because the kernel begins the elements of such an array on a page of their own:
+/// an entry is two cache lines then, not parts of three.
+#[map]
+pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(cache::EPOCHS, 0);
 #[map]
@@ -66,6 +71,10 @@ pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entr
 /// What may be sent of errors; not pinned: a new program begins anew.
 #[map]
 pub(crate) static ERROR_BUDGET: PerCpuArray<ErrorBudget> = PerCpuArray::with_max_entries(1, 0);
+/// Where the ring's hands are: of new flows, and of what looks for room; not pinned: it does not
+/// matter where they begin.
+#[map]
+pub(crate) static RING_HANDS: Array<u64> = Array::with_max_entries(2, 0);
 
 // What follows is never read by a program; it is declared here so that one object makes all maps.
 #[map]

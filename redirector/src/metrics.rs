@@ -13,6 +13,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
 use redirector_common::map_name::MapName;
+use redirector_common::{Direction, Flow, ring};
 
 use crate::agent::{Programming, Shared, Snapshot, Syncs};
 use crate::cli::counters::{self, CounterRow};
@@ -65,12 +66,19 @@ impl Metrics {
             traffic.observe(&flows, &infos);
             traffic.totals().clone()
         };
+        let waiting =
+            |flow: &&Flow| flow.direction() == Direction::Forward && flow.state().is_half_open();
+        let half_open = HalfOpen {
+            flows: flows.values().filter(waiting).count(),
+            budget: ring::half_open_budget(maps.node()?.ring_slots),
+        };
         let mut fill = Vec::new();
         for name in MapName::ALL {
             let entries = match name {
                 MapName::Flows => flows.len(),
                 MapName::ServiceInfo => infos.len(),
                 MapName::Ports
+                | MapName::FlowRing
                 | MapName::FlowCache
                 | MapName::Epochs
                 | MapName::Frontends
@@ -97,6 +105,7 @@ impl Metrics {
             counters: counters::load(&maps)?,
             services,
             flows: flows.len() / 2,
+            half_open,
             fill,
             agent: self.shared.snapshot(),
         };
@@ -110,8 +119,17 @@ struct Scrape {
     counters: Vec<CounterRow>,
     services: BTreeMap<ServiceName, u64>,
     flows: usize,
+    half_open: HalfOpen,
     fill: Vec<MapFill>,
     agent: Snapshot,
+}
+
+/// Flows that are not established yet.
+#[derive(Debug)]
+struct HalfOpen {
+    flows: usize,
+    /// How many there may be.
+    budget: u32,
 }
 
 /// How full a map is.
@@ -162,6 +180,10 @@ impl Scrape {
 
     fn encode_maps(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         gauge(to, "flows", "Flows in the flow table", [([], whole(self.flows))])?;
+        let help = "Flows that are not established yet";
+        gauge(to, "half_open_flows", help, [([], whole(self.half_open.flows))])?;
+        let help = "Flows that may be half-open at once; one more takes the oldest one's place";
+        gauge(to, "half_open_budget", help, [([], i64::from(self.half_open.budget))])?;
         let entries =
             self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
         gauge(to, "map_entries", "Entries in use", entries)?;

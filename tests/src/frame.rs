@@ -28,7 +28,7 @@ pub fn inject(host: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
 }
 
 /// `struct sockaddr_ll`, of which sending raw frames needs only the interface.
-fn link_address(ifindex: u32) -> Result<SockAddr> {
+pub(crate) fn link_address(ifindex: u32) -> Result<SockAddr> {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a storage is large enough and aligned for every kind of address, and all zeroes is
     // a valid `sockaddr_ll`.

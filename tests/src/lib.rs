@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod crowd;
 pub mod deployed;
 mod extension;
+pub mod flood;
 pub mod frame;
 pub mod icmp;
 pub mod namespace;

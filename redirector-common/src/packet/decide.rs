@@ -183,6 +183,9 @@ pub fn decide<E: Environment>(
         environment.remove_partner(entry);
         environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
+        if is_moving(environment) {
+            return Decision::drop(Reason::TableMoves);
+        }
         return unclaimed(environment, packet, flags, Reason::NoReplyFlow);
     }
     if steering.is_possible() && !steering.comes_first() && matches!(hook, Hook::Ingress) {
@@ -192,6 +195,13 @@ pub fn decide<E: Environment>(
         return Decision::pass(Reason::SteeredEstablished);
     }
     new_flow::open(environment, packet, place, hook, len, steering.given(socket), outcome)
+}
+
+/// Whether flows may not be found because their table is made larger just now.
+#[inline(always)]
+pub(super) fn is_moving<E: Environment>(environment: &E) -> bool {
+    let until = environment.node().moving_until;
+    until != 0 && environment.now() < until
 }
 
 /// Decides about a packet that no frontend and no flow claims. To an address that only frontends
@@ -226,6 +236,9 @@ pub fn decide_reply<E: Environment>(
         return decision;
     }
     let Some(entry) = environment.flow(&packet.tuple) else {
+        if is_moving(environment) {
+            return Decision::drop(Reason::TableMoves);
+        }
         return Decision::pass(Reason::NotOurs);
     };
     if !entry.is_reply() || !entry.is_local() {

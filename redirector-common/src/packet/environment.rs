@@ -3,13 +3,14 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use super::pressure::Slot;
 use super::{Outcome, Packet, Socket, handover};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Service,
-    ServiceId, Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -40,6 +41,42 @@ pub trait Environment {
 
     /// Removes the other half of an entry's flow, if it is there.
     fn remove_partner(&self, entry: FlowEntry);
+
+    /// Makes room for the flow that is put together, and notes that it comes: [`pressure::admit`]
+    /// with this packet's tuple.
+    ///
+    /// [`pressure::admit`]: super::pressure::admit
+    fn admit(&self, packet: &Packet, scratch: &Scratch);
+
+    /// Makes room in a table that is full, and says whether there is some:
+    /// [`pressure::reclaim`](super::pressure::reclaim).
+    fn reclaim(&self) -> bool;
+
+    /// Removes the flow that a slot of the ring names, if it has to make room:
+    /// [`pressure::clear`](super::pressure::clear).
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot;
+
+    /// Takes the reply half's key of the flow that is put together from a flow that can go, and
+    /// says whether it is free: [`pressure::vacate`](super::pressure::vacate).
+    fn vacate(&self, scratch: &Scratch) -> bool;
+
+    /// Adds the halves that are put together: [`new_flow::record`](super::new_flow::record).
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded;
+
+    /// A copy of a key that others may write, for as long as none other is held.
+    fn hold(&self, key: &Tuple) -> &Tuple;
+
+    /// Position of a new flow in the ring: one more each time; wraps.
+    fn next_admitted(&self) -> u32;
+
+    /// Position in the ring where room is looked for next: one more each time; wraps.
+    fn next_reclaimed(&self) -> u32;
+
+    /// A slot of the ring.
+    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>>;
+
+    /// Counts what is no packet.
+    fn count(&self, reason: Reason);
 
     /// The kernel's clock in ticks; wraps.
     fn ticks(&self) -> u32;
@@ -141,6 +178,34 @@ pub enum Inserted {
     Exists,
     /// The table is full.
     Full,
+}
+
+/// What came of recording a flow.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Recorded {
+    /// Both halves stand in the table.
+    New = 0,
+    /// Another CPU was faster; its entry is the flow.
+    Elsewhere = 1,
+    /// The table is full.
+    Full = 2,
+    /// No port is left with which the backend could tell this flow from others.
+    NoPort = 3,
+}
+
+impl Recorded {
+    /// From its number; an unknown one reads as `NoPort`.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            0 => Self::New,
+            1 => Self::Elsewhere,
+            2 => Self::Full,
+            _ => Self::NoPort,
+        }
+    }
 }
 
 /// Where to send a packet next.
@@ -360,6 +425,20 @@ impl FlowEntry {
     #[must_use]
     pub const fn is_settled(&self) -> bool {
         self.view().is_settled()
+    }
+
+    /// Nanoseconds since the flow began.
+    #[inline(always)]
+    #[must_use]
+    pub const fn age(&self, now: u64) -> u64 {
+        now.saturating_sub(self.view().created)
+    }
+
+    /// Nanoseconds since this half last saw a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn idle(&self, now: u64) -> u64 {
+        now.saturating_sub(self.view().last_seen)
     }
 
     /// Counts a packet of `bytes` bytes.

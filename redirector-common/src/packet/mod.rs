@@ -16,6 +16,7 @@ pub mod icmp;
 pub mod limit;
 pub mod new_flow;
 pub mod parse;
+pub mod pressure;
 pub mod quoted;
 pub mod related;
 pub mod rewrite;

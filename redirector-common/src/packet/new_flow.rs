@@ -1,8 +1,8 @@
 //! Opening a flow: from frontend to backend, and both halves into the table.
 
 use super::cached::Place;
-use super::decide::{Decision, Outcome, Step, deliver, established, forward, unclaimed};
-use super::environment::Inserted;
+use super::decide::{Decision, Outcome, Step, deliver, established, forward, is_moving, unclaimed};
+use super::environment::{Inserted, Recorded};
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
 use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
@@ -14,6 +14,10 @@ use crate::{
 /// Ports of the translation block that are tried for one new flow. From a random start, so that a
 /// client's retransmission tries others.
 const PORT_ATTEMPTS: u32 = 32;
+
+/// After so many of them that were taken, they are taken from flows that are finished or half-open:
+/// a flood must not keep the ports from everyone else.
+const POLITE_ATTEMPTS: u32 = 16;
 
 /// Decides about a packet to a possible frontend that belongs to no flow.
 #[inline(always)]
@@ -40,6 +44,9 @@ pub(super) fn open<E: Environment>(
     let may_steer = steering.is_possible() && frontend.local_address == tuple.destination;
     let may_answer = may_steer && matches!(hook, Hook::Ingress) && packet.flags.acknowledges();
     if !opens && !may_answer {
+        if is_moving(environment) {
+            return Decision::drop(Reason::TableMoves);
+        }
         return Decision::pass(Reason::NoFlow);
     }
     let Some(service) = environment.service(frontend.service) else {
@@ -154,7 +161,12 @@ pub(super) fn open<E: Environment>(
         scratch.forward.bytes = 0;
     }
     let keeps_client = local || outcome.manner.hands_over();
-    match record(environment, packet, scratch, keeps_client) {
+    environment.admit(packet, scratch);
+    let mut recorded = environment.record(packet, scratch, keeps_client);
+    if matches!(recorded, Recorded::Full) && environment.reclaim() {
+        recorded = environment.record(packet, scratch, keeps_client);
+    }
+    match recorded {
         Recorded::New => {
             words::copy(&scratch.forward.translated, &mut outcome.translated);
             outcome.manner = scratch.forward.manner();
@@ -223,25 +235,11 @@ fn fill<E: Environment>(
     scratch.reply_key = translated.reversed();
 }
 
-/// What came of recording a flow.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Recorded {
-    /// Both halves stand in the table.
-    New,
-    /// Another CPU was faster; its entry is the flow.
-    Elsewhere,
-    /// The table is full.
-    Full,
-    /// No port is left with which the backend could tell this flow from others.
-    NoPort,
-}
-
 /// Adds both halves, the reply half first: its key is free exactly if no other flow would look
 /// the same to the backend. Local backends see the client's own port where that is so, and
 /// everyone else a port of the translation block.
 #[inline(always)]
-fn record<E: Environment>(
+pub fn record<E: Environment>(
     environment: &E,
     packet: &Packet,
     scratch: &mut Scratch,
@@ -255,8 +253,9 @@ fn record<E: Environment>(
     let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = random & 0xffff;
     let mut own_port = keep_port;
-    for _ in 0..=PORT_ATTEMPTS {
-        if !own_port {
+    let mut is_vacated = false;
+    for attempt in 0..=PORT_ATTEMPTS {
+        if !own_port && !is_vacated {
             if count == 0 {
                 return Recorded::NoPort;
             }
@@ -285,7 +284,9 @@ fn record<E: Environment>(
                     scratch.reply.set_manner(Manner::Translate);
                 }
             }
+            continue;
         }
+        is_vacated = attempt >= POLITE_ATTEMPTS && environment.vacate(scratch);
     }
     Recorded::NoPort
 }

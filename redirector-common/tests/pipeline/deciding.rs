@@ -118,6 +118,7 @@ fn every_port_is_used_before_exhaustion_and_freed_ones_at_once() {
         .map(|i| {
             let (decision, outcome) = host.ingress(&udp(client(4000 + i), node(53)));
             assert_eq!(decision.reason, Reason::RemoteNew);
+            let _ = host.ingress(&packet(outcome.translated.reversed(), 0));
             outcome.translated.source_port.number()
         })
         .collect();

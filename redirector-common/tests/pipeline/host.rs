@@ -6,21 +6,24 @@ use std::ptr::NonNull;
 
 use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
-use redirector_common::packet::environment::Inserted;
+use redirector_common::packet::environment::{Inserted, Recorded};
+use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
     Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, Socket,
-    decide, decide_reply,
+    decide, decide_reply, new_flow, pressure,
 };
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
     FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol,
-    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
 /// Sets of the flow cache: few, so that flows meet in them.
 const CACHE_SETS: usize = 4;
+/// Slots of the ring of flows, where a test asks for one.
+pub(crate) const RING_SLOTS: u32 = 64;
 /// Seconds, as the clock counts.
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
@@ -61,6 +64,12 @@ pub(crate) struct Host {
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
     pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
+    held: UnsafeCell<Tuple>,
+    ring: Box<[UnsafeCell<RingSlot>]>,
+    admitted: Cell<u32>,
+    reclaimed: Cell<u32>,
+    /// What was counted that is no packet.
+    pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
     scratch: UnsafeCell<Scratch>,
 }
 
@@ -110,6 +119,11 @@ impl Host {
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
             fragments: RefCell::default(),
+            held: UnsafeCell::new(Packet::EMPTY.tuple),
+            ring: (0..RING_SLOTS).map(|_| UnsafeCell::new(RingSlot::EMPTY)).collect(),
+            admitted: Cell::default(),
+            reclaimed: Cell::default(),
+            counted: RefCell::default(),
             scratch: UnsafeCell::new(Scratch {
                 forward: empty,
                 reply: empty,
@@ -278,6 +292,49 @@ impl Environment for Host {
 
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(&entry.translated().reversed());
+    }
+
+    fn admit(&self, packet: &Packet, scratch: &Scratch) {
+        pressure::admit(self, &packet.tuple, scratch.forward.born());
+    }
+
+    fn reclaim(&self) -> bool {
+        pressure::reclaim(self)
+    }
+
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot {
+        pressure::clear(self, index, is_full)
+    }
+
+    fn vacate(&self, scratch: &Scratch) -> bool {
+        pressure::vacate(self, &scratch.reply_key)
+    }
+
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded {
+        new_flow::record(self, packet, scratch, keep_port)
+    }
+
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: nobody holds another one.
+        let held = unsafe { &mut *self.held.get() };
+        *held = *key;
+        held
+    }
+
+    fn next_admitted(&self) -> u32 {
+        self.admitted.replace(self.admitted.get().wrapping_add(1))
+    }
+
+    fn next_reclaimed(&self) -> u32 {
+        self.reclaimed.replace(self.reclaimed.get().wrapping_add(1))
+    }
+
+    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>> {
+        self.ring.get(index as usize).and_then(|slot| NonNull::new(slot.get()))
+    }
+
+    fn count(&self, reason: Reason) {
+        *self.counted.borrow_mut().entry(reason).or_default() += 1;
     }
 
     fn ticks(&self) -> u32 {

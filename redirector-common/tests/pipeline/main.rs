@@ -10,6 +10,7 @@ mod handover;
 mod host;
 mod packets;
 mod parsing;
+mod pressure;
 mod related;
 mod rewriting;
 mod sockets;

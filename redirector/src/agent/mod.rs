@@ -100,12 +100,21 @@ pub struct KubernetesOptions {
     pub healthz_address: Option<SocketAddr>,
 }
 
+/// How the agent ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By a signal.
+    Stopped,
+    /// To begin anew: tables that it had open have been made larger, or are to be.
+    ToBeginAnew,
+}
+
 /// Runs until a signal ends it, or something that it cannot go on without.
 ///
 /// # Errors
 ///
 /// Whatever ended it other than a signal.
-pub async fn run(options: Options) -> anyhow::Result<()> {
+pub async fn run(options: Options) -> anyhow::Result<Ended> {
     // What can be wrong without touching anything comes first.
     let wishes = Wishes::load(options)?;
     let options = wishes.options().clone();
@@ -208,7 +217,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         };
         let Some(event) = event.filter(|event| *event != Event::Stop) else {
-            return node.stop();
+            return node.stop().map(|()| Ended::Stopped);
         };
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
@@ -259,6 +268,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             | Event::LockedOut
             | Event::WaysChanged
             | Event::Stop => {}
+        }
+        if node.has_moved() {
+            tracing::info!("tables are made larger: beginning anew, while the data path goes on");
+            return Ok(Ended::ToBeginAnew);
         }
         node.reconcile(&host, event == Event::Tick);
     }

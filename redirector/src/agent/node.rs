@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::Context;
+use redirector_common::map_name::MapName;
 use redirector_common::{BackendId, Interface as Entry, ServiceId};
 
 use super::Shared;
@@ -24,11 +25,12 @@ use crate::dataplane::kube_proxy;
 use crate::dataplane::layout::Layout;
 use crate::dataplane::loader::Programs;
 use crate::dataplane::lock::Lock;
-use crate::dataplane::maps::{Maps, cache_sets};
+use crate::dataplane::maps::{Maps, cache_sets, ids, ring_slots};
 use crate::dataplane::netdev;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::resize;
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::syscall::netns_cookie;
@@ -54,6 +56,11 @@ pub(super) struct Node {
     maps: Maps,
     flows: KernelFlows,
     cache_sets: u32,
+    ring_slots: u32,
+    /// The kernel's numbers of the maps that are open.
+    ids: Vec<u32>,
+    /// Sizes that could not be had: not tried again.
+    refused_tables: BTreeMap<MapName, u32>,
     epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
@@ -92,12 +99,19 @@ impl Node {
         prerequisites::make_dirs(&pins)?;
         let lock = Lock::take(&pins)?;
         let is_first = is_empty(&pins);
-        let started = Parts::open(&pins, kernel).and_then(|parts| {
-            parts.check_owner(&wishes)?;
-            let (mut node, mouth) = parts.into_node(wishes, lock);
-            node.bring_up(host, chosen)?;
-            Ok((node, mouth))
-        });
+        if !is_first {
+            // The data path goes on with what it has.
+            if let Err(error) = resize::keep_up(&pins, wishes.tables()) {
+                tracing::error!("tables are not made larger: {error}");
+            }
+        }
+        let started =
+            Parts::open(&pins, kernel, &Sizes::chosen(wishes.tables())).and_then(|parts| {
+                parts.check_owner(&wishes)?;
+                let (mut node, mouth) = parts.into_node(wishes, lock);
+                node.bring_up(host, chosen)?;
+                Ok((node, mouth))
+            });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
             if is_first && let Err(error) = crate::dataplane::detach(&pins) {
@@ -192,6 +206,20 @@ impl Node {
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
+    }
+
+    /// Makes tables larger where the file asks for it. Whether that was done, here or by a command:
+    /// then those that are open are not those that programs use.
+    pub(super) fn has_moved(&mut self) -> bool {
+        let tables = self.wishes.tables();
+        let outgrown = resize::outgrown(self.pins(), tables).unwrap_or_default();
+        if !outgrown.is_empty() && self.refused_tables != outgrown {
+            if let Err(error) = resize::keep_up(self.pins(), tables) {
+                self.account.config_failed(&format!("tables are not made larger: {error}"));
+                self.refused_tables = outgrown;
+            }
+        }
+        ids(self.pins()).is_ok_and(|ids| ids != self.ids)
     }
 
     /// Routes or neighbours have changed: next hops are looked up again.
@@ -322,14 +350,15 @@ struct Parts {
     /// What the agent before us worked for, unless it was for a while.
     installed_for: Option<String>,
     cache_sets: u32,
+    ring_slots: u32,
+    ids: Vec<u32>,
     epochs: Epochs,
     netns_cookie: u64,
 }
 
 impl Parts {
-    fn open(pins: &Pins, kernel: KernelVersion) -> anyhow::Result<Self> {
-        let sizes = Sizes::of_machine();
-        let programs = Programs::load(pins, &sizes)?;
+    fn open(pins: &Pins, kernel: KernelVersion, sizes: &Sizes) -> anyhow::Result<Self> {
+        let programs = Programs::load(pins, sizes)?;
         let maps = Maps::open(pins)?;
         let earlier = maps.status.get(0).ok();
         let earlier = earlier.and_then(|text| Status::decode(text.as_str()?).ok());
@@ -340,6 +369,8 @@ impl Parts {
             entries: maps.interfaces.entries()?,
             flows: KernelFlows::open(pins)?,
             cache_sets: cache_sets(pins, sizes.cpus)?,
+            ring_slots: ring_slots(pins)?,
+            ids: ids(pins)?,
             epochs: Epochs::open(pins)?,
             slots: Slots::new(slots.map(|interface| (interface.name.clone(), interface.slot))),
             netns_cookie: netns_cookie()
@@ -383,6 +414,9 @@ impl Parts {
             maps: self.maps,
             flows: self.flows,
             cache_sets: self.cache_sets,
+            ring_slots: self.ring_slots,
+            ids: self.ids,
+            refused_tables: BTreeMap::new(),
             epochs: self.epochs,
             actual: None,
             cursors: Cursors::default(),

@@ -1,8 +1,10 @@
 //! What the operator asks for: the command line and the file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+
+use redirector_common::map_name::MapName;
 
 use super::{Options, interfaces};
 use crate::config::{self, Config, XdpMode};
@@ -83,6 +85,11 @@ impl Wishes {
 
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    /// Entries of the maps whose size was chosen.
+    pub(super) const fn tables(&self) -> &BTreeMap<MapName, u32> {
+        &self.config.tables
     }
 
     /// Addresses of all nodes that run redirector, as the file has them.

@@ -8,9 +8,10 @@ use clap::{Args, Subcommand};
 use redirector_common::map_name::MapName;
 use serde::Serialize;
 
-use super::ReadArgs;
 use super::render::{self, Row};
+use super::{BpffsArgs, ReadArgs};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::resize;
 pub(super) use records::flag_names;
 
 /// Commands about maps.
@@ -24,6 +25,25 @@ pub enum MapCommand {
   redirector map dump FRONTENDS
   redirector map dump flows -o yaml")]
     Dump(DumpArgs),
+    /// Make a map larger, while packets flow and without losing a flow
+    #[command(after_help = "Examples:
+  redirector map resize FLOWS 1048576
+  redirector map resize affinity 262144
+
+A size in the agent's file has the same effect. A running agent takes the map over within seconds.")]
+    Resize(ResizeArgs),
+}
+
+/// Options of `redirector map resize`.
+#[derive(Args, Debug)]
+pub struct ResizeArgs {
+    /// The map
+    #[arg(ignore_case = true, hide_possible_values = true, value_parser = names())]
+    name: MapName,
+    /// How many entries it shall have room for; a flow takes two of FLOWS
+    entries: u32,
+    #[command(flatten)]
+    bpffs: BpffsArgs,
 }
 
 /// Options of `redirector map dump`.
@@ -61,6 +81,18 @@ pub fn run(command: &MapCommand) -> Result<()> {
         MapCommand::List(read) => {
             let rows = load(&read.open()?)?;
             render::print_rows(read.output, &rows, "no maps")
+        }
+        MapCommand::Resize(args) => {
+            let pins = args.bpffs.pins();
+            // Says it where nothing is installed.
+            let before = Pinned::open(pins.clone())?.facts(args.name)?.capacity;
+            resize::resize(&pins, args.name, args.entries)?;
+            let after = Pinned::open(pins)?.facts(args.name)?.capacity;
+            render::say(&format!(
+                "{}: room for {after} entries, {before} before",
+                args.name.name()
+            ));
+            Ok(())
         }
         MapCommand::Dump(args) => {
             let records = records::load(&args.read.open()?, args.name)?;

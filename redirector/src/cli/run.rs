@@ -1,7 +1,9 @@
 //! `redirector run` and `redirector publish`: the agent, in the foreground.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
@@ -10,7 +12,7 @@ use ipnet::IpNet;
 
 use super::{BpffsArgs, Cli};
 use crate::admin::DEFAULT_ADDRESS;
-use crate::agent::{self, KubernetesOptions, Options};
+use crate::agent::{self, Ended, KubernetesOptions, Options};
 use crate::config::publish::parse_spec;
 use crate::config::{self, XdpMode};
 use crate::dataplane::attach::Clients;
@@ -123,7 +125,7 @@ impl KubernetesArgs {
             }
         };
         Ok(Some(KubernetesOptions {
-            access: Access { kubeconfig: self.kubeconfig },
+            access: Access::new(self.kubeconfig),
             service_proxy_name: self.service_proxy_name,
             node_port_addresses,
             external_ip_networks: self.external_ip_cidrs,
@@ -231,6 +233,20 @@ fn start(options: Options) -> Result<()> {
         .build()
         .context("cannot start threads")?
         .block_on(agent::run(options))
+        .and_then(|ended| match ended {
+            Ended::Stopped => Ok(()),
+            Ended::ToBeginAnew => Err(begin_anew()),
+        })
+}
+
+/// The same program with the same arguments, as the same process. Returns only if that fails.
+fn begin_anew() -> anyhow::Error {
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    anyhow::Error::new(command.args(arguments).exec()).context("cannot begin anew")
 }
 
 fn check_spec(spec: &str) -> Result<String, String> {

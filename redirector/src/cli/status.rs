@@ -18,6 +18,7 @@ use crate::dataplane::direct::Direct;
 use crate::dataplane::ethtool;
 use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::sizes;
 use crate::dataplane::status::Status;
 use report::{AgentState, Fill, Loaded, Report, report};
 
@@ -32,8 +33,20 @@ pub struct StatusArgs {
 }
 
 /// Maps whose fill is worth watching.
-const WATCHED: [MapName; 5] =
-    [MapName::Flows, MapName::Frontends, MapName::Backends, MapName::Services, MapName::Maglev];
+const WATCHED: [MapName; sizes::CHOSEN.len()] = [
+    MapName::Flows,
+    MapName::Frontends,
+    MapName::Services,
+    MapName::Backends,
+    MapName::Maglev,
+    MapName::Slots,
+    MapName::SourceRanges,
+    MapName::Affinity,
+    MapName::Takers,
+    MapName::Vips,
+    MapName::Fragments,
+    MapName::Sockets,
+];
 
 /// Runs the command.
 ///
@@ -92,7 +105,8 @@ fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
     let fill = |name: MapName| {
         let entries = if name == MapName::Flows { halves } else { maps.entries(name)? };
-        Ok(Fill { name: name.name(), entries, capacity: maps.facts(name)?.capacity })
+        let facts = maps.facts(name)?;
+        Ok(Fill { name: name.name(), entries, capacity: facts.capacity, bytes: facts.memory })
     };
     WATCHED.into_iter().map(fill).collect()
 }
@@ -107,6 +121,7 @@ fn describe(report: &Report) -> String {
         ("Clients", clients(report)),
         ("SNAT ports", snat_ports(report)),
         ("Flows", flows(report)),
+        ("Half-open", half_open(report)),
         ("Conflicts", conflicts(report)),
         ("DSR", report.direct.describe()),
     ]);
@@ -114,13 +129,14 @@ fn describe(report: &Report) -> String {
     text.push_str(&interfaces(report));
     text.push('\n');
     text.push_str(&columns(
-        &["MAP", ">ENTRIES", ">CAPACITY", ">FULL"],
+        &["MAP", ">ENTRIES", ">CAPACITY", ">FULL", ">MEMORY"],
         report.maps.iter().map(|map| {
             vec![
                 map.name.to_owned(),
                 map.entries.to_string(),
                 map.capacity.to_string(),
                 format!("{}%", map.percent()),
+                map.bytes.map(render::bytes).unwrap_or_default(),
             ]
         }),
     ));
@@ -210,6 +226,11 @@ fn flows(report: &Report) -> String {
     let states: Vec<_> =
         report.flows.iter().map(|(state, number)| format!("{number} {state}")).collect();
     if states.is_empty() { total.to_string() } else { format!("{total} ({})", states.join(", ")) }
+}
+
+fn half_open(report: &Report) -> String {
+    let half_open = report.half_open;
+    format!("{} of at most {}", half_open.flows, half_open.budget)
 }
 
 fn conflicts(report: &Report) -> String {

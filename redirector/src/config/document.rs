@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use redirector_common::map_name::MapName;
+
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
 use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
+use crate::dataplane::sizes;
 use crate::model::Service;
 
 /// What a file says, with the places that checks across entries name.
@@ -16,6 +19,7 @@ pub(super) struct Document {
     pub(super) interfaces: Option<Vec<String>>,
     pub(super) xdp_mode: XdpMode,
     pub(super) snat_ports: SnatPorts,
+    pub(super) tables: BTreeMap<MapName, u32>,
     pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
 }
@@ -53,6 +57,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services: Vec::new(),
     };
@@ -73,10 +78,27 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
     }
+    document.tables = read_tables(&fields, reader);
     document.nodes = nodes::read(&fields, reader);
     read_publish(&fields, reader, &mut document.services);
     service::read(&fields, reader, &mut document.services);
     document
+}
+
+fn read_tables(fields: &Fields<'_>, reader: &mut Reader<'_>) -> BTreeMap<MapName, u32> {
+    let tables = fields.get_filled("tables");
+    let Some(tables) = tables.and_then(|node| reader.fields(node, "tables", keys::TABLES)) else {
+        return BTreeMap::new();
+    };
+    let mut sizes = BTreeMap::new();
+    for (name, key, range) in sizes::CHOSEN {
+        let entries =
+            tables.get(key).and_then(|node| reader.integer(node, &format!("tables.{key}"), range));
+        if let Some(entries) = entries {
+            sizes.insert(name, entries);
+        }
+    }
+    sizes
 }
 
 fn read_interfaces(fields: &Fields<'_>, reader: &mut Reader<'_>) -> Option<Vec<String>> {

@@ -1,8 +1,21 @@
 //! The keys of the file.
 
+use crate::dataplane::sizes;
+
 /// Keys of the file itself.
 pub(super) const FILE: &[&str] =
-    &["interfaces", "nodes", "publish", "services", "snatPorts", "xdpMode"];
+    &["interfaces", "nodes", "publish", "services", "snatPorts", "tables", "xdpMode"];
+
+/// Keys of `tables`.
+pub(super) const TABLES: &[&str] = &{
+    let mut keys = [""; sizes::CHOSEN.len()];
+    let mut at = 0;
+    while at < keys.len() {
+        keys[at] = sizes::CHOSEN[at].1;
+        at += 1;
+    }
+    keys
+};
 
 /// Keys of a service.
 pub(super) const SERVICE: &[&str] = &[

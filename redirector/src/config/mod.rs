@@ -15,7 +15,7 @@ mod nodes;
 pub mod publish;
 mod service;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -23,6 +23,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
+
+use redirector_common::map_name::MapName;
 
 pub use error::{ConfigError, Place, Position, Problem};
 
@@ -47,6 +49,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Entries of the maps whose size was chosen.
+    pub tables: BTreeMap<MapName, u32>,
     /// Addresses of all nodes that run redirector, this one's perhaps among them.
     pub nodes: BTreeSet<IpAddr>,
     /// Services, and then publish entries, one service for each port; each in the order of the
@@ -62,6 +66,7 @@ impl Default for Config {
             interfaces: None,
             xdp_mode: XdpMode::default(),
             snat_ports: DEFAULT_SNAT_PORTS,
+            tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
             services: Vec::new(),
         }
@@ -186,6 +191,7 @@ pub fn from_arguments<S: AsRef<str>>(
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services,
     };
@@ -204,6 +210,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
+        tables: document.tables,
         nodes: document.nodes,
         services,
     })

@@ -25,6 +25,7 @@ use super::syscall::{self, LinkInfo};
 use crate::config::XdpMode;
 
 pub use cgroup::{Clients, check_cgroup, detach_clients, find_root};
+pub(super) use clsact::replace as replace_filters;
 
 /// Why programs could not be attached to an interface, or taken off.
 #[derive(Debug, thiserror::Error)]

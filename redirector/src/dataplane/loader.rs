@@ -13,8 +13,8 @@ use redirector_common::node::{
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Service, ServiceInfo, SlotKey, SlotValue,
-    SocketKey, SourceRange, Taker, TakerKey, Tuple, cache,
+    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple, cache, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
@@ -102,15 +102,24 @@ impl Programs {
     ///
     /// If a pin is incompatible, a map cannot be made, or the kernel refuses a program.
     pub fn load(pins: &Pins, sizes: &Sizes) -> Result<Self, LoadError> {
+        Self::load_with(sizes, |name| pins.map(name))
+    }
+
+    /// The same, where maps are pinned elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_with(sizes: &Sizes, pin: impl Fn(MapName) -> PathBuf) -> Result<Self, LoadError> {
         if OBJECT.is_empty() {
             return Err(LoadError::NoPrograms);
         }
         let mut loader = EbpfLoader::new();
         for name in MapName::ALL.iter().copied() {
             let expected = Spec::of(name, sizes);
-            check_pin(pins.map(name), expected)?;
+            check_pin(pin(name), expected)?;
             loader.map_max_entries(name.name(), expected.entries);
-            loader.map_pin_path(name.name(), pins.map(name));
+            loader.map_pin_path(name.name(), pin(name));
         }
         let mut programs =
             Self { ebpf: loader.load(OBJECT).map_err(|error| describe_load(error, sizes))? };
@@ -240,6 +249,7 @@ impl Spec {
             MapName::Maglev => Self::array::<MaglevLine>(sizes.maglev_lines),
             MapName::Backends => Self::array::<Backend>(sizes.backends),
             MapName::Flows => Self::hash::<Tuple, Flow>(sizes.flows),
+            MapName::FlowRing => Self::array::<RingSlot>(ring::slots(sizes.flows)),
             MapName::FlowCache => {
                 Self::array::<CacheSet>(sizes.cache_sets.saturating_mul(sizes.cpus).max(1))
             }

@@ -11,6 +11,7 @@ use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
 use super::encode::Capacity;
 use super::pins::Pins;
 use super::ports::MarkedPorts;
+use super::sizes::CHOSEN;
 use super::sync::Tables;
 use super::syscall;
 use super::table::{ArrayTable, HashTable, RangeTable, TableError, io_error};
@@ -69,7 +70,7 @@ impl Maps {
                 wait_for_packets: Box::new(syscall::wait_for_programs),
             },
             interfaces: array(pins, MapName::Interfaces, Interface::NONE)?,
-            node: array(pins, MapName::Node, NodeConfig::default())?,
+            node: node(pins)?,
             status: array(pins, MapName::Status, Text::new(""))?,
             sysctls: sysctls(pins)?,
         })
@@ -92,11 +93,53 @@ pub fn flows(pins: &Pins) -> Result<HashTable<Tuple, Flow>, TableError> {
 ///
 /// If the map is missing or not what its name says.
 pub fn cache_sets(pins: &Pins, cpus: u32) -> Result<u32, TableError> {
-    let name = MapName::FlowCache;
+    Ok(power_of_two(capacity(pins, MapName::FlowCache)? / cpus.max(1)))
+}
+
+/// Slots of the ring of flows, a power of two: of the map as it is.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn ring_slots(pins: &Pins) -> Result<u32, TableError> {
+    Ok(power_of_two(capacity(pins, MapName::FlowRing)?))
+}
+
+/// The largest that is not larger; 0 where there is none.
+const fn power_of_two(number: u32) -> u32 {
+    if number == 0 { 0 } else { 1 << number.ilog2() }
+}
+
+/// Entries that a map has room for.
+///
+/// # Errors
+///
+/// If the map is missing.
+pub fn capacity(pins: &Pins, name: MapName) -> Result<u32, TableError> {
     let entries = open(pins, name).and_then(|data| Ok(data.info()?.max_entries()));
-    let entries = entries.map_err(|error| TableError::new(name, "opening", io_error(error)))?;
-    let share = entries / cpus.max(1);
-    Ok(if share == 0 { 0 } else { 1 << share.ilog2() })
+    entries.map_err(|error| TableError::new(name, "opening", io_error(error)))
+}
+
+/// The kernel's numbers of the maps that are pinned now, of those whose size can be chosen.
+///
+/// # Errors
+///
+/// If one is missing.
+pub fn ids(pins: &Pins) -> Result<Vec<u32>, TableError> {
+    let id = |name| {
+        let id = open(pins, name).and_then(|data| Ok(data.info()?.id()));
+        id.map_err(|error| TableError::new(name, "opening", io_error(error)))
+    };
+    CHOSEN.into_iter().map(|(name, ..)| id(name)).collect()
+}
+
+/// Settings of the node.
+///
+/// # Errors
+///
+/// If the map is missing or not what its name says.
+pub fn node(pins: &Pins) -> Result<ArrayTable<NodeConfig>, TableError> {
+    array(pins, MapName::Node, NodeConfig::default())
 }
 
 /// Settings as they were before.

@@ -28,6 +28,7 @@ pub mod pins;
 pub mod ports;
 pub mod prerequisites;
 mod regions;
+pub mod resize;
 pub mod routes;
 pub mod sizes;
 pub mod status;

@@ -360,6 +360,7 @@ impl Pinned {
             MapName::Maglev => Regions::of(self.services()?.values(), u32::MAX).len(),
             MapName::Backends => self.backends()?.len(),
             MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
+            MapName::FlowRing => self.flow_ring()?.len(),
             MapName::FlowCache => self.cached_flows()?.len(),
             MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
             MapName::Interfaces => self.interfaces()?.len(),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <dir>/maps/FLOWS_v1         maps, by name and layout version
+//! <dir>/maps/FLOWS_v1:new     a larger one that is to take its place; then `:next`
 //! <dir>/links/xdp-eth0        links: what is attached, by hook and interface
 //! <dir>/links/ingress-eth0
 //! <dir>/links/egress-eth0
@@ -59,6 +60,16 @@ impl Pins {
         self.maps().join(Self::map_file(name))
     }
 
+    /// The pin of a map that is to take another one's place.
+    #[must_use]
+    pub fn staged(&self, name: MapName, stage: Stage) -> PathBuf {
+        let word = match stage {
+            Stage::New => "new",
+            Stage::Next => "next",
+        };
+        self.maps().join(format!("{}:{word}", Self::map_file(name)))
+    }
+
     /// Name of a map's pin.
     #[must_use]
     pub fn map_file(name: MapName) -> String {
@@ -103,6 +114,15 @@ impl Pins {
         }
         Ok(interfaces)
     }
+}
+
+/// How far a larger map is that takes another one's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is being filled; no program that is attached uses it.
+    New,
+    /// Programs are going over to it.
+    Next,
 }
 
 fn link_file(hook: &str, interface: &str) -> String {

@@ -56,6 +56,7 @@ fn scrape() -> Scrape {
             bytes: 300,
         }],
         services: BTreeMap::from([(web, 9)]),
+        half_open: HalfOpen { flows: 3, budget: 32768 },
         flows: 3,
         fill: vec![MapFill { map: "FLOWS", entries: 6, capacity: 131_072 }],
         agent: shared.snapshot(),

@@ -18,6 +18,7 @@ mod modes;
 mod pods;
 mod policies;
 mod ports;
+mod pressure;
 mod quoted;
 mod refusals;
 mod reload;

@@ -4,4 +4,5 @@
 mod changes;
 mod detach;
 mod load;
+mod resize;
 mod restarts;

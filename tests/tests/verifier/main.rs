@@ -10,7 +10,8 @@ use aya::{
     maps::{Map, MapData},
 };
 use aya_obj::Object;
-use load::{Kind, load};
+use aya_obj::btf::BtfFeatures;
+use load::{Kind, load, load_types};
 use redirector::dataplane::loader::OBJECT;
 use std::collections::HashSet;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -19,6 +20,10 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 fn every_program_is_accepted() -> Result<()> {
     let maps = EbpfLoader::new().load(OBJECT)?;
     let mut object = Object::parse(OBJECT)?;
+    // Every kernel that we run on knows them all.
+    let known = BtfFeatures::new(true, true, true, true, true, true, true, true);
+    let types = object.fixup_and_sanitize_btf(&known)?.context("the object has no types")?;
+    let types = load_types(&types.to_bytes())?;
     let definitions = std::mem::take(&mut object.maps);
     let mut bound = Vec::new();
     for (name, definition) in &definitions {
@@ -33,7 +38,7 @@ fn every_program_is_accepted() -> Result<()> {
     ensure!(!object.programs.is_empty(), "the object has no programs");
     for (name, program) in &object.programs {
         let function = &object.functions[&program.function_key()];
-        let (accepted, log) = load(Kind::of(&program.section)?, &function.instructions)?;
+        let (accepted, log) = load(Kind::of(&program.section)?, function, &types)?;
         match accepted {
             Ok(()) => {
                 let verified = number_after(&log, "processed ").context("no count in the log")?;

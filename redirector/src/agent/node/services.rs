@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use redirector_common::node::NodeConfig;
+use redirector_common::node::{MAX_PEERS, NodeConfig};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
@@ -134,8 +134,9 @@ impl Node {
                 snat_count: u16::try_from(snat.len()).unwrap_or(u16::MAX),
                 lookup_ifindex: LOOPBACK,
                 cache_sets: self.cache_sets,
-                reserved: 0,
+                ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
+                moving_until: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
@@ -264,6 +265,15 @@ fn nodes(
     let mut nodes = wishes.nodes().clone();
     if let Some(kubernetes) = kubernetes {
         nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
+    }
+    let room = MAX_PEERS as usize;
+    if nodes.len() > room {
+        // The same are left out everywhere, and what comes to those is translated.
+        tracing::warn!(
+            "{} addresses of nodes, and room for {room}: some are left out",
+            nodes.len()
+        );
+        nodes = nodes.into_iter().take(room).collect();
     }
     nodes
 }

@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use redirector_common::packet::environment::Inserted;
-use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
+use redirector_common::packet::environment::{Inserted, Recorded};
+use redirector_common::packet::pressure::Slot;
+use redirector_common::packet::{
+    Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket, new_flow, pressure,
+};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Direction, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol,
-    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -79,6 +82,7 @@ pub(super) struct Copied {
     /// The neighbour on the way that was last found.
     gateway: Cell<Address>,
     scratch: Box<UnsafeCell<Scratch>>,
+    held: Box<UnsafeCell<Tuple>>,
     steps: RefCell<Vec<Found>>,
 }
 
@@ -139,6 +143,7 @@ impl Copied {
                 wanted: 0,
                 source: Address::UNSPECIFIED,
             })),
+            held: Box::new(UnsafeCell::new(Packet::EMPTY.tuple)),
             steps: RefCell::default(),
         }
     }
@@ -301,6 +306,46 @@ impl Environment for Copied {
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(&entry.translated().reversed());
     }
+
+    // The copy has no need of room.
+    fn admit(&self, _: &Packet, _: &Scratch) {}
+
+    fn reclaim(&self) -> bool {
+        false
+    }
+
+    fn clear_slot(&self, _: u32, _: bool) -> Slot {
+        Slot::Taken
+    }
+
+    fn vacate(&self, scratch: &Scratch) -> bool {
+        pressure::vacate(self, &scratch.reply_key)
+    }
+
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded {
+        new_flow::record(self, packet, scratch, keep_port)
+    }
+
+    fn hold(&self, key: &Tuple) -> &Tuple {
+        // SAFETY: nobody holds another one.
+        let held = unsafe { &mut *self.held.get() };
+        *held = *key;
+        held
+    }
+
+    fn next_admitted(&self) -> u32 {
+        0
+    }
+
+    fn next_reclaimed(&self) -> u32 {
+        0
+    }
+
+    fn ring_slot(&self, _: u32) -> Option<NonNull<RingSlot>> {
+        None
+    }
+
+    fn count(&self, _: Reason) {}
 
     fn ticks(&self) -> u32 {
         0

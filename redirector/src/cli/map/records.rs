@@ -75,6 +75,16 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
         }),
         MapName::Backends => of(maps.backends()?, |(id, it)| backend(id, &it)),
         MapName::Flows => of(maps.flows()?, |(key, it)| flow(&key, &it)),
+        MapName::FlowRing => of(maps.flow_ring()?, |(index, slot)| {
+            let (source, destination) = ends(&slot.key);
+            record! {
+                "slot": index,
+                "protocol": slot.key.protocol().name(),
+                "source": source,
+                "destination": destination,
+                "born": slot.born,
+            }
+        }),
         MapName::FlowCache => of(maps.cached_flows()?, |it| cached(&it)),
         MapName::Epochs => of(maps.epochs()?, |(index, epoch)| {
             record! {"hashBegins": index, "epoch": epoch}
@@ -86,6 +96,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "snatFirst": node.snat_first,
                 "snatCount": node.snat_count,
                 "lookupInterface": interface_name(node.lookup_ifindex),
+                "ringSlots": node.ring_slots,
                 "netnsCookie": node.netns_cookie,
             }]
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use redirector_common::{NodeConfig, ServiceId};
+use redirector_common::{FlowState, NodeConfig, ServiceId, ring};
 use serde::Serialize;
 
 use super::{moment, seconds_since};
@@ -47,6 +47,7 @@ pub(super) struct Report {
     pub(super) snat_ports: Option<[u16; 2]>,
     /// Flows by state.
     pub(super) flows: BTreeMap<&'static str, usize>,
+    pub(super) half_open: HalfOpen,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,6 +135,17 @@ pub(super) struct Fill {
     pub(super) name: &'static str,
     pub(super) entries: usize,
     pub(super) capacity: u32,
+    /// Memory, in bytes.
+    pub(super) bytes: Option<u64>,
+}
+
+/// Flows that are not established yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HalfOpen {
+    pub(super) flows: usize,
+    /// How many there may be.
+    pub(super) budget: u32,
 }
 
 impl Fill {
@@ -177,8 +189,17 @@ pub(super) fn report(loaded: Loaded) -> Report {
         direct: loaded.direct,
         maps: loaded.fill,
         snat_ports,
+        half_open: HalfOpen {
+            flows: half_open(&loaded.flows),
+            budget: ring::half_open_budget(loaded.node.ring_slots),
+        },
         flows: loaded.flows,
     }
+}
+
+fn half_open(flows: &BTreeMap<&'static str, usize>) -> usize {
+    let states = FlowState::ALL.into_iter().filter(|state| state.is_half_open());
+    states.filter_map(|state| flows.get(state.name())).sum()
 }
 
 fn agent(loaded: &Loaded) -> AgentReport {

@@ -21,6 +21,7 @@ fn settings() {
         found,
         Config {
             interfaces: Some(vec!["eth0".to_owned(), "bond0.100".to_owned()]),
+            tables: BTreeMap::new(),
             xdp_mode: XdpMode::Off,
             snat_ports: 20000..=20000,
             ..Config::default()
@@ -188,4 +189,13 @@ fn source_ranges_of_both_families() {
     );
     let ranges: Vec<_> = found.services[0].source_ranges.iter().map(ToString::to_string).collect();
     assert_eq!(ranges, ["198.51.100.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0", "192.0.2.1/32"]);
+}
+
+#[test]
+fn tables() {
+    let config = parse("redirector.yaml", "tables: {flows: 4096, sourceRanges: 16}").unwrap();
+    let expected = [(MapName::Flows, 4096), (MapName::SourceRanges, 16)];
+    assert_eq!(config.tables, BTreeMap::from(expected));
+    let empty = parse("redirector.yaml", "tables:").unwrap();
+    assert!(empty.tables.is_empty());
 }

@@ -28,6 +28,31 @@ fn what_is_no_yaml() {
     ]);
 }
 
+#[test]
+fn tables_that_are_too_small_or_too_large() {
+    check(&[
+        (
+            "tables: 5\n",
+            &["1:9: tables: found 5; allowed: a mapping with the keys affinity, \
+          backends, flows, fragments, frontends, maglev, services, slots, sockets, sourceRanges, \
+          takers, vips"],
+        ),
+        (
+            "tables: {flows: 1000, flow: 2000}\n",
+            &[
+                "1:17: tables.flows: 1000 is out of range; allowed: a number from 1024 to 16777216",
+                "1:23: tables: unknown key \"flow\"; did you mean \"flows\"? allowed: affinity, \
+                 backends, flows, fragments, frontends, maglev, services, slots, sockets, \
+                 sourceRanges, takers, vips",
+            ],
+        ),
+        (
+            "tables:\n  vips: many\n",
+            &["2:9: tables.vips: found \"many\"; allowed: a number from 16 to 1048576"],
+        ),
+    ]);
+}
+
 /// Neither the stack nor memory gives out.
 #[test]
 fn too_much_yaml() {
@@ -56,7 +81,7 @@ fn what_is_of_the_wrong_kind() {
             "80:8080",
             &[
                 "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, nodes, publish, \
-               services, snatPorts, xdpMode",
+               services, snatPorts, tables, xdpMode",
             ],
         ),
         (
@@ -113,12 +138,12 @@ fn unknown_repeated_and_missing_keys() {
             "publsh: []\nxdpmode: auto\nports: []\n8: 9\n",
             &[
                 "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, nodes, \
-                 publish, services, snatPorts, xdpMode",
+                 publish, services, snatPorts, tables, xdpMode",
                 "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, nodes, \
-                 publish, services, snatPorts, xdpMode",
+                 publish, services, snatPorts, tables, xdpMode",
                 "3:1: unknown key \"ports\"; allowed: interfaces, nodes, publish, services, snatPorts, \
-                 xdpMode",
-                "4:1: key 8 is not text; allowed: interfaces, nodes, publish, services, snatPorts, xdpMode",
+                 tables, xdpMode",
+                "4:1: key 8 is not text; allowed: interfaces, nodes, publish, services, snatPorts, tables, xdpMode",
             ],
         ),
         (

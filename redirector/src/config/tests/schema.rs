@@ -15,8 +15,9 @@ fn schema() -> Value {
 }
 
 /// The schema's objects, and the parser's keys of each.
-const OBJECTS: [(&str, &[&str]); 4] = [
+const OBJECTS: [(&str, &[&str]); 5] = [
     ("", keys::FILE),
+    ("/properties/tables", keys::TABLES),
     ("/$defs/service", keys::SERVICE),
     ("/$defs/frontend", keys::FRONTEND),
     ("/$defs/backend", keys::BACKEND),
@@ -124,12 +125,24 @@ fn schema_and_parser_know_the_same_bounds() {
 }
 
 #[test]
+fn schema_and_parser_know_the_same_sizes() {
+    let schema = schema();
+    for (_, key, range) in crate::dataplane::sizes::CHOSEN {
+        let property = &schema["properties"]["tables"]["properties"][key];
+        let bounds = [*range.start(), *range.end()].map(Value::from);
+        assert_eq!([&property["minimum"], &property["maximum"]], [&bounds[0], &bounds[1]], "{key}");
+    }
+}
+
+#[test]
 fn schema_and_parser_have_the_same_defaults() {
     let schema = schema();
     let default = Config::default();
     assert_eq!(schema["properties"]["xdpMode"]["default"], default.xdp_mode.to_string());
     let (first, last) = (default.snat_ports.start(), default.snat_ports.end());
     assert_eq!(schema["properties"]["snatPorts"]["default"], format!("{first}-{last}"));
+    let most = redirector_common::node::MAX_PEERS;
+    assert_eq!(schema["properties"]["nodes"]["maxItems"], most);
 }
 
 #[test]

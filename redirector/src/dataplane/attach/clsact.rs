@@ -13,8 +13,8 @@ use rtnetlink::sys::Socket;
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
 
 use super::tcx::attach_type;
-use super::{AttachError, Attacher, describe, error_code};
-use crate::dataplane::loader::Role;
+use super::{AttachError, Attacher, TC_HOOKS, describe, error_code};
+use crate::dataplane::loader::{Programs, Role};
 use crate::dataplane::netlink::Interface;
 use crate::dataplane::netlink_raw::{self, ACK, DUMP, Question, REQUEST};
 use crate::dataplane::pins::{Hook, Pins};
@@ -64,6 +64,23 @@ impl Attacher {
         // Dropped, it would take the filter with it.
         link.map(std::mem::forget).map_err(|error| failed(describe(&error)))
     }
+}
+
+/// Has our filters on an interface run other programs.
+pub(in crate::dataplane) fn replace(
+    programs: &mut Programs,
+    interface: &str,
+) -> Result<(), AttachError> {
+    for hook in TC_HOOKS {
+        let failed =
+            |reason| AttachError::Tc { interface: interface.to_owned(), hook: hook.name(), reason };
+        let filter = our_filter(interface, hook).map_err(|error| failed(error.to_string()))?;
+        let program = programs.classifier(Role::at(hook))?;
+        let link = program.attach_to_link(filter).and_then(|id| program.take_link(id));
+        // Dropped, it would take the filter with it.
+        link.map(std::mem::forget).map_err(|error| failed(describe(&error)))?;
+    }
+    Ok(())
 }
 
 /// Removes our filters from an interface, and the qdisc if it is ours.

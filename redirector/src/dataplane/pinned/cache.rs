@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use redirector_common::map_name::MapName;
-use redirector_common::{CacheSet, CachedFlow, Flow, Tuple};
+use redirector_common::{CacheSet, CachedFlow, Flow, RingSlot, Tuple};
 
 use super::{Pinned, PinnedError, unreadable};
 use crate::dataplane::batch::{self, BatchError};
@@ -27,6 +27,21 @@ impl Pinned {
             }
         }
         Ok(flows)
+    }
+
+    /// Slots of the ring of flows that were ever taken, in their order.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn flow_ring(&self) -> Result<Vec<(u32, RingSlot)>, PinnedError> {
+        let name = MapName::FlowRing;
+        let mut taken = Vec::new();
+        batch::read_chunks(&self.data(name)?, |chunk| {
+            taken.extend(chunk.filter(|(_, slot): &(u32, RingSlot)| slot.born != 0));
+        })
+        .map_err(|error: BatchError| unreadable(name, error.to_string()))?;
+        Ok(taken)
     }
 
     /// Epochs by the first byte of flows' hashes.

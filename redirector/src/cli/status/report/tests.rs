@@ -54,12 +54,13 @@ fn loaded() -> Loaded {
         attached_clients: Vec::new(),
         infos: BTreeMap::new(),
         direct: Direct { peers: 3, ..Direct::default() },
-        fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200 }],
+        fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200, bytes: Some(48 << 10) }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
         node: NodeConfig {
             snat_first: 49152,
             snat_count: 8192,
             lookup_ifindex: 1,
+            ring_slots: 128,
             ..NodeConfig::default()
         },
         now,
@@ -76,14 +77,15 @@ Sync:        in sync (last written 60s ago)
 Clients:     on this machine not served (--no-local-clients)
 SNAT ports:  49152-57343
 Flows:       3 (2 established, 1 unreplied)
+Half-open:   1 of at most 64
 Conflicts:   none
 DSR:         no service; 3 addresses of other nodes
 
 INTERFACE  XDP      TC   PROGRAMS           AGE  NOTE
 eth0       generic  tcx  xdp:10,ingress:11  30h  the driver has no XDP
 
-MAP    ENTRIES  CAPACITY  FULL
-FLOWS        6       200    3%
+MAP    ENTRIES  CAPACITY  FULL  MEMORY
+FLOWS        6       200    3%   48KiB
 ";
     assert_eq!(describe(&report(loaded())), expected);
 }
@@ -147,6 +149,8 @@ fn json_has_what_scripts_ask_for() {
     assert_eq!(json["interfaces"][0]["programs"][0]["hook"], "xdp");
     assert_eq!(json["snatPorts"], serde_json::json!([49152, 57343]));
     assert_eq!(json["maps"][0]["capacity"], 200);
+    assert_eq!(json["maps"][0]["bytes"], 48 << 10);
+    assert_eq!(json["halfOpen"], serde_json::json!({"flows": 1, "budget": 64}));
 }
 
 #[test]

@@ -1,0 +1,302 @@
+//! Larger tables on a living node.
+//!
+//! ```text
+//! 1. FLOWS:new   a larger map, and programs that use it
+//! 2. copy        everything; from now on both generations of programs hold back what belongs
+//!                to no flow, for moments: it will be sent again
+//! 3. FLOWS:next  the same map under another name: from here there is no way back
+//! 4. links       run the new programs, one after the other
+//! 5. copy        what came or changed meanwhile
+//! 6. FLOWS       the new map takes the old one's name
+//! ```
+//!
+//! Whoever comes after a death in between removes what is `:new`, and finishes what is `:next`.
+
+mod flows;
+mod links;
+mod raw;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::{fs, io};
+
+use aya::maps::{MapData, MapError};
+use nix::fcntl::{Flock, FlockArg};
+use redirector_common::map_name::MapName;
+
+use super::epochs::Epochs;
+use super::gc;
+use super::loader::{LoadError, Programs};
+use super::maps;
+use super::pins::{Pins, Stage};
+use super::sizes::{self, Sizes};
+use super::syscall;
+use super::table::{Table, TableError, io_error};
+use raw::Which;
+
+/// How long packets without a flow are held back at most, where nobody ends it.
+const HOLD: u64 = 5_000_000_000;
+
+/// Why a table could not be made larger. What was there is there, and works.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// The map is as it is.
+    #[error("{0}'s size cannot be chosen; those that can: {1}")]
+    Fixed(&'static str, String),
+    /// Too many or too few.
+    #[error("{name} can have from {from} to {to} entries, not {asked}")]
+    Range {
+        /// The map.
+        name: &'static str,
+        /// What was asked for.
+        asked: u32,
+        /// Fewest entries.
+        from: u32,
+        /// Most.
+        to: u32,
+    },
+    /// It would have to lose entries.
+    #[error(
+        "{name} has room for {capacity} entries already, and tables do not shrink while they are \
+         there: `redirector detach` removes them, with all flows"
+    )]
+    NotLarger {
+        /// The map.
+        name: &'static str,
+        /// Its size.
+        capacity: u32,
+    },
+    /// The programs or maps cannot be had.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// A map cannot be read or written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A pin or link.
+    #[error("{}: {source}", .path.display())]
+    Pin {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Makes a map larger, and those that go with it, while packets flow. Whoever has the maps open
+/// must open them again.
+///
+/// # Errors
+///
+/// If the size is not one that the map can have, or the kernel refuses.
+pub fn resize(pins: &Pins, name: MapName, entries: u32) -> Result<(), ResizeError> {
+    check(name, entries)?;
+    let _turn = take_turn(pins)?;
+    settle(pins)?;
+    let capacity = maps::capacity(pins, name)?;
+    if entries <= capacity {
+        return Err(ResizeError::NotLarger { name: name.name(), capacity });
+    }
+    grow(pins, &BTreeMap::from([(name, entries)]))
+}
+
+/// Finishes or takes back what someone else has begun, and makes those tables larger that have less
+/// room than was chosen for them.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn keep_up(pins: &Pins, chosen: &BTreeMap<MapName, u32>) -> Result<(), ResizeError> {
+    let _turn = take_turn(pins)?;
+    settle(pins)?;
+    grow(pins, &outgrown(pins, chosen)?)
+}
+
+/// One at a time: waits.
+fn take_turn(pins: &Pins) -> Result<Flock<File>, ResizeError> {
+    let path = pins.maps();
+    let locked = File::open(&path).and_then(|dir| {
+        Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+    });
+    locked.map_err(|source| ResizeError::Pin { path, source })
+}
+
+/// Whether a map can have so many entries.
+///
+/// # Errors
+///
+/// If not, with what is allowed.
+pub fn check(name: MapName, entries: u32) -> Result<(), ResizeError> {
+    let Some((_, _, range)) = sizes::CHOSEN.into_iter().find(|(known, ..)| *known == name) else {
+        let known = sizes::CHOSEN.map(|(name, ..)| name.name());
+        return Err(ResizeError::Fixed(name.name(), known.join(", ")));
+    };
+    if range.contains(&entries) {
+        return Ok(());
+    }
+    let (from, to) = range.into_inner();
+    Err(ResizeError::Range { name: name.name(), asked: entries, from, to })
+}
+
+/// Those of the tables that are there and have less room than was chosen for them.
+///
+/// # Errors
+///
+/// If a map cannot be opened.
+pub fn outgrown(
+    pins: &Pins,
+    chosen: &BTreeMap<MapName, u32>,
+) -> Result<BTreeMap<MapName, u32>, TableError> {
+    let mut small = BTreeMap::new();
+    for (name, entries) in chosen {
+        if pins.map(*name).exists() && maps::capacity(pins, *name)? < *entries {
+            small.insert(*name, *entries);
+        }
+    }
+    Ok(small)
+}
+
+/// Makes tables larger: see the module.
+fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<(), ResizeError> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let names = together(tables);
+    let mut sizes = Sizes::chosen(tables);
+    if !tables.contains_key(&MapName::Flows) {
+        // The ring stays as it is too.
+        sizes.flows = maps::capacity(pins, MapName::Flows)?;
+    }
+    let outcome = prepare(pins, &names, &sizes).and_then(|mut programs| {
+        hold(pins, true)?;
+        copy(pins, &names, Stage::New, Which::All)?;
+        for name in &names {
+            rename(pins.staged(*name, Stage::New), pins.staged(*name, Stage::Next))?;
+        }
+        links::replace(pins, &mut programs)
+    });
+    if outcome.is_err() && !names.iter().any(|name| pins.staged(*name, Stage::Next).exists()) {
+        remove_new(pins)?;
+    }
+    outcome?;
+    settle(pins)
+}
+
+/// Finishes what someone else has begun, or takes it back.
+fn settle(pins: &Pins) -> Result<(), ResizeError> {
+    remove_new(pins)?;
+    let staged = |name: &MapName| pins.staged(*name, Stage::Next).exists();
+    let names: BTreeSet<MapName> = MapName::ALL.iter().copied().filter(staged).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    // What still ran on the old maps when the last link was replaced.
+    syscall::wait_for_programs();
+    copy(pins, &names, Stage::Next, Which::Missing)?;
+    for name in &names {
+        rename(pins.staged(*name, Stage::Next), pins.map(*name))?;
+    }
+    if let Ok(mut epochs) = Epochs::open(pins) {
+        epochs.raise_all()?;
+    }
+    hold(pins, false)
+}
+
+/// The maps, and those that have to have the size of one of them.
+fn together(tables: &BTreeMap<MapName, u32>) -> BTreeSet<MapName> {
+    let mut names: BTreeSet<MapName> = tables.keys().copied().collect();
+    if names.contains(&MapName::Flows) {
+        names.insert(MapName::FlowRing);
+    }
+    if names.contains(&MapName::Services) {
+        names.insert(MapName::ServiceInfo);
+    }
+    names
+}
+
+/// Makes the larger maps, and programs that use them.
+fn prepare(pins: &Pins, names: &BTreeSet<MapName>, sizes: &Sizes) -> Result<Programs, ResizeError> {
+    Ok(Programs::load_with(sizes, |name| {
+        if names.contains(&name) { pins.staged(name, Stage::New) } else { pins.map(name) }
+    })?)
+}
+
+fn copy(
+    pins: &Pins,
+    names: &BTreeSet<MapName>,
+    stage: Stage,
+    which: Which,
+) -> Result<(), ResizeError> {
+    for name in names {
+        let (old, new) = (pins.map(*name), pins.staged(*name, stage));
+        let (Some(from), Some(to)) = (open(&old)?, open(&new)?) else {
+            continue;
+        };
+        let copied = match (name, which) {
+            // Programs move flows on while this is done, and the ring already names new ones.
+            (MapName::Flows, Which::Missing) => flows::merge(&from, &to),
+            (MapName::FlowRing, Which::Missing) => Ok(()),
+            _ => raw::copy(&from, &to, which),
+        };
+        copied.map_err(|source| TableError::new(*name, "copying", source))?;
+    }
+    Ok(())
+}
+
+/// Has programs hold back what belongs to no flow, or lets it go again.
+fn hold(pins: &Pins, holds: bool) -> Result<(), ResizeError> {
+    let mut node = maps::node(pins)?;
+    let mut settings = node.get(0)?;
+    settings.ring_slots = maps::ring_slots(pins)?;
+    settings.moving_until = if holds { gc::now().saturating_add(HOLD) } else { 0 };
+    Ok(node.set(&0, &settings)?)
+}
+
+fn remove_new(pins: &Pins) -> Result<(), ResizeError> {
+    for name in MapName::ALL {
+        let path = pins.staged(*name, Stage::New);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ResizeError::Pin { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn rename(from: PathBuf, to: PathBuf) -> Result<(), ResizeError> {
+    fs::rename(&from, to).map_err(|source| ResizeError::Pin { path: from, source })
+}
+
+fn open(path: &std::path::Path) -> Result<Option<MapData>, ResizeError> {
+    raw::open(path).map_err(|error: MapError| ResizeError::Pin {
+        path: path.to_owned(),
+        source: io_error(error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_checked_before_anything_is_done() {
+        let refusal = |name, entries| check(name, entries).expect_err("refused").to_string();
+        assert!(check(MapName::Flows, 1 << 20).is_ok());
+        assert_eq!(
+            refusal(MapName::Flows, 1),
+            "FLOWS can have from 1024 to 16777216 entries, not 1"
+        );
+        let fixed = refusal(MapName::Ports, 1);
+        assert!(fixed.starts_with("PORTS's size cannot be chosen; those that can: AFFINITY, "));
+    }
+
+    #[test]
+    fn what_belongs_together_grows_together() {
+        let names = |name| together(&BTreeMap::from([(name, 1)]));
+        let flows = BTreeSet::from([MapName::Flows, MapName::FlowRing]);
+        assert_eq!(names(MapName::Flows), flows);
+        assert_eq!(names(MapName::Vips), BTreeSet::from([MapName::Vips]));
+    }
+}
