@@ -1,7 +1,7 @@
 //! VLANs and bonds, which not every kernel that tests run on has: the emulated ones do. One agent for
 //! all, which is told by its file what to work on.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::Family;
@@ -20,6 +20,8 @@ use serde_json::Value;
 const VLAN: Addresses = Addresses::new(6, 1);
 /// Node 1 on its bond.
 const BOND: Addresses = Addresses::new(4, 1);
+/// How long an agent in an emulated machine may take to follow its file.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MEMBERS: [(&str, &str); 2] = [("port0", "far0"), ("port1", "far1")];
 
 #[test]
@@ -67,7 +69,7 @@ fn vlans_and_bonds() -> Result<()> {
             let named = named.replace("{port", "{address: 198.18.6.1, port");
             let named = named.replace("- 80", "- 198.18.6.1:80").replace("- 53", "- 198.18.6.1:53");
             choose(lab, &named, VLAN)?;
-            wait::until_true("eth0.9 to be left", wait::SOON, || {
+            wait::until_true("eth0.9 to be left", PATIENCE, || {
                 let is_left = state(lab, "eth0.9")?.is_null() && state(lab, "bond0")?.is_null();
                 Ok(is_left && state(lab, "eth0")?["xdp"] == "native")
             })?;
@@ -152,11 +154,11 @@ fn live_through_members(lab: &Lab) -> Result<()> {
 /// Has the agent work by another file, on `eth0` too, and awaits frontends at an address.
 fn choose(lab: &Lab, config: &str, node: Addresses) -> Result<()> {
     lab.write_config(config)?;
-    wait::until_true("programs on eth0", wait::SOON, || {
+    wait::until_true("programs on eth0", PATIENCE, || {
         let tc = state(lab, "eth0")?["tc"].clone();
         Ok(tc.is_string() && tc != "off")
     })?;
-    wait::until_true("frontends", wait::SOON, || {
+    wait::until_true("frontends", PATIENCE, || {
         Ok(lab.cli().text(&["service", "list", "-o", "json"])?.contains(&node.v4.to_string()))
     })
 }
