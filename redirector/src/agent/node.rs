@@ -213,11 +213,12 @@ impl Node {
     pub(super) fn has_moved(&mut self) -> bool {
         let tables = self.wishes.tables();
         let outgrown = resize::outgrown(self.pins(), tables).unwrap_or_default();
-        if !outgrown.is_empty() && self.refused_tables != outgrown {
-            if let Err(error) = resize::keep_up(self.pins(), tables) {
-                self.account.config_failed(&format!("tables are not made larger: {error}"));
-                self.refused_tables = outgrown;
-            }
+        if !outgrown.is_empty()
+            && self.refused_tables != outgrown
+            && let Err(error) = resize::keep_up(self.pins(), tables)
+        {
+            self.account.config_failed(&format!("tables are not made larger: {error}"));
+            self.refused_tables = outgrown;
         }
         ids(self.pins()).is_ok_and(|ids| ids != self.ids)
     }
