@@ -161,7 +161,7 @@ fn answers(pair: &Pair, family: Family) -> Result<()> {
     }
     let socket = client::udp(client, frontend(54))?;
     for size in [100, 1400, 2000, 8000, 100] {
-        let datagram: Vec<u8> = (0..size).map(|i| (i % 253) as u8).collect();
+        let datagram: Vec<u8> = (0..=252_u8).cycle().take(size).collect();
         // The first that is too large for the tunnel tells the client so.
         let answer = client::round_trip(&socket, &datagram)
             .or_else(|_| client::round_trip(&socket, &datagram))
