@@ -42,6 +42,8 @@ macro_rules! floors {
 pub(crate) enum Kind {
     /// Passes it unchanged.
     Pass,
+    /// Passes it with room for another header in front.
+    Grow,
     /// Sends it back unchanged but for the hardware addresses.
     Back,
     /// Translates it, and swaps the hardware addresses.
@@ -71,6 +73,7 @@ floors! {
     Jiffies = "f_jiffies", Xdp, Back, "parse, jiffies, TX";
     Fib = "f_fib", Xdp, Back, "parse, fib_lookup, TX";
     Rewrite = "f_rewrite", Xdp, Translate, "parse, translate, TX";
+    Grow = "f_grow", Xdp, Grow, "room for a header";
     Redirect = "f_redirect", Xdp, Redirect, "parse, redirect";
     RedirectMap = "f_redirect_map", Xdp, Redirect, "parse, redirect_map";
     PathMaps = "f_path_maps", Xdp, Forward, "whole path, ordinary maps";
@@ -92,6 +95,7 @@ impl Floor {
                 | Self::Parse
                 | Self::ParseTx
                 | Self::Fib
+                | Self::Grow
                 | Self::ReturnTc
                 | Self::ParseTc
                 | Self::SkcConnection
@@ -109,6 +113,7 @@ impl Floor {
             self,
             Self::Return
                 | Self::Parse
+                | Self::Grow
                 | Self::LruInsert
                 | Self::PathMaps
                 | Self::PathCache

@@ -39,6 +39,9 @@ enum Benchmark {
     Connections(connections::Arguments),
     /// Following a cluster: CPU, memory and writes
     Cluster(cluster::Arguments),
+    /// A part of `packet`: keeps connections open
+    #[command(hide = true)]
+    HoldConnections,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Benchmark::Packet(arguments) => packet::run(&arguments),
         Benchmark::Veth(arguments) => veth::run(&arguments),
         Benchmark::Connections(arguments) => connections::run(&arguments),
+        Benchmark::HoldConnections => steer::hold(),
         Benchmark::Cluster(arguments) => cluster::run(&arguments),
     };
     match result {

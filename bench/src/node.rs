@@ -44,6 +44,8 @@ pub(crate) const CLIENTS: Both = Both::new(19, 0, 0);
 pub(crate) const NODE: Both = Both::new(18, 1, 1);
 /// The node, where backends see it.
 pub(crate) const NODE_INSIDE: Both = Both::new(18, 2, 1);
+/// The router in front of backends: a node that runs redirector, too.
+pub(crate) const NEXT: Both = Both::new(18, 2, 2);
 /// The first backend; backends differ in the low half of their addresses.
 pub(crate) const BACKENDS: Both = Both::new(20, 0, 0);
 /// Hardware addresses: the node's on `eth0`, on `eth1`, router A's, router B's.

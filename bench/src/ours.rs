@@ -12,16 +12,17 @@ use redirector::dataplane::loader::{OBJECT, Role};
 use redirector_common::cache::EPOCHS;
 use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
+use redirector_common::ring;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, NodeConfig,
-    Port, PortFlags, Protocol, Reason, Service, Tuple,
+    Address, Backend, Direction, Family, Flow, FlowState, Frontend, FrontendKey, Interface, Manner,
+    NodeConfig, Port, PortFlags, Protocol, Reason, Service, Tuple,
 };
 
 use crate::frame::Frame;
 use crate::harness::{Hook, with_low_half};
 use crate::layout::FIRST_PORT;
-use crate::node::{BACKENDS, NODE, NODE_INSIDE, ifindex};
+use crate::node::{BACKENDS, NEXT, NODE, NODE_INSIDE, ifindex};
 
 pub(crate) const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Where backends elsewhere listen.
@@ -60,6 +61,7 @@ impl Ours {
         let lines = 2 * (services + 1) * TABLE_LINES;
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(MapName::Flows.name(), halves)
+            .map_max_entries(MapName::FlowRing.name(), ring::slots(halves))
             .map_max_entries(MapName::FlowCache.name(), CACHE_SETS * cpus()?)
             .map_max_entries(MapName::Maglev.name(), lines.max(65536))
             .load(OBJECT)
@@ -75,7 +77,7 @@ impl Ours {
             }
         }
         let mut ours = Self { ebpf };
-        ours.configure(services)?;
+        ours.configure(services, ring::slots(halves))?;
         Ok(ours)
     }
 
@@ -99,12 +101,13 @@ impl Ours {
         Ok(program.try_into()?)
     }
 
-    fn configure(&mut self, services: u32) -> Result<()> {
+    fn configure(&mut self, services: u32, ring_slots: u32) -> Result<()> {
         let node = NodeConfig {
             snat_first: SNAT_FIRST,
             snat_count: SNAT_COUNT,
             lookup_ifindex: ifindex("lo")?,
             cache_sets: CACHE_SETS,
+            ring_slots,
             ..NodeConfig::default()
         };
         self.array(MapName::Node)?.set(0, node, 0)?;
@@ -112,6 +115,10 @@ impl Ours {
             let [v4, v6] = FAMILIES.map(|family| address.of(family).into());
             let value = Interface::new(slot, v4, v6, true);
             self.array(MapName::Interfaces)?.set(ifindex(name)?, value, 0)?;
+        }
+        for family in FAMILIES {
+            let mut peers: HashMap<_, Address, u32> = self.hash(MapName::Peers)?;
+            peers.insert(Address::from(NEXT.of(family)), 1, 0)?;
         }
         for (number, family) in (0..).zip(FAMILIES) {
             self.add_services(number, family, services)?;
@@ -214,6 +221,7 @@ impl Ours {
     pub(crate) fn add_flows(
         &mut self,
         local: bool,
+        manner: Manner,
         flows: impl Iterator<Item = (Frame, SocketAddr, SocketAddr)>,
     ) -> Result<()> {
         let now = redirector::dataplane::gc::now();
@@ -228,6 +236,7 @@ impl Ours {
             let half = |direction, translated| {
                 let mut flow = Flow::new(direction, translated, 1, 1, local, now);
                 flow.set_state(state);
+                flow.set_manner(manner);
                 flow
             };
             map.insert(key, half(Direction::Forward, translated), 0)?;

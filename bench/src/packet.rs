@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Numbers of services; all but the first are measured with 65536 flows of TCP only.
     #[arg(long, value_delimiter = ',', default_value = "1,100,10000")]
     services: Vec<u32>,
+    /// Only these cases, such as established,reply-udp; floors always run [default: all].
+    #[arg(long, value_delimiter = ',', hide_default_value = true)]
+    cases: Vec<String>,
     /// Samples of each program, taken by turns.
     #[arg(long, default_value_t = 15)]
     rounds: u32,
@@ -39,7 +42,19 @@ pub(crate) struct Arguments {
 /// Flows with which other numbers of services are measured.
 const MANY: u32 = 65536;
 
+impl Arguments {
+    fn wants(&self, case: Case, protocol: Protocol) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|name| name == case.name(protocol))
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    for name in &arguments.cases {
+        let known = Case::ALL
+            .iter()
+            .any(|case| Protocol::ALL.iter().any(|protocol| case.name(*protocol) == name));
+        ensure!(known, "--cases {name}: there is no such case");
+    }
     for &flows in &arguments.flows {
         let valid = flows.is_power_of_two() && flows <= 1 << 20;
         ensure!(valid, "--flows {flows}: not a power of two up to 1048576");
@@ -61,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             }
             let scene = Scene { protocol, flows, services };
             eprintln!("measuring {flows} flows, {services} services, {protocol}");
-            let samples = measure(&scene, arguments.rounds, arguments.spoil)
+            let samples = measure(&scene, arguments)
                 .with_context(|| format!("{flows} flows, {services} services, {protocol}"))?;
             report.add(scene, samples);
         }
@@ -102,18 +117,22 @@ impl From<Family> for Family4 {
 }
 
 /// Runs everything in one scene.
-fn measure(scene: &Scene, rounds: u32, spoil: bool) -> Result<BTreeMap<Subject, Samples>> {
+fn measure(scene: &Scene, arguments: &Arguments) -> Result<BTreeMap<Subject, Samples>> {
     let mut stage = Stage::set(scene)?;
-    if spoil {
+    if arguments.spoil {
         stage.spoil()?;
     }
     let mut all = BTreeMap::<Subject, Samples>::new();
-    let subjects = stage.subjects();
+    let wanted = |subject: &Subject| match subject {
+        Subject::Alone(_) | Subject::Floor(..) | Subject::Live(..) => true,
+        Subject::Ours(case, _) => arguments.wants(*case, scene.protocol),
+    };
+    let subjects: Vec<Subject> = stage.subjects().into_iter().filter(wanted).collect();
     for &subject in &subjects {
         stage.check(subject).with_context(|| format!("checking {subject:?}"))?;
     }
     stage.start()?;
-    for _ in 0..rounds {
+    for _ in 0..arguments.rounds {
         for &subject in &subjects {
             let ns = stage.sample(subject).with_context(|| format!("running {subject:?}"))?;
             all.entry(subject).or_default().add(ns);
@@ -126,7 +145,7 @@ impl Scene {
     /// Whether a case is measured here.
     pub(crate) fn has(&self, case: Case) -> bool {
         match case {
-            Case::Established | Case::Reply => true,
+            Case::Established | Case::Reply | Case::DsrLayer2 | Case::DsrTunnel => true,
             // One flow opens in no time that could be measured.
             Case::New => self.flows > 1,
             Case::NotOurs => self.protocol == Protocol::Tcp,

@@ -185,6 +185,12 @@ impl Measured<'_> {
             Subject::Live(_, family) | Subject::Ours(Case::SteerSyn, family) => {
                 self.raw(Subject::Live(Floor::ReturnTc, family), of)
             }
+            // A header was put in front, and what varies the packets takes it off again.
+            Subject::Ours(Case::DsrTunnel, family) => {
+                let [grow, stub] = [Floor::Grow, Floor::Return]
+                    .map(|floor| self.raw(Subject::Floor(floor, family), of));
+                self.wrapper_by(Hook::Xdp, family, of) + (grow - stub) / 2.0
+            }
             Subject::Ours(case, family) => self.wrapper_by(case.hook(), family, of),
         };
         self.raw(subject, of) - wrapper
@@ -211,6 +217,9 @@ impl Measured<'_> {
         match subject {
             Subject::Ours(Case::Established, Family4::V6) => {
                 Subject::Ours(Case::Established, Family4::V4)
+            }
+            Subject::Ours(Case::DsrLayer2 | Case::DsrTunnel, family) => {
+                Subject::Ours(Case::Established, family)
             }
             Subject::Ours(Case::SteerSyn, _) => Subject::Live(Floor::SkcLookup, Family4::V4),
             Subject::Ours(case, family) => {
@@ -242,7 +251,7 @@ impl Measured<'_> {
                 | Subject::Live(_, Family4::V4)
                 | Subject::Alone(_) => "ipv4",
             };
-            let floor_name = if matches!(floor, Subject::Ours(Case::Established, _)) {
+            let floor_name = if matches!(subject, Subject::Ours(Case::Established, Family4::V6)) {
                 "established, IPv4"
             } else {
                 self.name(floor)

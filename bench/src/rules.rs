@@ -273,3 +273,63 @@ COMMIT
 fn chain_address(address: IpAddr) -> String {
     address.to_string().replace(':', ".")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn services(node: IpAddr, endpoint: IpAddr) -> Services {
+        let endpoints = |count| (0..count).map(|i| SocketAddr::new(endpoint, 8080 + i)).collect();
+        Services {
+            protocol: Protocol::Udp,
+            node,
+            first_port: 30_000,
+            endpoints: vec![endpoints(3), endpoints(1)],
+        }
+    }
+
+    fn v4() -> Services {
+        services(Ipv4Addr::new(192, 0, 2, 1).into(), Ipv4Addr::new(10, 0, 0, 1).into())
+    }
+
+    #[test]
+    fn each_endpoint_is_drawn_equally() {
+        let rules = v4().iptables();
+        let chances: Vec<&str> = rules
+            .split("--probability ")
+            .skip(1)
+            .filter_map(|rest| rest.split(' ').next())
+            .collect();
+        // The last one takes what is left, and so does the only one of the second service.
+        assert_eq!(chances, ["0.3333333333", "0.5000000000"]);
+    }
+
+    #[test]
+    fn node_ports_come_last_and_lead_to_their_service() {
+        let rules = v4().iptables();
+        let lines: Vec<&str> = rules.lines().filter(|line| line.starts_with("-A")).collect();
+        let last = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS";
+        assert_eq!(lines.last(), Some(&last));
+        assert!(
+            lines.iter().any(|line| line.contains("--dport 30001 -j KUBE-EXT-0000000000000001"))
+        );
+    }
+
+    #[test]
+    fn verdict_maps_have_an_element_for_each_service() {
+        let rules = v4().nftables();
+        assert!(rules.contains("udp . 30000 : goto external-00000000-bench/web-0/udp/http"));
+        assert!(rules.contains("udp . 30001 : goto external-00000001-bench/web-1/udp/http"));
+        assert!(rules.contains("numgen random mod 3 vmap { 0 : goto endpoint-00000000-"));
+        assert!(rules.contains("dnat to 10.0.0.1:8082;"));
+    }
+
+    #[test]
+    fn names_of_chains_have_no_colons() {
+        let six = services(Ipv6Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into());
+        let rules = six.nftables();
+        let names = rules.split_whitespace().filter(|word| word.starts_with("endpoint-"));
+        assert!(names.into_iter().all(|name| !name.contains(':')));
+        assert!(rules.contains("dnat to [::]:8080;"));
+    }
+}

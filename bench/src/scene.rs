@@ -4,7 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::packet::{Packet, parse};
-use redirector_common::{Family, Protocol, Reason};
+use redirector_common::{Family, Manner, Protocol, Reason};
+use redirector_tests::tunnel::cover;
 
 use crate::floor::Floor;
 use crate::frame::Frame;
@@ -29,17 +30,21 @@ pub(crate) enum Case {
     Reply,
     New,
     NotOurs,
+    DsrLayer2,
+    DsrTunnel,
     LocalEstablished,
     SteerEstablished,
     SteerSyn,
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Established,
         Self::Reply,
         Self::New,
         Self::NotOurs,
+        Self::DsrLayer2,
+        Self::DsrTunnel,
         Self::LocalEstablished,
         Self::SteerEstablished,
         Self::SteerSyn,
@@ -55,6 +60,10 @@ impl Case {
             (Self::New, Protocol::Udp) => "new-udp",
             (Self::NotOurs, Protocol::Tcp) => "not-ours",
             (Self::NotOurs, Protocol::Udp) => "not-ours-udp",
+            (Self::DsrLayer2, Protocol::Tcp) => "dsr-l2",
+            (Self::DsrLayer2, Protocol::Udp) => "dsr-l2-udp",
+            (Self::DsrTunnel, Protocol::Tcp) => "dsr-ipip",
+            (Self::DsrTunnel, Protocol::Udp) => "dsr-ipip-udp",
             (Self::LocalEstablished, Protocol::Tcp) => "local-established",
             (Self::LocalEstablished, Protocol::Udp) => "local-established-udp",
             // There is no such thing with UDP; `Scene::has` says so.
@@ -65,7 +74,12 @@ impl Case {
 
     pub(crate) const fn hook(self) -> Hook {
         match self {
-            Self::Established | Self::Reply | Self::New | Self::NotOurs => Hook::Xdp,
+            Self::Established
+            | Self::Reply
+            | Self::New
+            | Self::NotOurs
+            | Self::DsrLayer2
+            | Self::DsrTunnel => Hook::Xdp,
             Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => Hook::Tc,
         }
     }
@@ -75,7 +89,8 @@ impl Case {
         match self {
             // So many that a flow cache of any sensible size only misses.
             Self::Established | Self::Reply if flows > 262_144 => Floor::PathMaps,
-            Self::Established | Self::Reply => Floor::PathCache,
+            // Those of direct server return are compared with those that are translated.
+            Self::Established | Self::Reply | Self::DsrLayer2 | Self::DsrTunnel => Floor::PathCache,
             Self::New => Floor::LruInsert,
             Self::NotOurs => Floor::Parse,
             Self::LocalEstablished | Self::SteerSyn => Floor::SkcLookup,
@@ -90,6 +105,7 @@ impl Case {
             Self::Reply => Some(Reason::RemoteReply),
             Self::New => Some(Reason::RemoteNew),
             Self::NotOurs => None,
+            Self::DsrLayer2 | Self::DsrTunnel => Some(Reason::DsrEstablished),
             Self::LocalEstablished => Some(Reason::LocalEstablished),
             Self::SteerEstablished => Some(Reason::SteeredEstablished),
             Self::SteerSyn => Some(Reason::SteeredNew),
@@ -102,7 +118,9 @@ impl Case {
         const XDP_REDIRECT: u32 = 4;
         const TC_ACT_OK: u32 = 0;
         match self {
-            Self::Established | Self::Reply | Self::New => XDP_REDIRECT,
+            Self::Established | Self::Reply | Self::New | Self::DsrLayer2 | Self::DsrTunnel => {
+                XDP_REDIRECT
+            }
             Self::NotOurs => XDP_PASS,
             Self::LocalEstablished | Self::SteerEstablished | Self::SteerSyn => TC_ACT_OK,
         }
@@ -122,11 +140,22 @@ impl Scene {
     pub(crate) fn packets(&self, case: Case, family: Family) -> Result<Packets> {
         let at = |address: IpAddr, port| SocketAddr::new(address, port);
         // The connections that are open have one port; others open some.
-        let client_port = if matches!(case, Case::SteerSyn) { 2048 } else { 1024 };
+        let client_port = match case {
+            Case::SteerSyn | Case::DsrTunnel => 2048,
+            Case::Established
+            | Case::Reply
+            | Case::New
+            | Case::NotOurs
+            | Case::DsrLayer2
+            | Case::LocalEstablished
+            | Case::SteerEstablished => 1024,
+        };
         let client = at(CLIENTS.of(family), client_port);
         let node = NODE.of(family);
         let destination = match case {
-            Case::Established | Case::New => at(node, FIRST_PORT),
+            Case::Established | Case::New | Case::DsrLayer2 | Case::DsrTunnel => {
+                at(node, FIRST_PORT)
+            }
             Case::NotOurs => at(node, FOREIGN_PORT),
             Case::LocalEstablished => at(node, LOCAL_FRONTEND),
             Case::SteerEstablished | Case::SteerSyn => at(node, STEERED_FRONTEND),
@@ -148,7 +177,7 @@ impl Scene {
             first,
             flows: self.flows,
             services: match case {
-                Case::Established | Case::New => self.services,
+                Case::Established | Case::New | Case::DsrLayer2 | Case::DsrTunnel => self.services,
                 Case::Reply
                 | Case::NotOurs
                 | Case::LocalEstablished
@@ -190,6 +219,7 @@ impl Scene {
         let packets = self.packets(Case::Established, family)?;
         ours.add_flows(
             false,
+            Manner::Translate,
             (0..self.flows).map(|flow| {
                 let (source, destination) = self.translated(family, flow);
                 (packets.of_flow(flow), source, destination)
@@ -197,11 +227,29 @@ impl Scene {
         )
     }
 
+    /// Records the flows of a family that other nodes answer themselves.
+    pub(crate) fn add_flows_handed_over(&self, ours: &mut Ours, family: Family) -> Result<()> {
+        for (case, manner) in [(Case::DsrLayer2, Manner::Layer2), (Case::DsrTunnel, Manner::Tunnel)]
+        {
+            let packets = self.packets(case, family)?;
+            ours.add_flows(
+                false,
+                manner,
+                (0..self.flows).map(|flow| {
+                    let frame = packets.of_flow(flow);
+                    (frame, frame.source, self.translated(family, flow).1)
+                }),
+            )?;
+        }
+        Ok(())
+    }
+
     /// Records the flows of a family to the backend on this host.
     pub(crate) fn add_local_flows(&self, ours: &mut Ours, family: Family) -> Result<()> {
         let packets = self.packets(Case::LocalEstablished, family)?;
         ours.add_flows(
             true,
+            Manner::Translate,
             (0..self.flows).map(|flow| {
                 let frame = packets.of_flow(flow);
                 (frame, frame.source, SocketAddr::new(NODE.of(family), LOCAL_BACKEND))
@@ -219,7 +267,7 @@ impl Scene {
                 connections.push((frame.destination, frame.source));
             }
         }
-        Sockets::open(connections.into_iter())
+        Sockets::open(&connections)
     }
 
     /// Checks what came of one packet, the first of a sample.
@@ -232,6 +280,13 @@ impl Scene {
         let forwarded = Frame { ttl: sent.ttl - 1, ..sent };
         let expected = match case {
             Case::NotOurs | Case::SteerEstablished | Case::SteerSyn => sent,
+            Case::DsrLayer2 => Frame { link: [ROUTER_B, INSIDE_MAC], ..sent },
+            Case::DsrTunnel => {
+                let ends = (NODE_INSIDE.of(family), destination.ip());
+                let found = cover(&forwarded.bytes()?, [ROUTER_B, INSIDE_MAC], ends, 0);
+                ensure!(found == ran.packet, "expected {found:02x?}, found {:02x?}", ran.packet);
+                return Ok(());
+            }
             Case::LocalEstablished => {
                 Frame { destination: SocketAddr::new(sent.destination.ip(), LOCAL_BACKEND), ..sent }
             }

@@ -30,6 +30,7 @@ pub(crate) struct Stage {
     /// With all flows; one for those to this host; one without any.
     remote: Ours,
     local: Ours,
+    handed_over: Ours,
     fresh: Ours,
     /// The socket that is looked up.
     _listener: TcpListener,
@@ -49,8 +50,10 @@ impl Stage {
         let halves = (scene.flows * 5).max(262_144);
         let mut remote = Ours::load(halves, scene.services)?;
         let mut local = Ours::load(halves, 1)?;
+        let mut handed_over = Ours::load((scene.flows * 9).max(halves), scene.services)?;
         for family in FAMILIES {
             scene.add_flows(&mut remote, family)?;
+            scene.add_flows_handed_over(&mut handed_over, family)?;
             if scene.has(Case::LocalEstablished) {
                 scene.add_local_flows(&mut local, family)?;
             }
@@ -63,6 +66,7 @@ impl Stage {
             floors,
             remote,
             local,
+            handed_over,
             fresh,
             _listener: listener,
             _sockets: sockets,
@@ -132,6 +136,7 @@ impl Stage {
         match case {
             Case::Established | Case::Reply | Case::NotOurs => &mut self.remote,
             Case::New => &mut self.fresh,
+            Case::DsrLayer2 | Case::DsrTunnel => &mut self.handed_over,
             Case::LocalEstablished | Case::SteerEstablished | Case::SteerSyn => &mut self.local,
         }
     }
@@ -172,7 +177,15 @@ impl Stage {
             Subject::Alone(_) | Subject::Live(..) => Ok(()),
             Subject::Floor(floor, _) => {
                 let sent = packets.of_flow(packets.first_flow());
-                expected(floor, sent).check(&ran.packet)?;
+                let more = if floor != Floor::Grow {
+                    0
+                } else if sent.source.is_ipv4() {
+                    20
+                } else {
+                    40
+                };
+                let found = ran.packet.get(more..).context("the packet is short")?;
+                expected(floor, sent).check(found)?;
                 ensure!(ran.verdict == verdict(floor), "verdict {}", ran.verdict);
                 if floor.inserts() { self.remove(&packets, 1) } else { Ok(()) }
             }
@@ -350,7 +363,7 @@ fn expected(floor: Floor, sent: Frame) -> Frame {
         ..back
     };
     match floor.kind() {
-        Kind::Pass => sent,
+        Kind::Pass | Kind::Grow => sent,
         Kind::Back | Kind::Redirect => back,
         Kind::Translate | Kind::Forward => translated,
         Kind::ForwardRouted => Frame { link: [[0, 1, 2, 3, 4, 5]; 2], ..translated },
@@ -359,7 +372,7 @@ fn expected(floor: Floor, sent: Frame) -> Frame {
 
 fn verdict(floor: Floor) -> u32 {
     match (floor.kind(), floor.hook()) {
-        (Kind::Pass, Hook::Xdp) => 2,
+        (Kind::Pass | Kind::Grow, Hook::Xdp) => 2,
         (_, Hook::Tc) => 0,
         (Kind::Back | Kind::Translate, Hook::Xdp) => 3,
         (Kind::Redirect | Kind::Forward | Kind::ForwardRouted, Hook::Xdp) => 4,

@@ -5,8 +5,10 @@
 //! tells what each packet cost. The clock reads in that account are in a program that only returns,
 //! too, which is taken off.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -27,32 +29,78 @@ const PEER: &str = "peer0";
 /// How long the last packets may take.
 const LATE: Duration = Duration::from_secs(2);
 /// Files beside the connections.
-const FILES: u64 = 4096;
+const FILES: u64 = 64;
+/// Connections of one process at most.
+const CONNECTIONS: u64 = 65_536;
+/// Ends a list of connections, and answers it.
+const READY: &str = "ready";
 
 /// Sockets of the node's, gone with this.
 pub(crate) struct Sockets {
-    _connections: Vec<Socket>,
+    _holders: Vec<Holder>,
     _listeners: Vec<TcpListener>,
+}
+
+/// A process that has some of the connections: no process may have as many files as there are flows.
+struct Holder(Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
 
 impl Sockets {
     /// A listener for what is steered, and these connections: node's end, client's end.
-    pub(crate) fn open(
-        connections: impl ExactSizeIterator<Item = (SocketAddr, SocketAddr)>,
-    ) -> Result<Self> {
-        let files = FILES + 2 * connections.len() as u64;
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, soft.max(files), hard.max(files))
-            .with_context(|| format!("cannot open {files} sockets"))?;
+    pub(crate) fn open(connections: &[(SocketAddr, SocketAddr)]) -> Result<Self> {
         let listeners = FAMILIES.map(|family| {
             let address = SocketAddr::new(NODE.of(family), LOCAL_BACKEND);
             TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
         });
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard.max(soft), hard)?;
+        let each = usize::try_from(hard.saturating_sub(FILES).clamp(1, CONNECTIONS))?;
         Ok(Self {
-            _connections: connections.map(connection).collect::<Result<_>>()?,
+            _holders: connections.chunks(each).map(hold_elsewhere).collect::<Result<_>>()?,
             _listeners: listeners.into_iter().collect::<Result<_>>()?,
         })
     }
+}
+
+/// Starts a process that has these connections, and waits until it has.
+fn hold_elsewhere(connections: &[(SocketAddr, SocketAddr)]) -> Result<Holder> {
+    let mut command = Command::new(std::env::current_exe().context("this program's own file")?);
+    command.arg("hold-connections").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = Holder(command.spawn().with_context(|| format!("starting {command:?}"))?);
+    let (input, output) = (holder.0.stdin.as_mut(), holder.0.stdout.take());
+    let (input, output) = input.zip(output).context("a process without pipes")?;
+    let mut lines = String::new();
+    for (from, to) in connections {
+        lines += &format!("{from} {to}\n");
+    }
+    // It says itself why it ended.
+    input.write_all((lines + READY + "\n").as_bytes()).context("a holder of connections ended")?;
+    let mut answer = String::new();
+    BufReader::new(output).read_line(&mut answer)?;
+    ensure!(answer.trim_end() == READY, "a holder of connections ended");
+    Ok(holder)
+}
+
+/// `hold-connections`: opens what it is told to, says so, and keeps it until its input ends.
+pub(crate) fn hold() -> Result<()> {
+    let mut sockets = Vec::new();
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        if line == READY {
+            println!("{READY}");
+            continue;
+        }
+        let (from, to) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
+        sockets.push(connection((from.parse()?, to.parse()?))?);
+    }
+    Ok(())
 }
 
 /// A connection that nobody has to answer for.

@@ -85,6 +85,8 @@ fn packets_have_their_cases() -> Result<()> {
             "reply",
             "new",
             "not-ours",
+            "dsr-l2",
+            "dsr-ipip",
             "steer-established",
             "steer-syn",
         ] {

@@ -23,33 +23,35 @@ pub const WAYS: usize = 2;
 /// Elements of the `EPOCHS` array.
 pub const EPOCHS: u32 = 256;
 
-/// A flow's packets in one direction, as they are handled. Two cache lines.
+/// A flow's packets in one direction, as they are handled. Two cache lines: what tells whether it is
+/// the right entry, and what to do then.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedFlow {
     /// The packets that it is about.
     pub key: Tuple,
-    /// What they leave with.
-    pub translated: Tuple,
-    /// Where they go, if they are forwarded.
-    pub next_hop: NextHop,
+    /// Their IP bytes, of those that hit since this was filled in.
+    pub bytes: u64,
     /// Epoch of the bucket when this was filled in; 0: empty.
     pub epoch: u32,
     /// When this was filled in, in ticks.
     pub filled: u32,
     /// Packets that hit since.
     pub packets: u32,
-    /// Their IP bytes.
-    pub bytes: u64,
     /// Why they are handled so: a [`Reason`]'s number.
     reason: u8,
     flags: u8,
     /// Reserved, zero.
     pub reserved: [u8; 2],
+    /// What they leave with.
+    pub translated: Tuple,
+    /// Where they go, if they are forwarded.
+    pub next_hop: NextHop,
     /// Which of the flows that have had this key: [`Flow::born`].
     pub born: u32,
 }
 
+const _: () = assert!(core::mem::offset_of!(CachedFlow, translated) == 64);
 const _: () = assert!(size_of::<CachedFlow>() == 128);
 
 /// Value of the `FLOW_CACHE` array.

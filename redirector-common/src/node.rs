@@ -91,6 +91,8 @@ pub const fn port_index(protocol: Protocol, port: Port) -> (u32, usize) {
 /// Interface indices that the `INTERFACES` array has room for. An interface beyond it is
 /// counted in slot 0 and cannot be sent out of directly.
 pub const MAX_IFINDEX: u32 = 16384;
+/// Addresses of other nodes that the `PEERS` map has room for.
+pub const MAX_PEERS: u32 = 32768;
 /// Slots of the counters: slot 0 is "any other interface".
 pub const MAX_SLOTS: u32 = 64;
 

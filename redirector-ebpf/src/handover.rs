@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_FIXED_GSO, TC_ACT_SHOT, xdp_md,
 };
 use aya_ebpf::helpers::generated::{bpf_skb_adjust_room, bpf_skb_store_bytes, bpf_xdp_adjust_head};
-use redirector_common::packet::tunnel::{header_len, write_header};
+use redirector_common::packet::tunnel::{header_len, take_hop, write_header};
 use redirector_common::packet::{Environment, Outcome, Packet, PacketBuf, rewrite};
 use redirector_common::{Family, Interface, Manner, words};
 
@@ -100,6 +100,19 @@ fn fill_header(
     let header = environment.header();
     write_header(header, packet, &source, &outcome.backend);
     Some(header)
+}
+
+/// Prepares a later fragment or an ICMP error for being sent at TC. 0: that failed.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn handover_related(ctx: *mut __sk_buff) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((_, packet, outcome)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    outcome.backend = outcome.translated.destination;
+    let is_ready = matches!(outcome.manner, Manner::Layer2) || take_hop(&mut skb, packet).is_some();
+    u32::from(is_ready)
 }
 
 /// Sends a packet at TC, of which everything but its TTL is as it came.

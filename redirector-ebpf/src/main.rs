@@ -96,7 +96,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
     let mut tunnelled = 0;
     while let Err(reason) = parse(&skb, packet) {
         if matches!(reason, Reason::Fragment | Reason::Icmp) {
-            return handle_in(skb.raw());
+            return handle_in(skb.raw(), size);
         }
         if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_skb(skb.raw()) == 0 {
             counters::count(ifindex, reason, size);

@@ -1,10 +1,11 @@
 //! The maps. Sizes here are placeholders where the loader chooses them.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
+    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
+    SysctlValue, Text,
 };
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
@@ -36,7 +37,7 @@ pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
 pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static PEERS: HashMap<Address, u32> =
-    HashMap::with_max_entries(16384, BPF_F_NO_PREALLOC);
+    HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);
 #[map]
@@ -47,8 +48,10 @@ pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(65536, 0);
 pub(crate) static FLOWS: HashMap<Tuple, Flow> = HashMap::with_max_entries(262_144, 0);
 #[map]
 pub(crate) static FLOW_RING: Array<RingSlot> = Array::with_max_entries(131_072, 0);
+/// Mappable only because the kernel begins the elements of such an array on a page of their own:
+/// an entry is two cache lines then, not parts of three.
 #[map]
-pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, 0);
+pub(crate) static FLOW_CACHE: Array<CacheSet> = Array::with_max_entries(65536, BPF_F_MMAPABLE);
 #[map]
 pub(crate) static EPOCHS: Array<u32> = Array::with_max_entries(cache::EPOCHS, 0);
 #[map]

@@ -77,10 +77,11 @@ pub(crate) fn route(
 /// The neighbour that the look-up has found.
 #[inline(always)]
 pub(crate) fn gateway(query: &FibLookup) -> Address {
-    // SAFETY: addresses of either family are filled in as words.
     if query.family == AF_INET {
+        // SAFETY: integers, filled in for this family.
         Address::from_v4_word(unsafe { query.__bindgen_anon_4.ipv4_dst })
     } else {
+        // SAFETY: as above.
         Address::from_words(unsafe { query.__bindgen_anon_4.ipv6_dst })
     }
 }

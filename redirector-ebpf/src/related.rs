@@ -15,6 +15,7 @@ use redirector_common::{Family, Reason};
 use crate::context::Skb;
 use crate::counters;
 use crate::environment::Kernel;
+use crate::handover::{handover_related, handover_send};
 use crate::redirect;
 
 /// Header bytes that are made directly accessible: those of an error, and of what it quotes.
@@ -45,6 +46,8 @@ pub(crate) const ERROR: u32 = 2;
 const ERROR_V4: u32 = 3;
 /// One of IPv6.
 const ERROR_V6: u32 = 4;
+/// Either of them, of a flow that another node gets as it is.
+const HANDED_OVER: u32 = 5;
 
 /// The packet is none of ours.
 const PASS: u32 = 0;
@@ -57,10 +60,9 @@ const FORWARD: u32 = 3;
 /// The same, but the kernel must find the neighbour.
 const FORWARD_UNRESOLVED: u32 = 4;
 
-/// Handles a later fragment or ICMP message that came in from outside.
+/// Handles a later fragment or ICMP message that came in from outside, in a frame of `size` bytes.
 #[inline(always)]
-pub(crate) fn handle_in(ctx: *mut __sk_buff) -> i32 {
-    let size = Skb::from_raw(ctx).size();
+pub(crate) fn handle_in(ctx: *mut __sk_buff, size: usize) -> i32 {
     let step = if is_ours(ctx) { related_decide(ctx, 0) } else { PASS };
     let verdict = match step {
         PASS => TC_ACT_OK,
@@ -99,12 +101,23 @@ fn is_ours(ctx: *mut __sk_buff) -> bool {
 fn translate(ctx: *mut __sk_buff, step: u32) -> i32 {
     let forwards = u32::from(step != DELIVER);
     let done = match related_untag(ctx, forwards) {
+        HANDED_OVER => return hand_over(ctx, step),
         FRAGMENT => related_rewrite_fragment(ctx, forwards),
         ERROR_V4 => related_rewrite_v4(ctx, forwards),
         ERROR_V6 => related_rewrite_v6(ctx, forwards),
         _ => 0,
     };
     if done != 0 { related_send(ctx, step) } else { fail(ctx) }
+}
+
+/// Sends the packet to another node, as it is.
+#[inline(always)]
+fn hand_over(ctx: *mut __sk_buff, step: u32) -> i32 {
+    if handover_related(ctx) == 0 {
+        return fail(ctx);
+    }
+    let sent = handover_send(ctx, u32::from(step == FORWARD_UNRESOLVED));
+    if sent < 0 { fail(ctx) } else { sent }
 }
 
 /// Notes the first fragment of a packet that is translated, for those after it.
@@ -215,11 +228,16 @@ const fn number(step: Step) -> u32 {
 #[inline(never)]
 extern "C" fn related_untag(ctx: *mut __sk_buff, forwards: u32) -> u32 {
     let mut skb = Skb::from_raw(ctx);
-    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
+    let Some((environment, packet, outcome)) = Kernel::new(ctx.cast()) else {
         return 0;
     };
-    if forwards != 0 && redirect::untag(&mut skb, packet).is_none() {
-        return 0;
+    if forwards != 0 {
+        if redirect::untag(&mut skb, packet).is_none() {
+            return 0;
+        }
+        if outcome.manner.hands_over() {
+            return HANDED_OVER;
+        }
     }
     match (environment.related().kind(), packet.family()) {
         (Kind::Fragment, _) => FRAGMENT,

@@ -282,7 +282,7 @@ impl Lab {
             .transpose()
     }
 
-    /// Prints what helps to understand a failure.
+    /// Prints what is known of the hosts and the agent, for whoever reads why a test failed.
     pub fn print_state(&self) {
         self.print_device_counters();
         eprintln!("--- the agent's log:\n{}", self.log());

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_action};
 use aya_ebpf::helpers::generated::{
-    bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect,
+    bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_redirect, bpf_xdp_adjust_head,
 };
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
@@ -71,6 +71,17 @@ pub fn f_redirect(ctx: XdpContext) -> u32 {
     match (frame.parse_v4(), frame.swap_link(), TARGET.get(0)) {
         // SAFETY: takes integers.
         (Some(_), Some(()), Some(target)) => unsafe { bpf_redirect(target.ifindex, 0) as u32 },
+        _ => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// Room for another header, 20 bytes long for IPv4 and 40 for IPv6, which stays empty.
+#[xdp(frags)]
+pub fn f_grow(ctx: XdpContext) -> u32 {
+    let len = if Frame::new(&ctx).v6_addresses().is_some() { 40 } else { 20 };
+    // SAFETY: the context is valid while the program runs.
+    match unsafe { bpf_xdp_adjust_head(ctx.ctx, -len) } {
+        0 => xdp_action::XDP_PASS,
         _ => xdp_action::XDP_ABORTED,
     }
 }

@@ -2,6 +2,7 @@
 //! rewrote, as one of the next flow.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, xdp_action};
+use aya_ebpf::helpers::generated::bpf_xdp_adjust_head;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -11,7 +12,15 @@ use crate::maps::{JUMP, JUMP_TC, PLAN};
 #[xdp(frags)]
 pub fn f_vary(ctx: XdpContext) -> u32 {
     // SAFETY: the context is valid while the program runs.
-    let (start, end) = unsafe { ((*ctx.ctx).data as usize, (*ctx.ctx).data_end as usize) };
+    let bounds = || unsafe { ((*ctx.ctx).data as usize, (*ctx.ctx).data_end as usize) };
+    let (mut start, mut end) = bounds();
+    // The program before has put a header in front.
+    let len = PLAN.get(0).map_or(0, |plan| plan.len as usize);
+    if end - start > len {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { bpf_xdp_adjust_head(ctx.ctx, (end - start - len) as i32) };
+        (start, end) = bounds();
+    }
     if vary(start, end).is_some() {
         // SAFETY: the benchmark put a program there.
         unsafe { JUMP.tail_call(&ctx, 0) };

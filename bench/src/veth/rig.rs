@@ -101,7 +101,8 @@ impl Rig {
                 for setting in LOOKUPS {
                     self.node.set_sysctl(setting, "1")?;
                 }
-                let halves = 4 * flows.max(1024);
+                // Half of the flows that there is room for may be unanswered.
+                let halves = 8 * flows.max(1024);
                 let ours = self.node.enter(|| {
                     let mut ours = Ours::load(halves, services)?;
                     ours.attach(&["eth0", "eth1"])?;

@@ -6,7 +6,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::parse::{ether_type, parse_packet, read_words};
 use super::related::parse_related_packet;
-use super::{Environment, Kind, NextHop, Packet, PacketBuf, Route};
+use super::{Delta, Environment, Kind, NextHop, Packet, PacketBuf, Route};
 use crate::{Address, Family, FrontendKey, Port, Reason, Tuple, words};
 
 /// Protocol number of IPv4 in IP.
@@ -258,4 +258,32 @@ fn ends_here<E: Environment>(environment: &E, packet: &Packet, tunnelled: &Tunne
             !environment.interface(next_hop.ifindex).is_some_and(|interface| interface.is_ours())
         }
     }
+}
+
+/// Takes a hop off a packet that stays as it is otherwise.
+///
+/// `None`: it ends too early.
+#[inline(always)]
+#[must_use]
+pub fn take_hop<P: PacketBuf>(bytes: &mut P, packet: &Packet) -> Option<()> {
+    let network = usize::from(packet.network);
+    match packet.family() {
+        Family::V4 => {
+            let header: *mut Ipv4Hdr = bytes.at(network)?;
+            // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
+            let header = unsafe { &mut *header };
+            let old = u16::from_ne_bytes([header.ttl, header.proto]);
+            header.ttl = header.ttl.wrapping_sub(1);
+            let new = u16::from_ne_bytes([header.ttl, header.proto]);
+            let sum = u16::from_ne_bytes(header.check);
+            header.check = Delta::NONE.word(old, new).apply(sum).to_ne_bytes();
+        }
+        Family::V6 => {
+            let header: *mut Ipv6Hdr = bytes.at(network)?;
+            // SAFETY: as above.
+            let header = unsafe { &mut *header };
+            header.hop_limit = header.hop_limit.wrapping_sub(1);
+        }
+    }
+    Some(())
 }

@@ -120,6 +120,11 @@ impl Account {
         });
     }
 
+    /// Whether clients on this machine are, or were to be, served.
+    pub(super) fn has_clients(&self) -> bool {
+        self.shared.snapshot().status.clients.is_some()
+    }
+
     /// Notes what clients on this machine got; what is new is logged.
     pub(super) fn clients(&self, clients: Option<ClientsStatus>) {
         self.change(|status| {

@@ -105,9 +105,15 @@ impl Kubernetes {
         &self.missing
     }
 
-    /// Ports for translation, which nobody else may have.
-    pub(super) fn keep_from(&mut self, snat: std::ops::RangeInclusive<u16>) {
-        self.guard.snat = Some(snat);
+    /// Sets the ports for translation, which nobody else may have. Returns whether they are others
+    /// than before: then all objects have to be looked at again.
+    pub(super) fn keep_from(&mut self, snat: std::ops::RangeInclusive<u16>) -> bool {
+        let before = self.guard.snat.replace(snat);
+        let is_changed = before.is_some() && before != self.guard.snat;
+        if is_changed {
+            self.cluster.change(Index::touch_all);
+        }
+        is_changed
     }
 
     /// Looks again at objects that wait for a port that another program had.

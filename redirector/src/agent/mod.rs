@@ -189,7 +189,7 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
             });
         }
         if was_reachable {
-            watchdog::watch(&mut tasks, &sender, asked.access.clone());
+            watchdog::watch(&mut tasks, &sender, asked.access.clone(), node.shared().clone());
         }
     }
     if let Some(mouth) = mouth {
@@ -221,6 +221,12 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         };
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
+            if node.resume(&host)
+                && let Some(asked) = &options.kubernetes
+            {
+                let shared = node.shared().clone();
+                watchdog::watch(&mut tasks, &sender, asked.access.clone(), shared);
+            }
             node.speak().await;
             continue;
         }
@@ -228,10 +234,11 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
             && let Some(asked) = &options.kubernetes
         {
             node.let_go();
-            if watchdog::answers_within(&asked.access, watchdog::PROOF).await {
-                node.stand_down();
-            } else {
-                node.take_up();
+            let helps = watchdog::answers_within(&asked.access, watchdog::PROOF).await;
+            match (helps, node.is_complete()) {
+                (true, true) => node.stand_down(),
+                (true, false) => node.read_first(),
+                (false, _) => node.take_up(),
             }
         }
         if event == Event::WaysChanged {

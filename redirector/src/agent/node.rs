@@ -49,6 +49,8 @@ pub(super) struct Node {
     kubernetes: Option<Kubernetes>,
     /// Whether the programs stay off all interfaces.
     is_off: bool,
+    /// Whether they do so only until every source was read.
+    reads_first: bool,
     lock: Lock,
     attacher: Attacher,
     maps: Maps,
@@ -171,6 +173,8 @@ impl Node {
     pub(super) fn reconcile(&mut self, host: &Host, lends: bool) {
         self.chosen = self.wishes.keep(host, &self.chosen);
         match self.reconcile_all(host, lends) {
+            Ok(()) if self.reads_first => self.account.failed(cluster::READS_FIRST),
+            Ok(()) if self.is_off => self.account.failed(cluster::STOOD_DOWN),
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 // A write that failed leaves us unsure of what is there.
@@ -184,7 +188,9 @@ impl Node {
 
     fn reconcile_all(&mut self, host: &Host, lends: bool) -> anyhow::Result<()> {
         self.sync(host)?;
-        anyhow::ensure!(!self.is_off, "the programs are off: they kept the API server away");
+        if self.is_off {
+            return Ok(());
+        }
         self.attacher.follow(host, &self.chosen)?;
         let mode = self.wishes.xdp_mode();
         let mut all = Vec::new();
@@ -402,6 +408,7 @@ impl Parts {
             account: Account::new(options),
             kubernetes,
             is_off: false,
+            reads_first: false,
             wishes,
             lock,
             attacher: self.attacher,

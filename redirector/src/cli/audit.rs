@@ -80,7 +80,7 @@ pub fn run(args: &AuditArgs) -> Result<()> {
 }
 
 async fn find(args: &AuditArgs) -> Result<Vec<Finding>> {
-    let client = Access { kubeconfig: args.kubeconfig.clone() }.connect().await?;
+    let client = Access::new(args.kubeconfig.clone()).connect().await?;
     let namespace = args.namespace.as_deref();
     let selector = match &args.node_name {
         Some(node) => ListParams::default().fields(&format!("spec.nodeName={node}")),

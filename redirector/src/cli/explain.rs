@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use redirector_common::packet::{Decision, Hook, IcmpError, Outcome, Packet, Step, TcpFlags};
 use redirector_common::packet::{decide, decide_reply};
-use redirector_common::{Address, Port, Protocol, Tuple};
+use redirector_common::{Address, Manner, Port, Protocol, Tuple};
 use serde::Serialize;
 
 use super::ReadArgs;
@@ -154,8 +154,10 @@ fn conclude(
         reason: decision.reason.name(),
         description: decision.reason.description().trim(),
         action: action(hook, decision.step, outcome),
-        translated: (goes_on && outcome.translated != packet.tuple)
-            .then(|| ends(&outcome.translated)),
+        translated: (goes_on
+            && outcome.translated != packet.tuple
+            && !is_handed_over(decision.step, outcome))
+        .then(|| ends(&outcome.translated)),
     })
 }
 
@@ -184,11 +186,24 @@ fn action(hook: &str, step: Step, outcome: &Outcome) -> String {
         }
         Step::Deliver if hook == "tc-egress" => "it leaves, translated".to_owned(),
         Step::Deliver => "it goes to this host's own stack, translated".to_owned(),
-        Step::Forward => format!("it is sent out of {}, translated", interface()),
+        Step::Forward => format!("it is sent out of {}, {}", interface(), manner(outcome)),
         Step::ForwardUnresolved => format!(
-            "it is sent out of {}, translated, once the kernel has found the neighbour",
-            interface()
+            "it is sent out of {}, {}, once the kernel has found the neighbour",
+            interface(),
+            manner(outcome)
         ),
+    }
+}
+
+fn is_handed_over(step: Step, outcome: &Outcome) -> bool {
+    matches!(step, Step::Forward | Step::ForwardUnresolved) && outcome.manner.hands_over()
+}
+
+fn manner(outcome: &Outcome) -> String {
+    match outcome.manner {
+        Manner::Translate => "translated".to_owned(),
+        Manner::Layer2 => "as it is, to the next node".to_owned(),
+        Manner::Tunnel => format!("in a packet to {}", outcome.translated.destination),
     }
 }
 

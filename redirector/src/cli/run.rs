@@ -125,7 +125,7 @@ impl KubernetesArgs {
             }
         };
         Ok(Some(KubernetesOptions {
-            access: Access { kubeconfig: self.kubeconfig },
+            access: Access::new(self.kubeconfig),
             service_proxy_name: self.service_proxy_name,
             node_port_addresses,
             external_ip_networks: self.external_ip_cidrs,

@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use redirector_common::node::MAX_PEERS;
+
 use super::address::{self, Role};
 use super::document::Placed;
 use super::error::{Place, Problems};
 use super::fields::{Fields, Reader};
 
 /// Most addresses: as many as the data path has room for.
-const MAX_NODES: usize = 16384;
+const MAX_NODES: usize = MAX_PEERS as usize;
 
 pub(super) fn read(fields: &Fields<'_>, reader: &mut Reader<'_>) -> BTreeSet<IpAddr> {
     const PATH: &str = "nodes";

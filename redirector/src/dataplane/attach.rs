@@ -300,6 +300,7 @@ fn describe(error: &ProgramError) -> String {
     let code = error_code(error);
     match code {
         Some(libc::EOPNOTSUPP) => "the driver does not support it".to_owned(),
+        Some(libc::EEXIST) => "a device above it (VLAN, bond or bridge) has a program".to_owned(),
         Some(code) => io::Error::from_raw_os_error(code).to_string(),
         None => error.to_string(),
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::ops::RangeInclusive;
 
 use redirector_common::map_name::MapName;
+use redirector_common::node::MAX_PEERS;
 use redirector_common::service::MaglevLine;
 use redirector_common::{CacheSet, Flow, RingSlot, Tuple};
 
@@ -58,7 +59,7 @@ impl Default for Sizes {
             affinity: 65536,
             takers: 262_144,
             vips: 65536,
-            peers: 16384,
+            peers: MAX_PEERS,
             fragments: 8192,
             sockets: 65536,
         }

@@ -10,8 +10,10 @@ use tokio::time::timeout;
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// How long a connection may be silent: longer than any watch, which the server ends before.
-const SILENCE: Duration = Duration::from_secs(310);
+/// How long a connection may be silent while something is awaited. Watches get a bookmark every
+/// minute, where nothing else happens: two that are missing mean that the server is gone, though
+/// nobody closed the connection. A watch that begins anew goes on where it was.
+const SILENCE: Duration = Duration::from_secs(130);
 /// How long a small question may take.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -39,13 +41,31 @@ pub enum AccessError {
 
 /// Where the API server's address and credentials come from. They are read again whenever they
 /// are refused, since others renew them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
-    /// A kubeconfig; `None`: the pod's service account, or the user's own kubeconfig.
-    pub kubeconfig: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
+    silence: Duration,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self::new(None)
+    }
 }
 
 impl Access {
+    /// By a kubeconfig; `None`: by the pod's service account, or the user's own kubeconfig.
+    #[must_use]
+    pub const fn new(kubeconfig: Option<PathBuf>) -> Self {
+        Self { kubeconfig, silence: SILENCE }
+    }
+
+    /// With another patience for connections that are silent.
+    #[cfg(test)]
+    pub(super) fn with_silence(self, silence: Duration) -> Self {
+        Self { silence, ..self }
+    }
+
     /// A client with the address and credentials as they are now. Nothing is sent yet.
     ///
     /// # Errors
@@ -59,7 +79,9 @@ impl Access {
             None => Config::infer().await.map_err(AccessError::Nowhere)?,
         };
         config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(SILENCE);
+        config.read_timeout = Some(self.silence);
+        // The time that a connection waited to be used again does not count.
+        config.reset_reader_on_write = true;
         Ok(Client::try_from(config)?)
     }
 }

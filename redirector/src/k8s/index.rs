@@ -202,6 +202,11 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Looks at everything again.
+    pub const fn touch_all(&mut self) {
+        self.dirty.all = true;
+    }
+
     /// Looks at a pod again, or a Service.
     pub fn touch(&mut self, kind: Kind, name: &ObjectName) {
         match kind {

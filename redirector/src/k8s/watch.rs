@@ -172,7 +172,7 @@ where
                         }
                         Cure::Page => {}
                     }
-                    self.report(&error);
+                    self.report(&error).await;
                     self.pause.wait().await;
                     // The address or the credentials may be others by now.
                     if self.pause.is_long() {
@@ -224,14 +224,18 @@ where
         })
     }
 
-    fn report(&self, error: &watcher::Error) {
+    async fn report(&self, error: &watcher::Error) {
         let text = chain(error);
         if is_answer(error) {
             self.cluster.heard();
             tracing::warn!("{}: {text}", self.kind.name());
-        } else {
-            tracing::debug!("{}: {text}", self.kind.name());
-            self.cluster.lost(&text);
+            return;
+        }
+        tracing::debug!("{}: {text}", self.kind.name());
+        // One connection that ended, or that nobody was at the other end of, says little.
+        match self.access.reach().await {
+            Ok(()) => self.cluster.heard(),
+            Err(_) => self.cluster.lost(&text),
         }
     }
 }

@@ -72,7 +72,16 @@ impl Node {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let mut command = self.command(host, options)?;
         command.stdout(log.try_clone()?).stderr(log);
-        self.agent = Some(command.spawn().with_context(|| format!("starting {command:?}"))?);
+        let cgroup = options.iter().skip_while(|option| **option != "--cgroup").nth(1);
+        if cgroup.is_some() {
+            command.env_remove(NO_LOCAL_CLIENTS);
+        }
+        let agent = command.spawn().with_context(|| format!("starting {command:?}"))?;
+        if let Some(cgroup) = cgroup {
+            // It is a client of its own node itself.
+            fs::write(Path::new(cgroup).join("cgroup.procs"), agent.id().to_string())?;
+        }
+        self.agent = Some(agent);
         Ok(())
     }
 

@@ -161,8 +161,8 @@ fn contents(cluster: &Cluster) -> Result<Vec<Value>> {
     let wanted = |map: &Value| sizes.iter().any(|name| map["name"] == **name);
     let found: Vec<Value> = maps.into_iter().filter(wanted).collect();
     ensure!(found.len() == sizes.len(), "not all of {sizes:?}: {found:?}");
-    // The steady services and the last one, in both families.
-    ensure!(rows.len() >= 6, "{rows:?}");
+    // The steady services and the last one; of the others chance leaves any number.
+    ensure!(rows.len() >= 3, "{rows:?}");
     rows.extend(found);
     Ok(rows)
 }

@@ -9,6 +9,7 @@ use redirector_common::{
     Protocol::{Tcp, Udp},
 };
 use redirector_tests::{
+    cli::Cli,
     client::{self, Pulse},
     cluster::{
         Cluster,
@@ -20,7 +21,7 @@ use redirector_tests::{
     topology::{Addresses, FAMILIES},
     wait,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{on_host, own};
 
@@ -211,6 +212,16 @@ fn nodes_come_and_go() -> Result<()> {
         };
         let [two, three] = [2, 3].map(node_address);
         await_peers(cluster, &of(&[two, three]))?;
+        let pins = cluster.node(1).pins();
+        let told = Cli::new(cluster.host(1), &pins).json(&["status"])?["direct"].take();
+        let expected = json!({
+            // Two ports, both families.
+            "services": 4,
+            "peers": 4,
+            "unlisted": [],
+            "tunnelMtu": {"eth0": {"ipv4": 1480, "ipv6": 1460}},
+        });
+        ensure!(told == expected, "{told}");
         // Node 4 has no agent; nobody asks it.
         let (four, moved) = (node_address(4), node_address(5));
         cluster.put(&mk_node("node4", four, "even"))?;

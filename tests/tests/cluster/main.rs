@@ -10,6 +10,7 @@ mod direct;
 mod endpoints;
 mod health;
 mod load_balancers;
+mod lockout;
 mod machine;
 mod networking;
 mod policies;

@@ -161,13 +161,15 @@ fn answers(pair: &Pair, family: Family) -> Result<()> {
     }
     let socket = client::udp(client, frontend(54))?;
     for size in [100, 1400, 2000, 8000, 100] {
-        let datagram: Vec<u8> = (0..size).map(|i| (i % 253) as u8).collect();
+        let datagram: Vec<u8> = (0..=252_u8).cycle().take(size).collect();
         // The first that is too large for the tunnel tells the client so.
         let answer = client::round_trip(&socket, &datagram)
             .or_else(|_| client::round_trip(&socket, &datagram))
             .with_context(|| format!("a datagram of {size} bytes"))?;
         ensure!(answer == datagram, "a datagram of {size} bytes");
     }
+    let stray = pair.b.cli().packets("fragment-without-first")?;
+    ensure!(stray == 0, "{stray} fragments without a first");
     let stream = client::tcp(client, frontend(83))?;
     transfer::exchange(&stream, 4 << 20, 4 << 20).context("a transfer")?;
     let after = pair.a.cli().packets("remote-reply")?;
@@ -181,8 +183,8 @@ fn answers(pair: &Pair, family: Family) -> Result<()> {
 fn changes(pair: &Pair, mode: &str) -> Result<()> {
     let client = pair.client();
     for family in FAMILIES {
-        let stream = client::tcp(client, at(NODE1.of(family), 83))?;
         for (forwarding, keeps) in [("snat", false), ("dsr", true)] {
+            let stream = client::tcp(client, at(NODE1.of(family), 83))?;
             // Who hands over must find someone who takes.
             let labs = if keeps { [&pair.b, &pair.a] } else { [&pair.a, &pair.b] };
             for lab in labs {
@@ -195,9 +197,9 @@ fn changes(pair: &Pair, mode: &str) -> Result<()> {
             }
             let answer = client::whoami(client, at(NODE1.of(family), 81))?;
             ensure!((answer.client.ip() == CLIENT.of(family)) == keeps, "{forwarding}: {answer:?}");
+            transfer::exchange(&stream, 1 << 20, 1 << 20)
+                .with_context(|| format!("a connection from before {forwarding}, {family:?}"))?;
         }
-        transfer::exchange(&stream, 1 << 20, 1 << 20)
-            .with_context(|| format!("a connection from before, {family:?}"))?;
     }
     Ok(())
 }

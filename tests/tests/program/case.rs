@@ -94,6 +94,12 @@ impl Case {
         self
     }
 
+    /// As [`Self::following`], for bytes that are no packet.
+    pub(crate) fn following_bytes(mut self, bytes: Vec<u8>) -> Self {
+        self.before.push(bytes);
+        self
+    }
+
     /// The packet passes, for this Reason.
     pub(crate) fn passes(self, reason: Reason) -> Self {
         Self { expected: Expected::Pass(reason), ..self }

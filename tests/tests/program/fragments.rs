@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// This packet as a fragment; the offset in units of eight bytes.
-fn fragment(packet: &Packet, offset: u16, more: bool) -> Packet {
+pub(crate) fn fragment(packet: &Packet, offset: u16, more: bool) -> Packet {
     match packet.source().is_ipv4() {
         true => packet.clone().fragment(offset, more),
         false => packet.clone().extensions(&[Extension::fragment(offset, more)]),
@@ -26,7 +26,7 @@ fn fragment(packet: &Packet, offset: u16, more: bool) -> Packet {
 
 /// The headers of the one, up to where the transport header would be, and the rest of the other:
 /// what a later fragment that looks like `original` leaves as.
-fn headers_alone(translated: &Packet, original: &Packet) -> Vec<u8> {
+pub(crate) fn headers_alone(translated: &Packet, original: &Packet) -> Vec<u8> {
     let (headers, rest) = (translated.bytes(), original.bytes());
     [&headers[..translated.transport()], &rest[original.transport()..]].concat()
 }

@@ -5,8 +5,6 @@
 //! eth1  BACKEND (a node), and ROUTER (none), behind which FAR is (a node)
 //! ```
 
-use std::net::SocketAddr;
-
 use anyhow::Result;
 use redirector::dataplane::pins::Hook;
 use redirector_common::{
@@ -28,7 +26,7 @@ use crate::{
 };
 
 const ROUTER: Addresses = Addresses::new(2, 3);
-const FAR: Addresses = Addresses::new(6, 2);
+pub(crate) const FAR: Addresses = Addresses::new(6, 2);
 
 /// A frontend whose backend is on [`BACKEND`].
 const NEXT: u16 = 120;
@@ -37,16 +35,13 @@ const ROUTED: u16 = 121;
 /// One whose backend is on a host that runs no redirector.
 const ALONE: u16 = 122;
 /// One with a backend on this host.
-const HERE: u16 = 123;
+pub(crate) const HERE: u16 = 123;
 /// One without a backend on this host.
 const NOT_HERE: u16 = 124;
 /// One with a backend on this host, that is not for other nodes' packets.
 const PLAIN: u16 = 125;
 
-/// Backends that are not nodes: on the router.
-const OTHER: Addresses = ROUTER;
-
-fn prepare(programs: &mut Programs) -> Result<()> {
+pub(crate) fn prepare(programs: &mut Programs) -> Result<()> {
     let lladdr = mac(2, 3).map(|byte| format!("{byte:02x}")).join(":");
     for family in FAMILIES {
         let (router, far) = (ROUTER.of(family).to_string(), FAR.of(family).to_string());
@@ -61,7 +56,7 @@ fn prepare(programs: &mut Programs) -> Result<()> {
     }
     let mut id = 200;
     for family in FAMILIES {
-        for (port, backend) in [(NEXT, BACKEND), (ROUTED, FAR), (ALONE, OTHER)] {
+        for (port, backend) in [(NEXT, BACKEND), (ROUTED, FAR), (ALONE, ROUTER)] {
             id += 1;
             let backend = Backend::remote(backend.of(family).into(), Port::new(REMOTE_PORT));
             let table = (id * 16, 1);
@@ -147,7 +142,7 @@ fn new_flows() -> Result<()> {
                 let packet = to_frontend(opening, family, ALONE);
                 cases.push(Case::new(format!("{name} to no node"), hook, &packet).forwards(
                     Reason::RemoteNew,
-                    &towards(&packet, NODE_INSIDE, OTHER, 2, family).macs(mac(2, 3), mac(2, 1)),
+                    &towards(&packet, NODE_INSIDE, ROUTER, 2, family).macs(mac(2, 3), mac(2, 1)),
                 ));
                 // Another flow of the client's has the same port towards the same backend.
                 let packet = to_frontend(opening, family, NEXT);
@@ -221,8 +216,8 @@ fn established_flows() -> Result<()> {
                         .sends(Reason::DsrEstablished, to_far(&packet, family, 0)),
                 );
             }
+            let packet = to_frontend(later, family, world::REMOTE);
             if protocol == Protocol::Tcp {
-                let packet = to_frontend(later, family, world::REMOTE);
                 let flow =
                     Given::handed_over(protocol, family, Manner::Layer2).state(FlowState::SynSent);
                 cases.push(
@@ -252,17 +247,17 @@ fn established_flows() -> Result<()> {
     check_all_in(prepare, cases)
 }
 
-/// A packet of the client to a port of another node's address, as that node hands it over.
-fn from_near(transport: Transport, family: Family, port: u16) -> Packet {
+/// A packet of the client to a port of another node, as that node hands it over.
+pub(crate) fn from_near(transport: Transport, family: Family, port: u16) -> Packet {
     Packet::new(transport, at(CLIENT, family, CLIENT_PORT), at(NEAR, family, port))
         .macs(mac(1, 1), mac(1, 3))
 }
 
-fn local(family: Family) -> SocketAddr {
+pub(crate) fn local(family: Family) -> std::net::SocketAddr {
     at(NODE, family, LOCAL_PORT)
 }
 
-fn given(protocol: Protocol, family: Family) -> Given {
+pub(crate) fn given(protocol: Protocol, family: Family) -> Given {
     Given::local(protocol, family).frontend(at(NEAR, family, HERE))
 }
 

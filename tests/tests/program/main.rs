@@ -9,6 +9,7 @@ mod flows;
 mod fragments;
 mod given;
 mod handover;
+mod handover_related;
 mod headers;
 mod loading;
 mod quoted;

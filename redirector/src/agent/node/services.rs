@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use redirector_common::node::NodeConfig;
+use redirector_common::node::{MAX_PEERS, NodeConfig};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
@@ -42,6 +42,7 @@ impl Node {
             self.sync(host)
         });
         match done {
+            Ok(()) if self.is_off => {}
             Ok(()) => self.account.in_sync(),
             Err(error) => {
                 self.actual = None;
@@ -97,8 +98,11 @@ impl Node {
         }
         let began = Instant::now();
         let snat = self.wishes.snat_ports();
-        if let Some(kubernetes) = &mut self.kubernetes {
-            kubernetes.keep_from(snat.clone());
+        if let Some(kubernetes) = &mut self.kubernetes
+            && kubernetes.keep_from(snat.clone())
+        {
+            // What was granted or refused for the sake of other ports.
+            kubernetes.update();
         }
         self.layout = None;
         let nodes = nodes(&self.wishes, self.kubernetes.as_ref(), &addresses);
@@ -179,6 +183,9 @@ impl Node {
             let missing = kubernetes.missing().iter().map(|kind| kind.name()).collect();
             self.account.waits_for(missing);
         }
+        if self.is_off {
+            self.account.shared.update(|snapshot| snapshot.ready = false);
+        }
         if !writes.is_none() {
             let Writes { set, removed, calls } = writes;
             tracing::info!(services, written = set, removed, calls, "maps brought in line");
@@ -258,6 +265,15 @@ fn nodes(
     let mut nodes = wishes.nodes().clone();
     if let Some(kubernetes) = kubernetes {
         nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
+    }
+    let room = MAX_PEERS as usize;
+    if nodes.len() > room {
+        // The same are left out everywhere, and what comes to those is translated.
+        tracing::warn!(
+            "{} addresses of nodes, and room for {room}: some are left out",
+            nodes.len()
+        );
+        nodes = nodes.into_iter().take(room).collect();
     }
     nodes
 }

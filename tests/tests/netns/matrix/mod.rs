@@ -40,6 +40,9 @@ use redirector_tests::{
 use cell::{Cell, Expected, Hook, Kind, POD1, POD2, SERVER_PORT, Way};
 use second::Second;
 
+/// How long two agents may take to work by another hook on a busy machine.
+const SWITCH: Duration = Duration::from_secs(60);
+
 /// How long nobody has to answer to count as silent.
 const SILENCE: Duration = Duration::from_millis(60);
 
@@ -159,7 +162,7 @@ fn meet_neighbours(lab: &Lab) -> Result<()> {
 /// The agents read their file again, and work by another hook.
 fn switch(lab: &Lab, second: &Second, hook: Hook) -> Result<()> {
     lab.write_config(&config(hook))?;
-    wait::until_true(&format!("XDP {}", hook.mode()), wait::SOON, || {
+    wait::until_true(&format!("XDP {}", hook.mode()), SWITCH, || {
         let status = second.text(&lab.net.node2, &["status", "-o", "json"])?;
         let others: serde_json::Value = serde_json::from_str(&status)?;
         let others = others["interfaces"].as_array().context("no interfaces")?.clone();
