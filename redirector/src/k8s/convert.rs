@@ -95,6 +95,7 @@ impl Rules {
                     algorithm: record.algorithm,
                     affinity_group: Some(group(&key)),
                     affinity_seconds: record.affinity_seconds,
+                    only: record.only,
                     ..Service::new(key)
                 };
                 converted.services.push(match source {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
-use redirector_common::Protocol;
+use redirector_common::{Family, Protocol};
 
 use super::object::{self, ObjectName, annotation};
 use super::{ALGORITHM, FORWARDING, PUBLISH};
@@ -33,6 +33,8 @@ pub struct ServiceRecord {
     pub proxy_name: Option<String>,
     /// How it is to be reached.
     pub kind: ServiceKind,
+    /// The family that it is for, if not for both.
+    pub only: Option<Family>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
     /// Addresses that others lead to the nodes.
@@ -98,6 +100,11 @@ impl ServiceRecord {
             created: object::created(meta),
             proxy_name: object::proxy_name(meta),
             kind,
+            only: match spec.ip_families.as_deref() {
+                Some([only]) if only == "IPv4" => Some(Family::V4),
+                Some([only]) if only == "IPv6" => Some(Family::V6),
+                Some(_) | None => None,
+            },
             ports: read_ports(&spec),
             external_ips: addresses(&name, spec.external_ips.iter().flatten().map(String::as_str)),
             load_balancer_ips: addresses(&name, ingress.iter().flatten().filter_map(vip)),

@@ -218,7 +218,7 @@ pub(super) fn expand_localhost(
     service
         .frontends
         .iter()
-        .filter(move |spec| is_meant && spec.address.is_none())
+        .filter(move |spec| is_meant && service.is_for(family) && spec.address.is_none())
         .map(move |spec| FrontendKey::localhost(family, Port::new(spec.port), spec.protocol))
 }
 
@@ -228,7 +228,7 @@ pub(super) fn expand_frontends(
     node: &NodeAddresses,
 ) -> BTreeMap<FrontendKey, Address> {
     let mut frontends = BTreeMap::new();
-    for spec in &service.frontends {
+    for spec in service.frontends.iter().filter(|_| service.is_for(family)) {
         let addresses: Vec<IpAddr> = match (spec.address, &service.node_networks) {
             (Some(address), _)
                 if Family::of(address) == family && !foreign::is_others(service, address, node) =>

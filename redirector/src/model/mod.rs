@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use redirector_common::Protocol;
+use redirector_common::{Family, Protocol};
 
 /// Where a service came from. The order is the order of listings.
 #[derive(
@@ -201,6 +201,8 @@ pub struct Service {
     /// Networks whose node addresses frontends without an address stand for; `None`: the addresses
     /// of the chosen interfaces.
     pub node_networks: Option<Arc<[IpNet]>>,
+    /// The family that it is for; `None`: both. In the other one its ports are none of ours.
+    pub only: Option<Family>,
 }
 
 impl Service {
@@ -218,6 +220,13 @@ impl Service {
             affinity_group: None,
             source_ranges: Vec::new(),
             node_networks: None,
+            only: None,
         }
+    }
+
+    /// Whether it is there for clients of a family.
+    #[must_use]
+    pub fn is_for(&self, family: Family) -> bool {
+        self.only.is_none_or(|only| only == family)
     }
 }

@@ -1,5 +1,6 @@
 //! Services: what clients may hit, and with which policy.
 
+use redirector_common::Family;
 use serde_json::{Value, json};
 
 use crate::k8s::convert::{Converted, NodePortAddresses, Rules};
@@ -195,4 +196,26 @@ fn node_addresses() {
         networks(NodePortAddresses::Primary),
         Some(vec!["192.0.2.1/32".to_owned(), "2001:db8::1/128".to_owned()])
     );
+}
+
+#[test]
+fn families() {
+    let rows = [
+        (json!(["IPv4"]), [true, false]),
+        (json!(["IPv6"]), [false, true]),
+        (json!(["IPv6", "IPv4"]), [true, true]),
+        (json!([]), [true, true]),
+        (json!(null), [true, true]),
+    ];
+    for (names, expected) in rows {
+        let spec = json!({
+            "type": "NodePort", "ipFamilies": names, "ports": [{"port": 80, "nodePort": 30080}],
+        });
+        let converted = convert(&rules(), mk_service(&spec));
+        let [service] = converted.services.as_slice() else {
+            panic!("{converted:?}");
+        };
+        let served = [Family::V4, Family::V6].map(|family| service.is_for(family));
+        assert_eq!(served, expected, "{names}");
+    }
 }

@@ -16,7 +16,7 @@ pub(in crate::model) fn expand(
     node: &NodeAddresses,
 ) -> BTreeMap<FrontendKey, Address> {
     let mut frontends = BTreeMap::new();
-    if !has_backend_here(service, family, node) {
+    if !service.is_for(family) || !has_backend_here(service, family, node) {
         return frontends;
     }
     let peers: Vec<IpAddr> =

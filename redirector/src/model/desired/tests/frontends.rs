@@ -146,3 +146,14 @@ fn localhost_stands_for_frontends_without_an_address() {
     assert_eq!(ports("late"), [(Family::V4, 82), (Family::V6, 82)]);
     assert!(desired.conflicts.iter().all(|conflict| !conflict.frontend.is_localhost()));
 }
+
+#[test]
+fn a_family_that_a_service_is_not_for_is_left_alone() {
+    let both = mk_service("web", &[(None, 80), (Some("203.0.113.1"), 81)], &[backend("local", 1)]);
+    for family in [Family::V4, Family::V6] {
+        let service = Service { only: Some(family), ..both.clone() };
+        let desired = build(&[service], &node());
+        let families: Vec<Family> = desired.services.keys().map(|(_, family)| *family).collect();
+        assert_eq!(families, [family]);
+    }
+}
