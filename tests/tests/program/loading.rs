@@ -9,7 +9,7 @@ use redirector_tests::program::{Programs, Size, functions};
 
 /// The verifier walks at most a million instructions. What is far below today stays far below
 /// when the programs grow.
-const VERIFIED_BUDGET: u32 = 400_000;
+const VERIFIED_BUDGET: u32 = 600_000;
 
 #[test]
 fn every_program_loads() -> Result<()> {
@@ -38,7 +38,8 @@ fn a_map_that_cannot_be_made_is_named() -> Result<()> {
     let sizes = Sizes { flows: u32::MAX, ..Sizes::default() };
     let error = loader::Programs::load(&pins, &sizes).err().context("the kernel made it")?;
     let message = error.to_string();
-    for part in ["FLOWS", "4294967295", "memory"] {
+    // The flow table, or its ring, whichever is made first.
+    for part in ["FLOW", " entries", "memory"] {
         ensure!(message.contains(part), "{part} is not in: {message}");
     }
     Ok(())
