@@ -7,8 +7,8 @@ use redirector::dataplane::{loader, sizes::Sizes};
 use redirector_tests::bpffs::Bpffs;
 use redirector_tests::program::{Programs, Size, functions};
 
-/// The verifier walks at most a million instructions. What is far below today stays far below
-/// when the programs grow.
+/// The verifier walks at most a million instructions. 6.1, which knows least of what it has walked
+/// already, needs 464 000 for TC ingress.
 const VERIFIED_BUDGET: u32 = 600_000;
 
 #[test]
