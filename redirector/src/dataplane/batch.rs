@@ -1,12 +1,12 @@
 //! Reading and writing many entries in a few system calls (`BPF_MAP_LOOKUP_BATCH`,
-//! `BPF_MAP_UPDATE_BATCH`, kernel 5.6).
+//! `BPF_MAP_UPDATE_BATCH`, kernel 5.6; for tries 5.13).
 //!
 //! aya reads one entry at a time, two system calls for each of a hash map; and when the entry
 //! that it stands at is deleted meanwhile, it starts again from the first. The batch call walks
 //! buckets, so a busy flow table is read once, in milliseconds.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use aya::Pod;
 use aya::maps::{MapData, MapError, MapInfo};
@@ -16,6 +16,9 @@ const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
 /// Entries asked for at once; more than any bucket of a hash map has in practice.
 const BATCH: u32 = 4096;
+
+/// The longest key of a map that tells by a key where a batch ended (a trie); others need less.
+const MAX_KEY: usize = 64;
 
 /// Why a map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -69,35 +72,11 @@ pub fn read_chunks<K: Pod, V: Pod>(
     mut each: impl FnMut(&mut dyn Iterator<Item = (K, V)>),
 ) -> Result<(), BatchError> {
     let info = checked_info::<K, V>(map)?;
-    let mut batch = BATCH.min(info.max_entries()).max(1);
-    let mut position: Option<u32> = None;
-    let mut keys = vec![zeroed::<K>(); batch as usize];
-    let mut values = vec![zeroed::<V>(); batch as usize];
-    loop {
-        let mut next = 0;
-        let outcome =
-            lookup_batch(map.fd().as_fd(), position.as_ref(), &mut next, &mut keys, &mut values);
-        match outcome {
-            Ok(Batch { count, last }) => {
-                let read = keys.iter().copied().zip(values.iter().copied());
-                each(&mut read.take(count as usize));
-                if last {
-                    return Ok(());
-                }
-                position = Some(next);
-            }
-            // A bucket has more entries than we have room for: the position has not moved.
-            Err(error)
-                if error.raw_os_error() == Some(libc::ENOSPC) && batch < info.max_entries() =>
-            {
-                batch = batch.saturating_mul(2).min(info.max_entries());
-                keys.resize(batch as usize, zeroed());
-                values.resize(batch as usize, zeroed());
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(BatchError::Call { call: "BPF_MAP_LOOKUP_BATCH", source }),
-        }
-    }
+    read_pieces(map, &info, &mut |piece| {
+        each(&mut piece.entries(&info).map(|(key, value)| (value_of(key), value_of(value))));
+        Ok(())
+    })
+    .map_err(|source| BatchError::Call { call: "BPF_MAP_LOOKUP_BATCH", source })
 }
 
 /// Writes elements of an array, each in one store as a single write would. An array has room for
@@ -110,15 +89,91 @@ pub fn write_all<V: Pod>(map: &MapData, elements: &[(u32, V)]) -> Result<(), Bat
     checked_info::<u32, V>(map)?;
     let keys: Vec<u32> = elements.iter().map(|(key, _)| *key).collect();
     let values: Vec<V> = elements.iter().map(|(_, value)| *value).collect();
-    let mut done = 0;
-    while let (Some(keys @ [_, ..]), Some(values)) = (keys.get(done..), values.get(done..)) {
-        match update_batch(map.fd().as_fd(), keys, values) {
-            Ok(count) => done += count as usize,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(source) => return Err(BatchError::Call { call: "BPF_MAP_UPDATE_BATCH", source }),
-        }
+    let count = u32::try_from(elements.len()).unwrap_or(u32::MAX);
+    // SAFETY: as many of each as there are elements, of the sizes that the map was found to have.
+    unsafe { update_batch(map, keys.as_ptr() as u64, values.as_ptr() as u64, count) }
+        .map_err(|source| BatchError::Call { call: "BPF_MAP_UPDATE_BATCH", source })
+}
+
+/// Entries as they stand in a map, one behind the other.
+pub(super) struct Piece {
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    count: u32,
+}
+
+impl Piece {
+    /// Its entries, of a map that is so.
+    pub(super) fn entries(&self, info: &MapInfo) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let keys = self.keys.chunks_exact((info.key_size() as usize).max(1));
+        let values = self.values.chunks_exact((info.value_size() as usize).max(1));
+        keys.zip(values).take(self.count as usize)
     }
-    Ok(())
+}
+
+/// Every entry of a map, whatever it holds, some at a time.
+pub(super) fn read_pieces(
+    map: &MapData,
+    info: &MapInfo,
+    each: &mut dyn FnMut(&Piece) -> io::Result<()>,
+) -> io::Result<()> {
+    let entries = info.max_entries();
+    let mut batch = BATCH.min(entries).max(1);
+    let (mut position, mut is_first) = ([0_u8; MAX_KEY], true);
+    loop {
+        let mut piece = Piece {
+            keys: vec![0; info.key_size() as usize * batch as usize],
+            values: vec![0; info.value_size() as usize * batch as usize],
+            count: 0,
+        };
+        let mut next = [0_u8; MAX_KEY];
+        let mut attr = BatchAttr {
+            in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: piece.keys.as_mut_ptr() as u64,
+            values: piece.values.as_mut_ptr() as u64,
+            count: batch,
+            map_fd: raw_fd(map),
+            ..BatchAttr::default()
+        };
+        // SAFETY: the buffers live through the call and have room for as many keys and values of
+        // the map's sizes as said, and for a position, which is a key at most.
+        let outcome = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        piece.count = attr.count;
+        match outcome {
+            Ok(()) => each(&piece)?,
+            // There is nothing behind what was read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return each(&piece),
+            // A bucket has more entries than we have room for: the position has not moved.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && batch < entries => {
+                batch = batch.saturating_mul(2).min(entries);
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        (position, is_first) = (next, false);
+    }
+}
+
+/// Writes what was read from a map with keys and values of the same sizes.
+pub(super) fn write_piece(map: &MapData, piece: &Piece) -> io::Result<()> {
+    if piece.count == 0 {
+        return Ok(());
+    }
+    // SAFETY: as many of each as were read.
+    unsafe {
+        update_batch(map, piece.keys.as_ptr() as u64, piece.values.as_ptr() as u64, piece.count)
+    }
+}
+
+/// # Safety
+///
+/// At `keys` and `values` are as many of the map's sizes as `count` says.
+unsafe fn update_batch(map: &MapData, keys: u64, values: u64, count: u32) -> io::Result<()> {
+    let mut attr = BatchAttr { keys, values, count, map_fd: raw_fd(map), ..BatchAttr::default() };
+    // SAFETY: the caller's promise; the kernel only reads there.
+    unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }
 }
 
 /// What the kernel says of a map whose keys and values are as long as our types.
@@ -135,14 +190,9 @@ fn checked_info<K: Pod, V: Pod>(map: &MapData) -> Result<MapInfo, BatchError> {
     Ok(info)
 }
 
-/// What one call has read.
-struct Batch {
-    count: u32,
-    last: bool,
-}
-
 /// The part of the kernel's `union bpf_attr` that the batch commands use.
 #[repr(C)]
+#[derive(Default)]
 struct BatchAttr {
     in_batch: u64,
     out_batch: u64,
@@ -154,71 +204,25 @@ struct BatchAttr {
     flags: u64,
 }
 
-fn lookup_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
-    position: Option<&u32>,
-    next: &mut u32,
-    keys: &mut [K],
-    values: &mut [V],
-) -> io::Result<Batch> {
-    let room = keys.len().min(values.len());
-    let mut attr = BatchAttr {
-        in_batch: position.map_or(0, |position| std::ptr::from_ref(position) as u64),
-        out_batch: std::ptr::from_mut(next) as u64,
-        keys: keys.as_mut_ptr() as u64,
-        values: values.as_mut_ptr() as u64,
-        count: u32::try_from(room).unwrap_or(u32::MAX),
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: the attribute is as long as said and lives through the call, and so do the buffers
-    // that it points to. The kernel writes at most `count` keys and values, of the sizes that
-    // `checked_info` has compared with the types', and a position of four bytes.
-    let result = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) };
-    match result {
-        Ok(()) => Ok(Batch { count: attr.count, last: false }),
-        // There is nothing behind what was read.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            Ok(Batch { count: attr.count, last: true })
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Returns how many were written: at least one.
-fn update_batch<V: Pod>(map: BorrowedFd<'_>, keys: &[u32], values: &[V]) -> io::Result<u32> {
-    let room = keys.len().min(values.len());
-    let mut attr = BatchAttr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: u32::try_from(room).unwrap_or(u32::MAX),
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        elem_flags: 0,
-        flags: 0,
-    };
-    // SAFETY: as in `lookup_batch`, and the kernel only reads the buffers.
-    unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }?;
-    if attr.count == 0 {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    Ok(attr.count)
+pub(super) fn raw_fd(map: &MapData) -> u32 {
+    map.fd().as_fd().as_raw_fd().cast_unsigned()
 }
 
 /// # Safety
 ///
-/// The buffers that `attr` names are as long as the kernel takes them to be.
-unsafe fn call(command: libc::c_int, attr: &mut BatchAttr) -> io::Result<()> {
+/// The attribute is the command's, and the buffers that it names are as long as the kernel takes
+/// them to be.
+pub(super) unsafe fn call<A>(command: libc::c_int, attr: &mut A) -> io::Result<()> {
     let attr = std::ptr::from_mut(attr);
     // SAFETY: the attribute is as long as said and lives through the call; for the rest, the
     // caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<BatchAttr>()) };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<A>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn zeroed<T: Pod>() -> T {
-    // SAFETY: `Pod` promises that every bit pattern is a value.
-    unsafe { std::mem::zeroed() }
+/// The value whose bytes these are: as many as it has, which `checked_info` has seen to.
+fn value_of<T: Pod>(bytes: &[u8]) -> T {
+    assert_eq!(bytes.len(), size_of::<T>());
+    // SAFETY: `Pod` promises that every bit pattern is a value, and there are as many bytes.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
 }

@@ -48,6 +48,13 @@ impl Table<u32, PortBlock> for MarkedPorts {
         self.map.put(*key, &marked(*value, self.vips == Some(true)))
     }
 
+    fn set_all(&mut self, entries: &[(u32, PortBlock)]) -> Result<usize, TableError> {
+        let mark =
+            |(key, value): &(u32, PortBlock)| (*key, marked(*value, self.vips == Some(true)));
+        let entries: Vec<(u32, PortBlock)> = entries.iter().map(mark).collect();
+        self.map.set_all(&entries)
+    }
+
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {
         self.set(key, &PortBlock::default())
     }
