@@ -1,9 +1,9 @@
 //! The largest TCP segment that a backend's answer announces to a client, where the client's packets
 //! come by a tunnel.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use redirector::dataplane::pins::Hook;
-use redirector_common::{Family, Flow, NodeConfig, Protocol, Reason, Tuple, map_name::MapName};
+use redirector_common::{Family, NodeConfig, Protocol, Reason, map_name::MapName};
 use redirector_tests::{
     packet::{Flags, Packet, Transport},
     program::{Programs, functions},
@@ -11,7 +11,7 @@ use redirector_tests::{
 };
 
 use crate::{
-    case::{Case, check_all, check_all_in},
+    case::{Case, check_all},
     given::{CLIENT_PORT, Given},
     handover::{self, HERE, from_near, local, tunnelled},
     world::{self, CLIENT, LOCAL, NEAR, NODE, at},
