@@ -46,7 +46,7 @@ pub fn lower<P: PacketBuf>(bytes: &mut P, packet: &Packet, cursor: &mut u16, lim
     }
     let new = limit.to_be();
     // A field at an odd offset lies across two of the words that were summed: RFC 1071 §2B.
-    let change = if (at - packet.transport) % 2 == 0 {
+    let change = if (at - packet.transport).is_multiple_of(2) {
         Delta::NONE.word(old, new)
     } else {
         Delta::NONE.word(old.swap_bytes(), new.swap_bytes())
