@@ -15,7 +15,7 @@ use redirector_common::packet::{
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
     FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol,
-    Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Reason, RingSlot, Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -71,6 +71,8 @@ pub(crate) struct Host {
     /// What was counted that is no packet.
     pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
     scratch: UnsafeCell<Scratch>,
+    /// Connections that were handed to listeners.
+    pub(crate) steered: RefCell<BTreeMap<SteeredKey, u64>>,
     /// Answers to SYNs whose segment size was to be lowered.
     pub(crate) clamped: Cell<u32>,
 }
@@ -134,6 +136,7 @@ impl Host {
                 wanted: 0,
                 source: Address::UNSPECIFIED,
             }),
+            steered: RefCell::default(),
             clamped: Cell::default(),
         }
     }
@@ -439,6 +442,13 @@ impl Environment for Host {
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
         let listener = (to.destination, to.destination_port.number());
         self.listeners.borrow().contains(&listener) && (packet.flags.opens() || self.cookies.get())
+    }
+
+    fn count_steered(&self, packet: &Packet, service: ServiceId) {
+        let tuple = &packet.tuple;
+        let frontend =
+            FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
+        *self.steered.borrow_mut().entry(SteeredKey { service, frontend }).or_default() += 1;
     }
 
     fn clamp_mss(&self, _: &Packet) {

@@ -21,7 +21,7 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 use super::batch::{self, BatchError};
@@ -158,6 +158,15 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
         self.table(MapName::Sockets)
+    }
+
+    /// Connections that were handed to listening sockets.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn steered(&self) -> Result<BTreeMap<SteeredKey, u64>, PinnedError> {
+        self.table(MapName::Steered)
     }
 
     /// Clients that are remembered, and the backends that they stay with; also those past their
@@ -376,6 +385,7 @@ impl Pinned {
             MapName::Peers => self.peers()?.len(),
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
+            MapName::Steered => self.steered()?.len(),
         })
     }
 

@@ -493,6 +493,8 @@ impl Environment for Copied {
         listens
     }
 
+    fn count_steered(&self, _: &Packet, _: ServiceId) {}
+
     // Only of what leaves, which is not explained.
     fn clamp_mss(&self, _: &Packet) {}
 
