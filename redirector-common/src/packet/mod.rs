@@ -26,9 +26,9 @@ pub mod track;
 pub mod tunnel;
 
 pub use checksum::Delta;
-pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_reply};
+pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_claimed, decide_reply};
 pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
-pub use parse::{Packet, TcpFlags, parse};
+pub use parse::{Packet, TcpFlags, parse, parse_claimed};
 pub use quoted::Quoted;
 pub use related::Kind;
 pub use rewrite::rewrite;
