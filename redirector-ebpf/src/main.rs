@@ -25,8 +25,8 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{
-    Hook, Outcome, Packet, PacketBuf, Step, decide, decide_claimed, decide_reply, parse, parse_claimed, rewrite,
-    Environment,
+    Environment, Hook, Outcome, Packet, PacketBuf, Step, decide, decide_claimed, decide_reply,
+    parse, parse_claimed, rewrite,
 };
 use redirector_common::{Manner, PortFlags, Reason};
 

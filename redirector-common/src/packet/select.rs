@@ -156,18 +156,26 @@ mod tests {
 
     #[test]
     fn hash_spreads_ports_and_addresses() {
-        let mut buckets = [0u32; 64];
-        for host in 0..32u8 {
-            for port in 0..1000u16 {
-                let tuple = Tuple::new(
-                    Protocol::Tcp,
-                    (Address::from_v4([10, 0, 0, host]), Port::new(32768 + port)),
-                    (Address::from_v4([192, 0, 2, 1]), Port::new(80)),
-                );
-                buckets[(hash(&tuple) >> 26) as usize] += 1;
+        let by_high_bits = |hash: u32| hash >> 26;
+        let by_low_bits = |hash: u32| hash & 63;
+        let by_middle_bits = |hash: u32| hash >> 12 & 63;
+        for bucket_of in [by_high_bits, by_low_bits, by_middle_bits] {
+            for reversed in [false, true] {
+                let mut buckets = [0u32; 64];
+                for host in 0..32u8 {
+                    for port in 0..1000u16 {
+                        let tuple = Tuple::new(
+                            Protocol::Tcp,
+                            (Address::from_v4([10, 0, 0, host]), Port::new(32768 + port)),
+                            (Address::from_v4([192, 0, 2, 1]), Port::new(80)),
+                        );
+                        let tuple = if reversed { tuple.reversed() } else { tuple };
+                        buckets[bucket_of(hash(&tuple)) as usize] += 1;
+                    }
+                }
+                // 500 expected in each; six standard deviations are about 134.
+                assert!(buckets.iter().all(|&n| (366..=634).contains(&n)), "{buckets:?}");
             }
         }
-        // 500 expected in each; six standard deviations are about 134.
-        assert!(buckets.iter().all(|&n| (366..=634).contains(&n)), "{buckets:?}");
     }
 }

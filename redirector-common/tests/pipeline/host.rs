@@ -21,7 +21,7 @@ use redirector_common::{
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
 /// Sets of the flow cache: few, so that flows meet in them.
-const CACHE_SETS: usize = 4;
+const CACHE_SETS: usize = 2;
 /// Slots of the ring of flows, where a test asks for one.
 pub(crate) const RING_SLOTS: u32 = 64;
 /// Seconds, as the clock counts.
