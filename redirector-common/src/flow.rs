@@ -326,6 +326,7 @@ impl Flow {
     const FIN: u8 = 4;
     const LAYER2: u8 = 8;
     const TUNNEL: u8 = 16;
+    const CLAMP: u8 = 32;
 
     /// A new half that has seen no packet.
     #[inline(always)]
@@ -435,6 +436,19 @@ impl Flow {
             Manner::Tunnel => Self::TUNNEL,
         };
         self.flags = self.flags & !(Self::LAYER2 | Self::TUNNEL) | bit;
+    }
+
+    /// Whether the client is to be told of segments that fit into a tunnel: its packets come by one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.flags & Self::CLAMP != 0
+    }
+
+    /// Has the client told of segments that fit into a tunnel.
+    #[inline(always)]
+    pub const fn set_clamps_mss(&mut self) {
+        self.flags |= Self::CLAMP;
     }
 
     /// Whether the sender of this half's packets has sent FIN.

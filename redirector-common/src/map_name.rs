@@ -58,7 +58,7 @@ maps! {
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 3;
+    Node = "NODE", 4;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.

@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
 };
@@ -16,8 +16,8 @@ use redirector_common::packet::icmp::Message;
 use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, new_flow,
-    pressure,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, mss,
+    new_flow, pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
@@ -26,7 +26,7 @@ use redirector_common::{
     Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
 };
 
-use crate::context::exposed;
+use crate::context::{Skb, exposed};
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
     INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS,
@@ -52,6 +52,7 @@ pub(crate) struct Workspace {
     message: Message,
     related: Notes,
     sockets: steer::Query,
+    option: u16,
     tunnelled: Tunnelled,
     header: [u32; MAX_WORDS],
 }
@@ -421,10 +422,34 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn clamp_mss(&self, _: &Packet) {
+        // It stands in the workspace.
+        reply_clamp(self.ctx.cast());
+    }
+
+    #[inline(always)]
     fn scratch(&self) -> Option<NonNull<Scratch>> {
         // SAFETY: a field of a valid element.
         NonNull::new(unsafe { &raw mut (*self.workspace).scratch })
     }
+}
+
+/// Lowers the largest segment that an answer to a SYN announces, as the interface by which it leaves
+/// has it: the client's packets come by a tunnel, as a rule over the same link.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reply_clamp(ctx: *mut __sk_buff) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let Some(limit) = skb.mtu().and_then(|mtu| mss::limit(packet.family(), mtu)) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; nothing else refers to the field.
+    let cursor = unsafe { &mut (*environment.workspace).option };
+    mss::lower(&mut skb, packet, cursor, limit);
+    0
 }
 
 /// Makes room for the flow that is put together in the workspace. A function of its own, so that

@@ -257,6 +257,9 @@ pub fn decide_reply<E: Environment>(
     if !entry.is_reply() || !entry.is_local() {
         return Decision::pass(Reason::NotOurs);
     }
+    if entry.clamps_mss() && packet.flags.answers() {
+        environment.clamp_mss(packet);
+    }
     words::copy(entry.translated(), &mut outcome.translated);
     let decision = Decision::deliver(Reason::LocalReply);
     track(environment, packet, entry, environment.now());

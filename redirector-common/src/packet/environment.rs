@@ -163,6 +163,10 @@ pub trait Environment {
     /// refuse. At TC ingress alone.
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
 
+    /// Lowers the largest segment that the packet, a local backend's answer to a SYN, announces to
+    /// what fits into a tunnel: [`mss::lower`](super::mss::lower).
+    fn clamp_mss(&self, packet: &Packet);
+
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;
 }
@@ -390,6 +394,13 @@ impl FlowEntry {
     #[must_use]
     pub const fn manner(&self) -> Manner {
         self.view().manner()
+    }
+
+    /// Whether the client is to be told of segments that fit into a tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.view().clamps_mss()
     }
 
     /// Packets that this half has counted.

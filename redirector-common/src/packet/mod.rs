@@ -14,6 +14,7 @@ pub mod fragment;
 pub mod handover;
 pub mod icmp;
 pub mod limit;
+pub mod mss;
 pub mod new_flow;
 pub mod parse;
 pub mod pressure;

@@ -252,6 +252,9 @@ pub fn record<E: Environment>(
     // that differ from flow to flow, so that flows do not queue up behind each other.
     let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = random & 0xffff;
+    if packet.is_tunnelled() && node.clamps_mss() {
+        scratch.reply.set_clamps_mss();
+    }
     let mut own_port = keep_port;
     let mut is_vacated = false;
     for attempt in 0..=PORT_ATTEMPTS {

@@ -62,6 +62,13 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }
 
+    /// Whether this answers one that opens a connection: SYN and ACK, without RST or FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN | Self::ACK
+    }
+
     /// Whether this opens a connection: SYN without ACK, RST or FIN.
     #[inline(always)]
     #[must_use]

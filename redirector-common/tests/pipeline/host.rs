@@ -71,6 +71,8 @@ pub(crate) struct Host {
     /// What was counted that is no packet.
     pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
     scratch: UnsafeCell<Scratch>,
+    /// Answers to SYNs whose segment size was to be lowered.
+    pub(crate) clamped: Cell<u32>,
 }
 
 pub(crate) fn v4(last: u8) -> Address {
@@ -132,6 +134,7 @@ impl Host {
                 wanted: 0,
                 source: Address::UNSPECIFIED,
             }),
+            clamped: Cell::default(),
         }
     }
 
@@ -436,6 +439,10 @@ impl Environment for Host {
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
         let listener = (to.destination, to.destination_port.number());
         self.listeners.borrow().contains(&listener) && (packet.flags.opens() || self.cookies.get())
+    }
+
+    fn clamp_mss(&self, _: &Packet) {
+        self.clamped.set(self.clamped.get() + 1);
     }
 
     fn scratch(&self) -> Option<NonNull<Scratch>> {

@@ -99,7 +99,8 @@ fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
     });
     let services = maps.services()?;
     let frontends = maps.frontends()?;
-    Ok(Direct::of(services.values(), frontends.iter(), maps.peers()?.len(), mtus.collect()))
+    let (peers, clamps) = (maps.peers()?.len(), maps.node()?.clamps_mss());
+    Ok(Direct::of(services.values(), frontends.iter(), peers, mtus.collect(), clamps))
 }
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {

@@ -9,7 +9,7 @@ use redirector_common::map_name::MapName;
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
+use super::{DEFAULT_MSS_CLAMP, DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
 use crate::dataplane::sizes;
 use crate::model::Service;
 
@@ -19,6 +19,7 @@ pub(super) struct Document {
     pub(super) interfaces: Option<Vec<String>>,
     pub(super) xdp_mode: XdpMode,
     pub(super) snat_ports: SnatPorts,
+    pub(super) mss_clamp: bool,
     pub(super) tables: BTreeMap<MapName, u32>,
     pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
@@ -57,6 +58,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services: Vec::new(),
@@ -77,6 +79,11 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         && let Some(range) = read_snat_ports(node, reader)
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
+    }
+    if let Some(node) = fields.get("mssClamp")
+        && let Some(clamps) = reader.boolean(node, "mssClamp")
+    {
+        document.mss_clamp = clamps;
     }
     document.tables = read_tables(&fields, reader);
     document.nodes = nodes::read(&fields, reader);

@@ -4,7 +4,7 @@ use crate::dataplane::sizes;
 
 /// Keys of the file itself.
 pub(super) const FILE: &[&str] =
-    &["interfaces", "nodes", "publish", "services", "snatPorts", "tables", "xdpMode"];
+    &["interfaces", "mssClamp", "nodes", "publish", "services", "snatPorts", "tables", "xdpMode"];
 
 /// Keys of `tables`.
 pub(super) const TABLES: &[&str] = &{

@@ -36,6 +36,9 @@ use fields::Reader;
 /// Ports for translation where the file names none.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
 
+/// Whether clients are told of segments that fit into tunnels, where the file does not say.
+pub const DEFAULT_MSS_CLAMP: bool = true;
+
 /// Longest file.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -49,6 +52,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Whether clients whose packets come by a tunnel are told of segments that fit into it.
+    pub mss_clamp: bool,
     /// Entries of the maps whose size was chosen.
     pub tables: BTreeMap<MapName, u32>,
     /// Addresses of all nodes that run redirector, this one's perhaps among them.
@@ -66,6 +71,7 @@ impl Default for Config {
             interfaces: None,
             xdp_mode: XdpMode::default(),
             snat_ports: DEFAULT_SNAT_PORTS,
+            mss_clamp: DEFAULT_MSS_CLAMP,
             tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
             services: Vec::new(),
@@ -191,6 +197,7 @@ pub fn from_arguments<S: AsRef<str>>(
         interfaces: None,
         xdp_mode: XdpMode::default(),
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services,
@@ -210,6 +217,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
         snat_ports: document.snat_ports.range,
+        mss_clamp: document.mss_clamp,
         tables: document.tables,
         nodes: document.nodes,
         services,

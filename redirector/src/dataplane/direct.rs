@@ -43,6 +43,8 @@ pub struct Direct {
     pub unlisted: BTreeSet<IpAddr>,
     /// Interfaces, by name.
     pub tunnel_mtu: BTreeMap<String, TunnelMtu>,
+    /// Whether clients are told of TCP segments that fit into tunnels which end here.
+    pub mss_clamp: bool,
 }
 
 impl Direct {
@@ -53,6 +55,7 @@ impl Direct {
         frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend)>,
         peers: usize,
         mtus: BTreeMap<String, u32>,
+        mss_clamp: bool,
     ) -> Self {
         let unlisted = frontends.filter(|(_, frontend)| frontend.is_unlisted());
         Self {
@@ -60,6 +63,7 @@ impl Direct {
             peers,
             unlisted: unlisted.map(|(key, _)| key.address.into()).collect(),
             tunnel_mtu: mtus.into_iter().map(|(name, mtu)| (name, TunnelMtu::of(mtu))).collect(),
+            mss_clamp,
         }
     }
 
@@ -76,6 +80,9 @@ impl Direct {
         parts.extend(self.tunnel_mtu.iter().map(|(name, mtu)| {
             format!("by tunnel from {name} packets of up to {} bytes (IPv6 {})", mtu.ipv4, mtu.ipv6)
         }));
+        if !self.mss_clamp {
+            parts.push("TCP segments are not clamped to that".to_owned());
+        }
         if !self.unlisted.is_empty() {
             let all: Vec<String> = self.unlisted.iter().map(ToString::to_string).collect();
             parts.push(format!(
@@ -107,9 +114,12 @@ mod tests {
         let own = Address::from_v4([192, 0, 2, 10]);
         let key = FrontendKey::new(own, Port::new(80), Protocol::Tcp);
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
-        let describe = |services: &[Service], frontend: Frontend, peers| {
-            Direct::of(services.iter(), [(&key, &frontend)].into_iter(), peers, mtus()).describe()
+        let told = |services: &[Service], frontend: Frontend, peers, clamps| {
+            let frontends = [(&key, &frontend)].into_iter();
+            Direct::of(services.iter(), frontends, peers, mtus(), clamps).describe()
         };
+        let describe =
+            |services: &[Service], frontend, peers| told(services, frontend, peers, true);
         let frontend = Frontend::new(1, own);
         assert_eq!(describe(&[Service::default()], frontend, 0), "not used");
         assert_eq!(describe(&[], frontend, 2), "no service; 2 addresses of other nodes");
@@ -123,6 +133,11 @@ mod tests {
             "2 services; no other node is known; by tunnel from eth0 packets of up to 1480 bytes \
              (IPv6 1460); what comes to 192.0.2.10 is translated, because that is no address of \
              `nodes`"
+        );
+        assert_eq!(
+            told(&[direct], frontend, 1, false),
+            "1 service; 1 address of other nodes; by tunnel from eth0 packets of up to 1480 bytes \
+             (IPv6 1460); TCP segments are not clamped to that"
         );
     }
 }

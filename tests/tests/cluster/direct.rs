@@ -220,6 +220,7 @@ fn nodes_come_and_go() -> Result<()> {
             "peers": 4,
             "unlisted": [],
             "tunnelMtu": {"eth0": {"ipv4": 1480, "ipv6": 1460}},
+            "mssClamp": true,
         });
         ensure!(told == expected, "{told}");
         // Node 4 has no agent; nobody asks it.

@@ -137,6 +137,8 @@ impl Node {
                 ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
                 moving_until: 0,
+                flags: if self.wishes.mss_clamp() { NodeConfig::FLAG_CLAMP_MSS } else { 0 },
+                reserved: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
@@ -166,7 +168,8 @@ impl Node {
         let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
         let mtus = self.chosen.iter().filter_map(mtu).collect();
         let (services, frontends) = (contents.services.values(), contents.frontends.iter());
-        let direct = Direct::of(services, frontends, contents.peers.len(), mtus);
+        let peers = contents.peers.len();
+        let direct = Direct::of(services, frontends, peers, mtus, self.wishes.mss_clamp());
         if direct.services > 0 && self.told.as_ref() != Some(&direct) {
             tracing::info!("direct server return: {}", direct.describe());
             self.told = Some(direct);

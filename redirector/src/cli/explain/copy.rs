@@ -493,6 +493,9 @@ impl Environment for Copied {
         listens
     }
 
+    // Only of what leaves, which is not explained.
+    fn clamp_mss(&self, _: &Packet) {}
+
     fn route(&self, _: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
         let (route, found) = match (self.find_way)(to.destination) {
             Err(error) => (Route::Unreachable, format!("the kernel does not say: {error}")),

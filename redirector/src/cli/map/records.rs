@@ -98,6 +98,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "lookupInterface": interface_name(node.lookup_ifindex),
                 "ringSlots": node.ring_slots,
                 "netnsCookie": node.netns_cookie,
+                "mssClamp": node.clamps_mss(),
             }]
         }
         MapName::Counters => counters(maps)?,

@@ -16,7 +16,9 @@ fn an_empty_file_publishes_nothing() {
 
 #[test]
 fn settings() {
-    let found = config("interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\n");
+    let found = config(
+        "interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\nmssClamp: false\n",
+    );
     assert_eq!(
         found,
         Config {
@@ -24,6 +26,7 @@ fn settings() {
             tables: BTreeMap::new(),
             xdp_mode: XdpMode::Off,
             snat_ports: 20000..=20000,
+            mss_clamp: false,
             ..Config::default()
         }
     );
