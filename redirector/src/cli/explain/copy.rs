@@ -19,12 +19,13 @@ use redirector_common::{
 };
 use serde::Serialize;
 
-use super::sockets::{self, TcpSocket};
+use super::sockets;
 use crate::cli::counters::interface_name;
 use crate::cli::map::flag_names;
 use crate::cli::service::backend_address;
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::proc_net::ListedSocket;
 use crate::dataplane::{gc, routes};
 
 /// One answer.
@@ -77,7 +78,7 @@ pub(super) struct Copied {
     pub(super) flows: RefCell<BTreeMap<Tuple, Half>>,
     /// Why the large maps could not be read.
     failure: RefCell<Option<PinnedError>>,
-    pub(super) sockets: Vec<TcpSocket>,
+    pub(super) sockets: Vec<ListedSocket>,
     pub(super) find_way: fn(Address) -> std::io::Result<Option<routes::Way>>,
     /// The neighbour on the way that was last found.
     gateway: Cell<Address>,
