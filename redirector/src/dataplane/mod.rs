@@ -27,6 +27,7 @@ pub mod pinned;
 pub mod pins;
 pub mod ports;
 pub mod prerequisites;
+pub mod proc_net;
 mod regions;
 pub mod resize;
 pub mod routes;
