@@ -46,6 +46,8 @@ pub struct Config {
     pub interfaces: Option<Vec<String>>,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
+    /// Whether TCP connections end with their backend, by a reset, rather than when they time out.
+    pub resets_clients: bool,
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
@@ -65,6 +67,7 @@ impl Default for Config {
         Self {
             interfaces: None,
             xdp_mode: XdpMode::default(),
+            resets_clients: false,
             snat_ports: DEFAULT_SNAT_PORTS,
             tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
@@ -190,6 +193,7 @@ pub fn from_arguments<S: AsRef<str>>(
     let document = Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
+        resets_clients: false,
         snat_ports: SnatPorts::default(),
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
@@ -209,6 +213,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
     problems.finish(Config {
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
+        resets_clients: document.resets_clients,
         snat_ports: document.snat_ports.range,
         tables: document.tables,
         nodes: document.nodes,

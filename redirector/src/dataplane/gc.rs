@@ -4,6 +4,7 @@
 //! at again just before it is removed.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use nix::time::{ClockId, clock_gettime};
 use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
@@ -92,15 +93,42 @@ pub fn now() -> u64 {
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Removes flows both of whose halves are idle for too long, and UDP flows whose backend is not
-/// `listed` any more: a UDP client would go on to send to it for ever.
+/// Whose flows live on.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep<'a> {
+    /// Backends of services. A UDP flow of any other goes: its client would go on to send to that
+    /// backend for ever.
+    pub listed: &'a BTreeSet<(ServiceId, BackendId)>,
+    /// This host's addresses, if clients of other backends are to be reset: a TCP flow to one of
+    /// these goes too, because the kernel answers what still comes to it. To other addresses it
+    /// would not.
+    pub resets: Option<&'a BTreeSet<IpAddr>>,
+}
+
+impl Keep<'_> {
+    /// Whether a flow goes although its ends may still use it.
+    fn is_orphan(&self, key: &Tuple, flow: &Flow) -> bool {
+        let frontend = match flow.direction() {
+            Direction::Forward => key.destination,
+            Direction::Reply => flow.translated.source,
+        };
+        !self.listed.contains(&(flow.service, flow.backend))
+            && match key.protocol() {
+                Protocol::Udp => true,
+                Protocol::Tcp => self.resets.is_some_and(|own| own.contains(&frontend.into())),
+            }
+    }
+}
+
+/// Removes flows both of whose halves are idle for too long, and those that have lost their
+/// backend.
 ///
 /// # Errors
 ///
 /// If the kernel refuses.
 pub fn collect(
     table: &mut dyn FlowTable,
-    listed: &BTreeSet<(ServiceId, BackendId)>,
+    keep: Keep<'_>,
     now: u64,
 ) -> Result<Collected, TableError> {
     let mut collected = Collected::default();
@@ -108,7 +136,7 @@ pub fn collect(
     let mut outcome = Ok(());
     table.read(&mut |chunk| {
         for (key, flow) in chunk {
-            match judge(&*table, &key, &flow, listed, now) {
+            match judge(&*table, &key, &flow, keep, now) {
                 Ok(Fate::Lives) => {
                     collected.halves += 1;
                     note_ports(&mut collected.in_use, &key, &flow);
@@ -124,7 +152,7 @@ pub fn collect(
         let Some(flow) = table.half(&key)? else {
             continue;
         };
-        if judge(&*table, &key, &flow, listed, now)? != fate {
+        if judge(&*table, &key, &flow, keep, now)? != fate {
             collected.halves += 1;
             note_ports(&mut collected.in_use, &key, &flow);
             continue;
@@ -155,10 +183,10 @@ fn judge(
     table: &dyn FlowTable,
     key: &Tuple,
     flow: &Flow,
-    listed: &BTreeSet<(ServiceId, BackendId)>,
+    keep: Keep<'_>,
     now: u64,
 ) -> Result<Fate, TableError> {
-    if key.protocol() == Protocol::Udp && !listed.contains(&(flow.service, flow.backend)) {
+    if keep.is_orphan(key, flow) {
         return Ok(Fate::Orphaned);
     }
     if !flow.is_expired(now) {
@@ -202,7 +230,7 @@ fn note_ports(ports: &mut Ports, key: &Tuple, flow: &Flow) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::Ipv4Addr;
 
     use redirector_common::{Address, FlowState, Port};
 
@@ -226,6 +254,10 @@ mod tests {
             self.remove(key);
             Ok(())
         }
+    }
+
+    fn keep(listed: &BTreeSet<(ServiceId, BackendId)>) -> Keep<'_> {
+        Keep { listed, resets: None }
     }
 
     fn end(host: u8, port: u16) -> (Address, Port) {
@@ -252,7 +284,8 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         add(&mut table, Protocol::Tcp, 1001, (0, 60 * SECOND));
         add(&mut table, Protocol::Tcp, 1002, (60 * SECOND, 0));
-        let collected = collect(&mut table, &BTreeSet::new(), 61 * SECOND).expect("collected");
+        let collected =
+            collect(&mut table, keep(&BTreeSet::new()), 61 * SECOND).expect("collected");
         assert_eq!((collected.halves, collected.expired), (4, 2));
         assert_eq!(table.len(), 4);
         let flags = collected.in_use.get(Protocol::Tcp, Port::new(80));
@@ -268,8 +301,8 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         table.pop_first();
         let listed = BTreeSet::new();
-        assert_eq!(collect(&mut table, &listed, 60 * SECOND).expect("collected").expired, 0);
-        assert_eq!(collect(&mut table, &listed, 61 * SECOND).expect("collected").expired, 1);
+        assert_eq!(collect(&mut table, keep(&listed), 60 * SECOND).expect("collected").expired, 0);
+        assert_eq!(collect(&mut table, keep(&listed), 61 * SECOND).expect("collected").expired, 1);
         assert!(table.is_empty());
     }
 
@@ -279,9 +312,26 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         add(&mut table, Protocol::Udp, 1000, (0, 0));
         let listed = BTreeSet::from([(1, 1)]);
-        assert_eq!(collect(&mut table, &listed, 1).expect("collected").orphaned, 0);
-        let collected = collect(&mut table, &BTreeSet::new(), 1).expect("collected");
+        assert_eq!(collect(&mut table, keep(&listed), 1).expect("collected").orphaned, 0);
+        let collected = collect(&mut table, keep(&BTreeSet::new()), 1).expect("collected");
         assert_eq!((collected.halves, collected.orphaned), (2, 2));
         assert!(table.keys().all(|key| key.protocol() == Protocol::Tcp));
+    }
+
+    #[test]
+    fn tcp_flows_end_with_their_backend_where_that_resets_their_client() {
+        let mut table = BTreeMap::new();
+        add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        let (none, listed) = (BTreeSet::new(), BTreeSet::from([(1, 1)]));
+        let [own, other] =
+            [1, 7].map(|host| BTreeSet::from([Ipv4Addr::new(10, 0, 0, host).into()]));
+        let mut orphaned = |listed, resets| {
+            collect(&mut table, Keep { listed, resets }, 1).expect("collected").orphaned
+        };
+        assert_eq!(orphaned(&none, None), 0);
+        assert_eq!(orphaned(&listed, Some(&own)), 0);
+        assert_eq!(orphaned(&none, Some(&other)), 0);
+        assert_eq!(orphaned(&none, Some(&own)), 2);
+        assert!(table.is_empty());
     }
 }

@@ -13,7 +13,7 @@ use super::Node;
 use crate::dataplane::direct::Direct;
 use crate::dataplane::encode::encode;
 use crate::dataplane::ethtool;
-use crate::dataplane::gc;
+use crate::dataplane::gc::{self, Keep};
 use crate::dataplane::layout::Layout;
 use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
@@ -220,7 +220,9 @@ impl Node {
             Some(layout) => (layout.listed(), layout.wanted_ports()),
             None => (&self.listed, &self.wanted_ports),
         };
-        let outcome = gc::collect(&mut self.flows, listed, gc::now()).and_then(|collected| {
+        let own = self.made_from.as_ref().map(|addresses| &addresses.host);
+        let keep = Keep { listed, resets: own.filter(|_| self.wishes.resets_clients()) };
+        let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
             match &mut self.actual {
                 Some(actual) => {
