@@ -16,6 +16,7 @@ mod networking;
 mod policies;
 mod publishing;
 mod services;
+mod told;
 mod topology;
 mod watches;
 
