@@ -150,6 +150,16 @@ impl Cluster {
         self.nodes[index].await_ready(host)
     }
 
+    /// Starts an agent again that was killed, without waiting until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_agent_without_waiting(&mut self, number: u8) -> Result<()> {
+        let index = usize::from(number) - 1;
+        self.nodes[index].start(&self.net.nodes[index], &[])
+    }
+
     /// Removes what a node's agent has installed.
     ///
     /// # Errors
@@ -258,6 +268,16 @@ impl Cluster {
     pub fn rows(&self, number: u8, arguments: &[&str]) -> Result<Vec<serde_json::Value>> {
         let pins = self.nodes[usize::from(number) - 1].pins();
         Cli::new(self.host(number), &pins).rows(arguments)
+    }
+
+    /// Runs a command about a node's maps that prints one object.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn show(&self, number: u8, arguments: &[&str]) -> Result<serde_json::Value> {
+        let pins = self.nodes[usize::from(number) - 1].pins();
+        Cli::new(self.host(number), &pins).json(arguments)
     }
 
     /// Waits until an Event about an object says all this.

@@ -1,9 +1,9 @@
 //! Which backend a new flow goes to, and that flows that are there stay.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
-    net::SocketAddr,
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use redirector_tests::{
     client::{self, Pulse},
     crowd::{self, TCP, UDP, all, apply, ask_tcp, config},
     server::{Server, Service},
-    topology::{FAMILIES, NODE1},
+    topology::{FAMILIES, NODE1, NODE2},
     wait,
 };
 
@@ -129,6 +129,78 @@ fn ending_backends() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A backend that is removed keeps its connections, unless the file says that their clients are
+/// to be reset; those of others go on either way.
+#[test]
+fn connections_of_backends_that_are_removed() -> Result<()> {
+    let file = |mode: &str, removed: &str, member: fn(&str) -> Option<&'static str>| {
+        format!("xdpMode: {mode}\nremovedBackends: {removed}\n{}", config("", member))
+    };
+    let without = |name: &str| (name != "there").then_some("");
+    Lab::run_with(&file("native", "keep", all), |lab| {
+        let mut servers = Vec::new();
+        for (host, port) in [(&lab.net.node1, 8080), (&lab.net.node2, 8080), (&lab.net.node2, 8081)]
+        {
+            servers.push(Server::tcp(host, port, Service::Echo)?);
+        }
+        for (mode, removed) in
+            [("native", "keep"), ("native", "reset"), ("off", "keep"), ("off", "reset")]
+        {
+            for family in FAMILIES {
+                apply(lab, &file(mode, removed, all))?;
+                let there = SocketAddr::new(NODE2.of(family), 8080).to_string();
+                let streams = open_to_everyone(lab, family)?;
+                apply(lab, &file(mode, removed, without))?;
+                if removed == "reset" {
+                    wait::until_true("flows to what was removed to go", wait::SOON, || {
+                        Ok(!backends(lab)?.values().any(|backend| *backend == there))
+                    })?;
+                }
+                for (backend, stream) in &streams {
+                    let end = client::echo(stream, b"still there?");
+                    if removed == "reset" && *backend == there {
+                        let error = end.err().context("it goes on")?;
+                        let kind = error.downcast_ref().map(std::io::Error::kind);
+                        ensure!(kind == Some(ErrorKind::ConnectionReset), "{error:#}");
+                    } else {
+                        end.with_context(|| format!("{mode}, {removed}: to {backend:?}"))?;
+                        client::finish(stream)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Connections to every backend, with the address of each backend; none for the program here,
+/// whose connections are in no table.
+fn open_to_everyone(lab: &Lab, family: Family) -> Result<Vec<(String, TcpStream)>> {
+    let frontend = SocketAddr::new(NODE1.of(family), TCP[0]);
+    let mut streams = Vec::new();
+    for _ in 0..30 {
+        let stream = client::tcp(&lab.net.client, frontend)?;
+        client::echo(&stream, b"hello")?;
+        streams.push(stream);
+    }
+    let backends = backends(lab)?;
+    let mut found = Vec::new();
+    for stream in streams {
+        let client = stream.local_addr()?.to_string();
+        found.push((backends.get(&client).cloned().unwrap_or_default(), stream));
+    }
+    let different: BTreeSet<&str> = found.iter().map(|(backend, _)| backend.as_str()).collect();
+    ensure!(different.len() == 3, "{different:?}");
+    Ok(found)
+}
+
+/// Backends of flows, by client.
+fn backends(lab: &Lab) -> Result<BTreeMap<String, String>> {
+    let rows = lab.cli().rows(&["flow", "list"])?;
+    let text = |row: &serde_json::Value, key: &str| row[key].as_str().map(str::to_owned);
+    Ok(rows.iter().filter_map(|row| Some((text(row, "client")?, text(row, "backend")?))).collect())
 }
 
 /// Within a second, a client that keeps its socket hears of another backend, also where there was
