@@ -36,5 +36,6 @@ pub mod sync;
 pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
+pub mod translation;
 
 pub use detach::detach;
