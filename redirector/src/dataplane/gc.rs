@@ -4,12 +4,12 @@
 //! at again just before it is removed.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use nix::time::{ClockId, clock_gettime};
 use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
 
 use super::contents::Ports;
+use super::dead_end::DeadEnd;
 use super::epochs::Epochs;
 use super::maps;
 use super::pins::Pins;
@@ -24,6 +24,8 @@ pub struct Collected {
     pub expired: u64,
     /// Halves removed because their backend is no longer one of their service.
     pub orphaned: u64,
+    /// Halves led to the dead end because their backend is no longer one of their service.
+    pub led: u64,
     /// Ports that the flows that are left need looked up.
     pub in_use: Ports,
 }
@@ -43,6 +45,13 @@ pub trait FlowTable {
     ///
     /// If the kernel refuses.
     fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError>;
+
+    /// Writes a half, in place of what has its key.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or there is no room.
+    fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError>;
 
     /// Removes a half; none is no error. `early`: packets may still come.
     ///
@@ -78,6 +87,11 @@ impl FlowTable for KernelFlows {
         self.table.get(key)
     }
 
+    fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+        self.table.set(key, flow)?;
+        self.epochs.raise(key)
+    }
+
     fn remove_half(&mut self, key: &Tuple, early: bool) -> Result<(), TableError> {
         self.table.remove(key)?;
         // What is idle for longer than the cache believes anything needs no word of it.
@@ -99,29 +113,12 @@ pub struct Keep<'a> {
     /// Backends of services. A UDP flow of any other goes: its client would go on to send to that
     /// backend for ever.
     pub listed: &'a BTreeSet<(ServiceId, BackendId)>,
-    /// This host's addresses, if clients of other backends are to be reset: a TCP flow to one of
-    /// these goes too, because the kernel answers what still comes to it. To other addresses it
-    /// would not.
-    pub resets: Option<&'a BTreeSet<IpAddr>>,
+    /// Where TCP flows of other backends are led; `None`: they are left alone.
+    pub dead_end: Option<DeadEnd>,
 }
 
-impl Keep<'_> {
-    /// Whether a flow goes although its ends may still use it.
-    fn is_orphan(&self, key: &Tuple, flow: &Flow) -> bool {
-        let frontend = match flow.direction() {
-            Direction::Forward => key.destination,
-            Direction::Reply => flow.translated.source,
-        };
-        !self.listed.contains(&(flow.service, flow.backend))
-            && match key.protocol() {
-                Protocol::Udp => true,
-                Protocol::Tcp => self.resets.is_some_and(|own| own.contains(&frontend.into())),
-            }
-    }
-}
-
-/// Removes flows both of whose halves are idle for too long, and those that have lost their
-/// backend.
+/// Removes flows both of whose halves are idle for too long, and UDP flows that have lost their
+/// backend; leads TCP flows that have to the dead end.
 ///
 /// # Errors
 ///
@@ -157,6 +154,19 @@ pub fn collect(
             note_ports(&mut collected.in_use, &key, &flow);
             continue;
         }
+        if fate == Fate::Stranded {
+            collected.halves += 1;
+            let dead_end = keep.dead_end;
+            if let Some(halves) = dead_end.and_then(|it| it.lead(table, &key, &flow).transpose()) {
+                collected.led += 2;
+                for (key, half) in halves? {
+                    note_ports(&mut collected.in_use, &key, &half);
+                }
+            } else {
+                note_ports(&mut collected.in_use, &key, &flow);
+            }
+            continue;
+        }
         let partner = flow.translated.reversed();
         let halves = match find_partner(&*table, &key, &flow)? {
             Some(_) => vec![key, partner],
@@ -177,6 +187,7 @@ enum Fate {
     Lives,
     Expired,
     Orphaned,
+    Stranded,
 }
 
 fn judge(
@@ -186,16 +197,17 @@ fn judge(
     keep: Keep<'_>,
     now: u64,
 ) -> Result<Fate, TableError> {
-    if keep.is_orphan(key, flow) {
+    let is_listed = keep.listed.contains(&(flow.service, flow.backend));
+    if key.protocol() == Protocol::Udp && !is_listed {
         return Ok(Fate::Orphaned);
     }
-    if !flow.is_expired(now) {
-        return Ok(Fate::Lives);
+    if flow.is_expired(now)
+        && find_partner(table, key, flow)?.is_none_or(|partner| partner.is_expired(now))
+    {
+        return Ok(Fate::Expired);
     }
-    match find_partner(table, key, flow)? {
-        Some(partner) if !partner.is_expired(now) => Ok(Fate::Lives),
-        _ => Ok(Fate::Expired),
-    }
+    let is_stranded = !is_listed && keep.dead_end.is_some_and(|it| it.is_for(key, flow));
+    Ok(if is_stranded { Fate::Stranded } else { Fate::Lives })
 }
 
 /// The other half, if what stands in its place belongs to this one.
@@ -230,7 +242,7 @@ fn note_ports(ports: &mut Ports, key: &Tuple, flow: &Flow) {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use redirector_common::{Address, FlowState, Port};
 
@@ -250,6 +262,11 @@ mod tests {
             Ok(self.get(key).copied())
         }
 
+        fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+            self.insert(*key, *flow);
+            Ok(())
+        }
+
         fn remove_half(&mut self, key: &Tuple, _: bool) -> Result<(), TableError> {
             self.remove(key);
             Ok(())
@@ -257,7 +274,7 @@ mod tests {
     }
 
     fn keep(listed: &BTreeSet<(ServiceId, BackendId)>) -> Keep<'_> {
-        Keep { listed, resets: None }
+        Keep { listed, dead_end: None }
     }
 
     fn end(host: u8, port: u16) -> (Address, Port) {
@@ -319,19 +336,37 @@ mod tests {
     }
 
     #[test]
-    fn tcp_flows_end_with_their_backend_where_that_resets_their_client() {
+    fn tcp_flows_that_lose_their_backend_are_led_to_the_dead_end() {
         let mut table = BTreeMap::new();
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        add(&mut table, Protocol::Tcp, 1001, (0, 0));
+        for (_, flow) in table.iter_mut().filter(|(key, _)| {
+            key.source_port == Port::new(1000) || key.destination_port == Port::new(1000)
+        }) {
+            flow.set_state(FlowState::Established);
+        }
         let (none, listed) = (BTreeSet::new(), BTreeSet::from([(1, 1)]));
-        let [own, other] =
-            [1, 7].map(|host| BTreeSet::from([Ipv4Addr::new(10, 0, 0, host).into()]));
-        let mut orphaned = |listed, resets| {
-            collect(&mut table, Keep { listed, resets }, 1).expect("collected").orphaned
+        let (address, port) = end(1, 49152);
+        let dead_end = Some(DeadEnd { v4: Some(address), v6: None, port });
+        let mut led = |listed, dead_end| {
+            collect(&mut table, Keep { listed, dead_end }, 1).expect("collected")
         };
-        assert_eq!(orphaned(&none, None), 0);
-        assert_eq!(orphaned(&listed, Some(&own)), 0);
-        assert_eq!(orphaned(&none, Some(&other)), 0);
-        assert_eq!(orphaned(&none, Some(&own)), 2);
-        assert!(table.is_empty());
+        assert_eq!(led(&none, None).led, 0);
+        assert_eq!(led(&listed, dead_end).led, 0);
+        // The one that is not established will not be waited for.
+        let collected = led(&none, dead_end);
+        assert_eq!((collected.led, collected.halves), (2, 4));
+        let flags = collected.in_use.get(Protocol::Tcp, port);
+        assert_eq!(flags.union(PortFlags::LOCAL_BACKEND), flags);
+        // It stays there.
+        assert_eq!(led(&none, dead_end).led, 0);
+        assert_eq!(table.len(), 4);
+        let forward = Tuple::new(Protocol::Tcp, end(9, 1000), end(1, 80));
+        let half = table[&forward];
+        assert_eq!(half.translated, Tuple::new(Protocol::Tcp, end(9, 1000), (address, port)));
+        assert!(half.is_local() && half.state() == FlowState::Established);
+        let reply = table[&half.translated.reversed()];
+        assert_eq!((reply.translated, reply.is_local()), (forward.reversed(), true));
+        assert_eq!(reply.direction(), Direction::Reply);
     }
 }

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod attached;
 pub mod batch;
 pub mod contents;
+pub mod dead_end;
 pub mod delta;
 pub mod detach;
 pub mod direct;

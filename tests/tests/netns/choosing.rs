@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -131,15 +131,24 @@ fn ending_backends() -> Result<()> {
     })
 }
 
+/// Addresses that no node has.
+const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
+
 /// A backend that is removed keeps its connections, unless the file says that their clients are
-/// to be reset; those of others go on either way.
+/// to be reset, at addresses of the node and at those that no node has; those of others go on either
+/// way.
 #[test]
 fn connections_of_backends_that_are_removed() -> Result<()> {
     let file = |mode: &str, removed: &str, member: fn(&str) -> Option<&'static str>| {
-        format!("xdpMode: {mode}\nremovedBackends: {removed}\n{}", config("", member))
+        let [v4, v6] = VIPS.map(|vip| format!("      - {{address: '{vip}', port: 443}}\n"));
+        let frontends = format!("    frontends:\n{v4}{v6}");
+        let services = config("", member).replace("    frontends:\n", &frontends);
+        format!("xdpMode: {mode}\nremovedBackends: {removed}\n{services}")
     };
     let without = |name: &str| (name != "there").then_some("");
     Lab::run_with(&file("native", "keep", all), |lab| {
+        lab.net.client.ip("route add 203.0.113.0/24 via 198.18.1.1
+             route add 2001:db8:113::/64 via 2001:db8:1::1")?;
         let mut servers = Vec::new();
         for (host, port) in [(&lab.net.node1, 8080), (&lab.net.node2, 8080), (&lab.net.node2, 8081)]
         {
@@ -148,24 +157,27 @@ fn connections_of_backends_that_are_removed() -> Result<()> {
         for (mode, removed) in
             [("native", "keep"), ("native", "reset"), ("off", "keep"), ("off", "reset")]
         {
-            for family in FAMILIES {
+            for (family, vip) in FAMILIES.into_iter().zip(VIPS) {
                 apply(lab, &file(mode, removed, all))?;
                 let there = SocketAddr::new(NODE2.of(family), 8080).to_string();
-                let streams = open_to_everyone(lab, family)?;
+                let mut streams = open_to_everyone(lab, (NODE1.of(family), TCP[0]).into())?;
+                streams.extend(open_to_everyone(lab, (vip.parse::<IpAddr>()?, 443).into())?);
                 apply(lab, &file(mode, removed, without))?;
                 if removed == "reset" {
-                    wait::until_true("flows to what was removed to go", wait::SOON, || {
+                    wait::until_true("nobody to be led to what was removed", wait::SOON, || {
                         Ok(!backends(lab)?.values().any(|backend| *backend == there))
                     })?;
                 }
                 for (backend, stream) in &streams {
                     let end = client::echo(stream, b"still there?");
+                    let which =
+                        || format!("{mode}, {removed}: {:?} {backend:?}", stream.peer_addr());
                     if removed == "reset" && *backend == there {
-                        let error = end.err().context("it goes on")?;
+                        let error = end.err().context("it goes on").with_context(which)?;
                         let kind = error.downcast_ref().map(std::io::Error::kind);
-                        ensure!(kind == Some(ErrorKind::ConnectionReset), "{error:#}");
+                        ensure!(kind == Some(ErrorKind::ConnectionReset), "{}: {error:#}", which());
                     } else {
-                        end.with_context(|| format!("{mode}, {removed}: to {backend:?}"))?;
+                        end.with_context(which)?;
                         client::finish(stream)?;
                     }
                 }
@@ -177,8 +189,7 @@ fn connections_of_backends_that_are_removed() -> Result<()> {
 
 /// Connections to every backend, with the address of each backend; none for the program here,
 /// whose connections are in no table.
-fn open_to_everyone(lab: &Lab, family: Family) -> Result<Vec<(String, TcpStream)>> {
-    let frontend = SocketAddr::new(NODE1.of(family), TCP[0]);
+fn open_to_everyone(lab: &Lab, frontend: SocketAddr) -> Result<Vec<(String, TcpStream)>> {
     let mut streams = Vec::new();
     for _ in 0..30 {
         let stream = client::tcp(&lab.net.client, frontend)?;
@@ -196,11 +207,12 @@ fn open_to_everyone(lab: &Lab, family: Family) -> Result<Vec<(String, TcpStream)
     Ok(found)
 }
 
-/// Backends of flows, by client.
+/// Backends of established flows, by client.
 fn backends(lab: &Lab) -> Result<BTreeMap<String, String>> {
     let rows = lab.cli().rows(&["flow", "list"])?;
+    let established = rows.iter().filter(|row| row["state"] == "established");
     let text = |row: &serde_json::Value, key: &str| row[key].as_str().map(str::to_owned);
-    Ok(rows.iter().filter_map(|row| Some((text(row, "client")?, text(row, "backend")?))).collect())
+    Ok(established.filter_map(|row| Some((text(row, "client")?, text(row, "backend")?))).collect())
 }
 
 /// Within a second, a client that keeps its socket hears of another backend, also where there was
