@@ -19,6 +19,7 @@ use crate::agent::{Programming, Shared, Snapshot, Syncs};
 use crate::cli::counters::{self, CounterRow};
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::pins::Pins;
+use crate::dataplane::translation::PortUse;
 use traffic::{ServiceName, Traffic};
 
 /// The content type of what [`Metrics::scrape`] returns.
@@ -72,6 +73,7 @@ impl Metrics {
             flows: flows.values().filter(waiting).count(),
             budget: ring::half_open_budget(maps.node()?.ring_slots),
         };
+        let translation = PortUse::of(&flows, &maps.node()?);
         let mut fill = Vec::new();
         for name in MapName::ALL {
             let entries = match name {
@@ -106,6 +108,7 @@ impl Metrics {
             services,
             flows: flows.len() / 2,
             half_open,
+            translation,
             fill,
             agent: self.shared.snapshot(),
         };
@@ -120,6 +123,7 @@ struct Scrape {
     services: BTreeMap<ServiceName, u64>,
     flows: usize,
     half_open: HalfOpen,
+    translation: PortUse,
     fill: Vec<MapFill>,
     agent: Snapshot,
 }
@@ -184,6 +188,10 @@ impl Scrape {
         gauge(to, "half_open_flows", help, [([], whole(self.half_open.flows))])?;
         let help = "Flows that may be half-open at once; one more takes the oldest one's place";
         gauge(to, "half_open_budget", help, [([], i64::from(self.half_open.budget))])?;
+        let help = "Ports for translation, towards each backend elsewhere";
+        gauge(to, "snat_ports", help, [([], i64::from(self.translation.ports))])?;
+        let help = "Ports for translation in use, towards the backend that has most of them";
+        gauge(to, "snat_ports_used", help, [([], whole(self.translation.used))])?;
         let entries =
             self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
         gauge(to, "map_entries", "Entries in use", entries)?;

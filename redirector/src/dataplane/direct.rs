@@ -30,6 +30,13 @@ impl TunnelMtu {
     }
 }
 
+/// An interface and what fits through it, for people.
+#[must_use]
+pub fn describe_mtu(name: &str, mtu: u32) -> String {
+    let TunnelMtu { ipv4, ipv6 } = TunnelMtu::of(mtu);
+    format!("{name} (MTU {mtu}; by tunnel {ipv4}, IPv6 {ipv6})")
+}
+
 /// Direct server return on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -107,6 +114,11 @@ fn addresses(peers: usize) -> String {
 mod tests {
     use super::*;
     use redirector_common::{Address, Port, Protocol};
+
+    #[test]
+    fn what_fits() {
+        assert_eq!(describe_mtu("eth0", 1500), "eth0 (MTU 1500; by tunnel 1480, IPv6 1460)");
+    }
 
     #[test]
     fn what_is_told_of_it() {

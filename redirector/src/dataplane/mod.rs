@@ -4,6 +4,7 @@ pub mod attach;
 pub mod attached;
 pub mod batch;
 pub mod contents;
+pub mod dead_end;
 pub mod delta;
 pub mod detach;
 pub mod direct;
@@ -37,5 +38,6 @@ pub mod sync;
 pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
+pub mod translation;
 
 pub use detach::detach;

@@ -49,6 +49,7 @@ const SPEC: &[&str] = &[
     "healthCheckNodePort",
     "hostNetwork",
     "initContainers",
+    "ipFamilies",
     "loadBalancerSourceRanges",
     "nodeName",
     "ports",

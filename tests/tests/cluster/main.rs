@@ -8,6 +8,9 @@ mod chaos_server;
 mod conntrack;
 mod direct;
 mod endpoints;
+mod first_sync;
+mod flows;
+mod frontends;
 mod health;
 mod load_balancers;
 mod lockout;
@@ -16,6 +19,7 @@ mod networking;
 mod policies;
 mod publishing;
 mod services;
+mod told;
 mod topology;
 mod watches;
 
