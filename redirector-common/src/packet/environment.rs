@@ -10,7 +10,7 @@ use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
     Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
+    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple, words,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -522,7 +522,7 @@ impl FlowEntry {
         let flow = unsafe { &mut *self.0.as_ptr() };
         flow.epoch = 0;
         compiler_fence(Ordering::SeqCst);
-        flow.next_hop = *next_hop;
+        words::copy(next_hop, &mut flow.next_hop);
         flow.routed = moment(now);
         compiler_fence(Ordering::SeqCst);
         flow.epoch = epoch;
