@@ -33,7 +33,7 @@ pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
-pub use frontend::{Frontend, FrontendKey};
+pub use frontend::{Frontend, FrontendKey, SteeredKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use reason::{Reason, Verdict};
 pub use ring::RingSlot;
@@ -77,6 +77,7 @@ pod!(
     Endpoint,
     RingSlot,
     SocketKey,
+    SteeredKey,
     Interface,
     NodeConfig,
     node::PortBlock,

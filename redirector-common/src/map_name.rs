@@ -84,4 +84,6 @@ maps! {
     Fragments = "FRAGMENTS", 1;
     /// What programs on this machine asked for, by socket and the backend that they got instead.
     Sockets = "SOCKETS", 1;
+    /// Connections that were handed to listening sockets, by service and frontend.
+    Steered = "STEERED", 1;
 }

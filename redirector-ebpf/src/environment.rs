@@ -23,14 +23,14 @@ use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
+    Service, ServiceId, SourceBits, SourceRange, SteeredKey, Taker, TakerKey, Tuple, words,
 };
 
 use crate::context::{Skb, exposed};
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS,
-    WORKSPACE,
+    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, STEERED, TAKERS,
+    VIPS, WORKSPACE,
 };
 use crate::related::Notes;
 use crate::{counters, redirect, steer};
@@ -422,6 +422,12 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn count_steered(&self, _: &Packet, service: ServiceId) {
+        // It stands in the workspace.
+        steer_count(service);
+    }
+
+    #[inline(always)]
     fn clamp_mss(&self, _: &Packet) {
         // It stands in the workspace.
         reply_clamp(self.ctx.cast());
@@ -510,22 +516,50 @@ extern "C" fn flow_vacate() -> u32 {
     pressure::vacate(&environment, reply_key).into()
 }
 
+/// Counts one connection to a service that was handed to a listener: the packet's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn steer_count(service: u32) -> u32 {
+    let Some((_, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return 0;
+    };
+    let tuple = &packet.tuple;
+    let frontend = FrontendKey::new(tuple.destination, tuple.destination_port, Protocol::Tcp);
+    let key = SteeredKey { service, frontend };
+    // Another CPU may add the same key in between.
+    for _ in 0..2 {
+        if let Some(count) = STEERED.get_ptr_mut(&key) {
+            add_one(count);
+            break;
+        }
+        if STEERED.insert(&key, 1_u64, u64::from(BPF_NOEXIST)) != Err(-EEXIST) {
+            break;
+        }
+    }
+    0
+}
+
 /// Moves one of the ring's hands on, and says where it was.
 #[inline(always)]
 fn next_position(hand: u32) -> u32 {
-    let Some(position) = RING_HANDS.get_ptr_mut(hand) else {
-        return 0;
-    };
+    // Two CPUs never get the same position.
+    RING_HANDS.get_ptr_mut(hand).map_or(0, |position| add_one(position) as u32)
+}
+
+/// Adds one to an aligned word of a map's element that is only ever changed like this, and says what
+/// it was.
+#[inline(always)]
+fn add_one(word: *mut u64) -> u64 {
     let mut was: u64 = 1;
-    // Two CPUs never get the same position. The target has no atomic types.
-    // SAFETY: an aligned word of a map's element, which is only ever changed like this.
+    // The target has no atomic types.
+    // SAFETY: a map's element stays allocated until the program has ended.
     unsafe {
         asm!(
             "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
             inout(reg) was,
-            in(reg) position,
+            in(reg) word,
             options(nostack),
         );
     }
-    was as u32
+    was
 }

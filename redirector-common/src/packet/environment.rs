@@ -192,6 +192,10 @@ pub trait Environment {
     /// refuse. At TC ingress alone.
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
 
+    /// Counts that the packet was handed to a listening socket, for this service and the frontend
+    /// that it is for.
+    fn count_steered(&self, packet: &Packet, service: ServiceId);
+
     /// Lowers the largest segment that the packet, a local backend's answer to a SYN, announces to
     /// what fits into a tunnel: [`mss::lower`](super::mss::lower).
     fn clamp_mss(&self, packet: &Packet);

@@ -108,6 +108,7 @@ pub(super) fn open<E: Environment>(
             return Decision::pass(Reason::SteeredEstablished);
         }
         remember(environment, scratch.affinity_group, &tuple.source, id);
+        environment.count_steered(packet, frontend.service);
         return Decision::pass(Reason::SteeredNew);
     }
     if !opens {

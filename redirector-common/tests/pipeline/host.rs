@@ -13,7 +13,7 @@ use redirector_common::packet::{
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -68,6 +68,8 @@ pub(crate) struct Host {
     /// What was counted that is no packet.
     pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
     memory: Memory,
+    /// Connections that were handed to listeners.
+    pub(crate) steered: RefCell<BTreeMap<SteeredKey, u64>>,
     /// Answers to SYNs whose segment size was to be lowered.
     pub(crate) clamped: Cell<u32>,
 }
@@ -122,6 +124,7 @@ impl Host {
             reclaimed: Cell::default(),
             counted: RefCell::default(),
             memory: Memory::default(),
+            steered: RefCell::default(),
             clamped: Cell::default(),
         }
     }

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod attached;
 pub mod batch;
+pub mod connections;
 pub mod contents;
 pub mod dead_end;
 pub mod delta;

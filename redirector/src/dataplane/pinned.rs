@@ -21,7 +21,7 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey,
 };
 
 use super::batch::{self, BatchError};
@@ -141,6 +141,15 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
         self.table(MapName::Sockets)
+    }
+
+    /// Connections that were handed to listening sockets.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn steered(&self) -> Result<BTreeMap<SteeredKey, u64>, PinnedError> {
+        self.table(MapName::Steered)
     }
 
     /// Clients that are remembered, and the backends that they stay with; also those past their

@@ -42,6 +42,8 @@ pub struct Sizes {
     pub fragments: u32,
     /// `SOCKETS`.
     pub sockets: u32,
+    /// `STEERED`; when it is full, what was not hit for longest is forgotten.
+    pub steered: u32,
 }
 
 impl Default for Sizes {
@@ -62,6 +64,7 @@ impl Default for Sizes {
             peers: MAX_PEERS,
             fragments: 8192,
             sockets: 65536,
+            steered: 16384,
         }
     }
 }
@@ -152,6 +155,7 @@ impl Sizes {
             | MapName::Counters
             | MapName::ServiceInfo
             | MapName::Status
+            | MapName::Steered
             | MapName::Sysctls => return None,
         })
     }

@@ -9,7 +9,7 @@ use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, 
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot, Service,
-    ServiceId, Taker, TakerKey, Tuple,
+    ServiceId, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 use super::{CACHE_SETS, Host, IFINDEX, SECOND};
@@ -178,6 +178,13 @@ impl Environment for Host {
     fn socket(&self, packet: &Packet) -> Socket {
         self.socket_look_ups.set(self.socket_look_ups.get() + 1);
         self.sockets.borrow().get(&packet.tuple).copied().unwrap_or(Socket::None)
+    }
+
+    fn count_steered(&self, packet: &Packet, service: ServiceId) {
+        let tuple = &packet.tuple;
+        let frontend =
+            FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
+        *self.steered.borrow_mut().entry(SteeredKey { service, frontend }).or_default() += 1;
     }
 
     fn clamp_mss(&self, _: &Packet) {

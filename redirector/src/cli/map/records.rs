@@ -101,6 +101,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "peer": endpoint(&key.peer),
             }
         }),
+        MapName::Steered => of(maps.steered()?, |(key, connections)| {
+            record! {
+                "service": key.service,
+                "frontend": format_frontend(&key.frontend),
+                "connections": connections,
+            }
+        }),
         MapName::Fragments => of(maps.fragments()?, |(key, first)| {
             record! {
                 "source": address(key.source),

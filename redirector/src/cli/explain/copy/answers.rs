@@ -253,6 +253,8 @@ impl Environment for Copied {
         socket
     }
 
+    fn count_steered(&self, _: &Packet, _: ServiceId) {}
+
     // Only of what leaves, which is not explained.
     fn clamp_mss(&self, _: &Packet) {}
 
