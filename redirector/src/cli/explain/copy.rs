@@ -14,8 +14,8 @@ use redirector_common::packet::{
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Direction, FirstFragment, Flow,
-    FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol,
-    Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Origin, Peer, Port, PortFlags,
+    Protocol, Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -69,7 +69,7 @@ pub(super) struct Copied {
     pub(super) affinities: BTreeMap<AffinityKey, Affinity>,
     pub(super) takers: BTreeMap<TakerKey, Taker>,
     pub(super) vips: BTreeSet<Address>,
-    pub(super) peers: BTreeSet<Address>,
+    pub(super) peers: BTreeMap<Address, Peer>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     pub(super) large: Rc<dyn Large>,
@@ -126,7 +126,7 @@ impl Copied {
             affinities: BTreeMap::new(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             large,
@@ -441,12 +441,17 @@ impl Environment for Copied {
         is_vip
     }
 
-    fn is_peer(&self, address: &Address) -> bool {
-        let is_peer = self.peers.contains(address);
-        let found =
-            if is_peer { "a node that runs redirector" } else { "none of redirector's nodes" };
+    fn peer(&self, address: &Address) -> Peer {
+        let peer = self.peers.get(address).copied().unwrap_or_default();
+        let found = if peer.takes_flows() {
+            "a node that runs redirector"
+        } else if peer.is_known() {
+            "a node that is not known to run redirector: it gets no new flows"
+        } else {
+            "no other node"
+        };
         self.note("peer", format!("{address}: {found}"));
-        is_peer
+        peer
     }
 
     fn may_answer(&self) -> bool {
