@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use redirector_common::{Frontend, FrontendKey, Service};
 use serde::Serialize;
 
+use super::status::PeersStatus;
+
 /// Bytes of the header that a tunnel puts in front of an IPv4 packet.
 const HEADER_V4: u32 = 20;
 /// The same of IPv6.
@@ -38,6 +40,9 @@ pub struct Direct {
     pub services: usize,
     /// Addresses of the other nodes.
     pub peers: usize,
+    /// The other nodes themselves, where Kubernetes tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<PeersStatus>,
     /// Addresses of frontends on this host that other nodes do not know as its: what comes to them
     /// is translated.
     pub unlisted: BTreeSet<IpAddr>,
@@ -52,12 +57,14 @@ impl Direct {
         services: impl Iterator<Item = &'a Service>,
         frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend)>,
         peers: usize,
+        nodes: Option<PeersStatus>,
         mtus: BTreeMap<String, u32>,
     ) -> Self {
         let unlisted = frontends.filter(|(_, frontend)| frontend.is_unlisted());
         Self {
             services: services.filter(|service| service.is_dsr()).count(),
             peers,
+            nodes,
             unlisted: unlisted.map(|(key, _)| key.address.into()).collect(),
             tunnel_mtu: mtus.into_iter().map(|(name, mtu)| (name, TunnelMtu::of(mtu))).collect(),
         }
@@ -69,10 +76,10 @@ impl Direct {
         if self.services == 0 {
             return match self.peers {
                 0 => "not used".to_owned(),
-                peers => format!("no service; {}", addresses(peers)),
+                _ => format!("no service; {}", self.others()),
             };
         }
-        let mut parts = vec![addresses(self.peers)];
+        let mut parts = vec![self.others()];
         parts.extend(self.tunnel_mtu.iter().map(|(name, mtu)| {
             format!("by tunnel from {name} packets of up to {} bytes (IPv6 {})", mtu.ipv4, mtu.ipv6)
         }));
@@ -84,15 +91,21 @@ impl Direct {
             ));
         }
         let services = if self.services == 1 { "service" } else { "services" };
+        if let Some(error) = self.nodes.as_ref().and_then(|nodes| nodes.error.as_ref()) {
+            parts.push(error.clone());
+        }
         format!("{} {services}; {}", self.services, parts.join("; "))
     }
-}
 
-fn addresses(peers: usize) -> String {
-    match peers {
-        0 => "no other node is known".to_owned(),
-        1 => "1 address of other nodes".to_owned(),
-        peers => format!("{peers} addresses of other nodes"),
+    fn others(&self) -> String {
+        match (&self.nodes, self.peers) {
+            (_, 0) => "no other node is known".to_owned(),
+            (Some(PeersStatus { nodes, taking, .. }), _) => {
+                format!("{taking} of {nodes} other nodes take flows")
+            }
+            (None, 1) => "1 address of other nodes".to_owned(),
+            (None, peers) => format!("{peers} addresses of other nodes"),
+        }
     }
 }
 
@@ -108,7 +121,8 @@ mod tests {
         let key = FrontendKey::new(own, Port::new(80), Protocol::Tcp);
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
         let describe = |services: &[Service], frontend: Frontend, peers| {
-            Direct::of(services.iter(), [(&key, &frontend)].into_iter(), peers, mtus()).describe()
+            let frontends = [(&key, &frontend)].into_iter();
+            Direct::of(services.iter(), frontends, peers, None, mtus()).describe()
         };
         let frontend = Frontend::new(1, own);
         assert_eq!(describe(&[Service::default()], frontend, 0), "not used");
