@@ -9,6 +9,7 @@ mod conntrack;
 mod direct;
 mod endpoints;
 mod health;
+mod leases;
 mod load_balancers;
 mod lockout;
 mod machine;
