@@ -14,7 +14,7 @@ use crate::k8s::endpoints::count_local_ready;
 use crate::k8s::health::{Answer, Check, CheckServers, Health};
 use crate::k8s::index::{Index, Kind};
 use crate::k8s::object::ObjectName;
-use crate::k8s::presence::{Keeper, Presence};
+use crate::k8s::presence::{Keeper, Presence, Wish};
 use crate::k8s::protected::{Guard, read_listening};
 use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
 use crate::model::desired::Conflict;
@@ -49,6 +49,8 @@ pub(super) struct Kubernetes {
     answer: Answer,
     reporter: Reporter,
     presence: Presence,
+    /// What becomes of the node's Lease until the node takes flows.
+    at_first: Wish,
     conflicts: BTreeSet<Note>,
     discarded: BTreeSet<Note>,
     unserved: BTreeSet<Note>,
@@ -56,14 +58,18 @@ pub(super) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// With an empty index. What comes with it has to be run.
+    /// With an empty index. What comes with it has to be run. `is_first`: no earlier agent has left
+    /// a data path.
     pub(super) fn new(
         options: &KubernetesOptions,
         node_name: &str,
         own: BTreeSet<u16>,
+        is_first: bool,
     ) -> (Self, (Mouth, Keeper)) {
         let (reporter, mouth) = Reporter::new(options.access.clone(), node_name);
-        let (presence, keeper) = Presence::new(options.access.clone(), node_name);
+        // A machine that was started anew takes nothing yet, whatever its Lease says.
+        let at_first = if is_first { Wish::Leave } else { Wish::Wait };
+        let (presence, keeper) = Presence::new(options.access.clone(), node_name, at_first.clone());
         let answer = Answer::default();
         let kubernetes = Self {
             cluster: Cluster::new(Index::new(node_name, options.service_proxy_name.clone())),
@@ -84,6 +90,7 @@ impl Kubernetes {
             answer,
             reporter,
             presence,
+            at_first,
             conflicts: BTreeSet::new(),
             discarded: BTreeSet::new(),
             unserved: BTreeSet::new(),

@@ -109,7 +109,7 @@ impl Node {
         let started =
             Parts::open(&pins, kernel, &Sizes::chosen(wishes.tables())).and_then(|parts| {
                 parts.check_owner(&wishes)?;
-                let (mut node, voices) = parts.into_node(wishes, lock);
+                let (mut node, voices) = parts.into_node(wishes, lock, is_first);
                 node.bring_up(host, chosen)?;
                 Ok((node, voices))
             });
@@ -403,12 +403,19 @@ impl Parts {
         }
     }
 
-    fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<(Mouth, Keeper)>) {
+    fn into_node(
+        self,
+        wishes: Wishes,
+        lock: Lock,
+        is_first: bool,
+    ) -> (Node, Option<(Mouth, Keeper)>) {
         let options = wishes.options();
         let (kubernetes, voices) = options
             .kubernetes
             .as_ref()
-            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .map(|asked| {
+                Kubernetes::new(asked, &options.node_name(), options.own_ports(), is_first)
+            })
             .unzip();
         let node = Node {
             account: Account::new(options),

@@ -29,10 +29,9 @@ const LEAVE: Duration = Duration::from_secs(3);
 const MANAGER: &str = "redirector";
 
 /// What is to become of the Lease.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// Nothing yet: one of an earlier agent stays as it is.
-    #[default]
     Wait,
     /// It is kept.
     Keep {
@@ -55,8 +54,8 @@ pub struct Presence {
 impl Presence {
     /// One, and what has to be [run](Keeper::run) for it.
     #[must_use]
-    pub fn new(access: Access, node: &str) -> (Self, Keeper) {
-        let (wish, wishes) = watch::channel(Wish::default());
+    pub fn new(access: Access, node: &str, at_first: Wish) -> (Self, Keeper) {
+        let (wish, wishes) = watch::channel(at_first);
         let (refusal, refused) = watch::channel(None);
         (Self { wish, refused }, Keeper { access, node: node.to_owned(), wishes, refusal })
     }
@@ -91,8 +90,8 @@ pub struct Keeper {
 enum LeaseError {
     #[error(transparent)]
     Access(#[from] AccessError),
-    #[error("{}", .0.message)]
-    Refused(Box<kube::core::Status>),
+    #[error("{0}")]
+    Refused(String),
     #[error(transparent)]
     Failed(kube::Error),
     #[error("no answer within {0:?}")]
@@ -101,13 +100,13 @@ enum LeaseError {
 
 impl From<kube::Error> for LeaseError {
     fn from(error: kube::Error) -> Self {
-        match error {
-            // The rest passes: credentials are read again, an overload ends.
-            kube::Error::Api(status) if [400, 403, 404, 422].contains(&status.code) => {
-                Self::Refused(status)
-            }
-            error => Self::Failed(error),
+        // The rest passes: credentials are read again, an overload ends.
+        if let kube::Error::Api(status) = &error
+            && [400, 403, 404, 422].contains(&status.code)
+        {
+            return Self::Refused(status.message.clone());
         }
+        Self::Failed(error)
     }
 }
 
@@ -128,8 +127,8 @@ impl Keeper {
                     self.refusal.send_replace(None);
                     spread(RENEWAL)
                 }
-                Err(LeaseError::Refused(status)) => {
-                    self.note(status.message);
+                Err(LeaseError::Refused(message)) => {
+                    self.note(message);
                     spread(REFUSED)
                 }
                 Err(error) => {

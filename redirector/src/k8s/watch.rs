@@ -238,7 +238,7 @@ where
     /// Goes on with what is known of the kind, which may be nothing.
     fn do_without(&self, error: &watcher::Error) {
         self.cluster.heard();
-        let text = chain(error);
+        let text = status(error).map_or_else(|| chain(error), |status| status.message.clone());
         if self.cluster.with(|index| index.refused(self.kind).is_none()) {
             tracing::warn!("{}: {text}", self.kind.name());
         }

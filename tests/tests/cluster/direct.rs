@@ -41,12 +41,13 @@ fn web(how: &str) -> Service {
 
 /// Waits until every node has heard how packets are to be forwarded, and that all others take flows:
 /// one that has not takes nothing from those that have.
-fn await_forwarding(cluster: &mut Cluster, how: &str) -> Result<()> {
-    for node in 1..=NODES {
+pub(crate) fn await_forwarding(cluster: &mut Cluster, how: &str) -> Result<()> {
+    let nodes = u8::try_from(cluster.net.nodes.len())?;
+    for node in 1..=nodes {
         let pins = cluster.node(node).pins();
         wait::until_true("the other nodes to take flows", wait::SOON, || {
             let status = Cli::new(cluster.host(node), &pins).json(&["status"])?;
-            Ok(status["direct"]["nodes"]["taking"] == NODES - 1)
+            Ok(status["direct"]["nodes"]["taking"] == nodes - 1)
         })?;
         wait::until_true("every node to forward alike", wait::SOON, || {
             let rows = cluster.rows(node, &["service", "list"])?;

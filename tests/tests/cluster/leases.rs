@@ -43,7 +43,10 @@ use redirector_tests::{
 };
 use serde_json::Value;
 
-use crate::{direct::forward, on_host, own};
+use crate::{
+    direct::{await_forwarding, forward},
+    on_host, own,
+};
 
 const WHOAMI: u16 = 30080;
 const WHOAMI_UDP: u16 = 30090;
@@ -224,9 +227,25 @@ fn a_lease_is_its_nodes() -> Result<()> {
                 && owner.name == "node2" && Some(&owner.uid) == node.metadata.uid.as_ref()),
             "{owners:?}"
         );
-        // An agent that ends leaves it, since the data path stays.
+        // An agent that ends leaves it, since the data path stays, and the next one renews it.
+        let of = |lease: Option<Lease>| {
+            lease.map(|lease| (lease.metadata.uid, lease.spec.and_then(|spec| spec.renew_time)))
+        };
+        let (uid, renewed) = of(lease(cluster, 2)?).context("no Lease")?;
         cluster.node(2).stop()?;
-        ensure!(lease(cluster, 2)?.is_some(), "it is gone with the agent");
+        cluster.start_agent(2)?;
+        wait::until_true("the Lease to be renewed", wait::SOON, || {
+            let (now, at) = of(lease(cluster, 2)?).context("it is gone")?;
+            ensure!(now == uid, "it was made anew");
+            Ok(at != renewed)
+        })?;
+        // Where no data path was left, as on a machine that was started anew, it was wrong.
+        cluster.node(2).kill()?;
+        cluster.detach(2)?;
+        cluster.start_agent(2)?;
+        wait::until_true("the Lease to be made anew", wait::SOON, || {
+            Ok(of(lease(cluster, 2)?).is_some_and(|(now, _)| now != uid))
+        })?;
         cluster.api.store().remove::<Node>("", "node2")?;
         control::reconcile(cluster.api.store())?;
         ensure!(lease(cluster, 1)?.is_some() && lease(cluster, 2)?.is_none());
@@ -239,7 +258,8 @@ fn a_lease_is_its_nodes() -> Result<()> {
 fn who_detaches_takes_no_more() -> Result<()> {
     Cluster::run_with_options(2, &["--detach-on-exit"], |cluster| {
         let _pod = start(cluster, true)?;
-        await_taking(cluster, 1, 1)?;
+        await_forwarding(cluster, "dsr")?;
+        expect(cluster, true)?;
         cluster.node(2).stop()?;
         ensure!(lease(cluster, 2)?.is_none(), "it is still there");
         await_taking(cluster, 1, 0)?;
@@ -292,7 +312,7 @@ fn without_leases_packets_are_translated() -> Result<()> {
 fn a_restart_changes_nothing() -> Result<()> {
     Cluster::run(2, |cluster| {
         let _pod = start(cluster, true)?;
-        await_taking(cluster, 1, 1)?;
+        await_forwarding(cluster, "dsr")?;
         for number in [2, 1] {
             let asking = Asking::start(cluster)?;
             cluster.node(number).kill()?;

@@ -64,7 +64,7 @@ impl Kubernetes {
         self.presence.wish(match self.cluster.with(node) {
             _ if self.detached.is_some() => Wish::Leave,
             Some((owner, losses)) if is_ready => Wish::Keep { owner, losses },
-            Some(_) | None => Wish::Wait,
+            Some(_) | None => self.at_first.clone(),
         });
     }
 

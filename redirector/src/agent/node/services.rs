@@ -167,8 +167,7 @@ impl Node {
         let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
         let mtus = self.chosen.iter().filter_map(mtu).collect();
         let (services, frontends) = (contents.services.values(), contents.frontends.iter());
-        let known = self.kubernetes.as_ref().map(Kubernetes::peers);
-        let direct = Direct::of(services, frontends, contents.peers.len(), known, mtus);
+        let direct = Direct::of(services, frontends, contents.peers.len(), None, mtus);
         if direct.services > 0 && self.told.as_ref() != Some(&direct) {
             tracing::info!("direct server return: {}", direct.describe());
             self.told = Some(direct);
