@@ -8,8 +8,8 @@
 use anyhow::Result;
 use redirector::dataplane::pins::Hook;
 use redirector_common::{
-    Address, Backend, Family, FlowState, Frontend, FrontendKey, Manner, Port, PortFlags, Protocol,
-    Reason, Service, map_name::MapName, service::MaglevLine,
+    Address, Backend, Family, FlowState, Frontend, FrontendKey, Manner, Peer, Port, PortFlags,
+    Protocol, Reason, Service, map_name::MapName, service::MaglevLine,
 };
 use redirector_tests::{
     namespace::run,
@@ -32,7 +32,7 @@ pub(crate) const FAR: Addresses = Addresses::new(6, 2);
 const NEXT: u16 = 120;
 /// One whose backend is on [`FAR`].
 const ROUTED: u16 = 121;
-/// One whose backend is on a host that runs no redirector.
+/// One whose backend is on a node that is not known to run redirector.
 const ALONE: u16 = 122;
 /// One with a backend on this host.
 pub(crate) const HERE: u16 = 123;
@@ -50,8 +50,9 @@ pub(crate) fn prepare(programs: &mut Programs) -> Result<()> {
             ["neighbour", "add", &router, "lladdr", &lladdr, "dev", "eth1", "nud", "permanent"],
         )?;
         run("ip", ["route", "add", &far, "via", &router])?;
-        for peer in [BACKEND, FAR, NEAR] {
-            programs.insert(MapName::Peers, Address::from(peer.of(family)), 1_u32)?;
+        let (known, taking) = (Peer::known(), Peer::taking());
+        for (node, peer) in [(BACKEND, taking), (FAR, taking), (NEAR, known), (ROUTER, known)] {
+            programs.insert(MapName::Peers, Address::from(node.of(family)), peer)?;
         }
     }
     let mut id = 200;
@@ -140,10 +141,13 @@ fn new_flows() -> Result<()> {
                         .sends(Reason::DsrNew, to_far(&packet, family, 0xb9)),
                 );
                 let packet = to_frontend(opening, family, ALONE);
-                cases.push(Case::new(format!("{name} to no node"), hook, &packet).forwards(
-                    Reason::RemoteNew,
-                    &towards(&packet, NODE_INSIDE, ROUTER, 2, family).macs(mac(2, 3), mac(2, 1)),
-                ));
+                cases.push(
+                    Case::new(format!("{name} to a node that takes none"), hook, &packet).forwards(
+                        Reason::RemoteNew,
+                        &towards(&packet, NODE_INSIDE, ROUTER, 2, family)
+                            .macs(mac(2, 3), mac(2, 1)),
+                    ),
+                );
                 // Another flow of the client's has the same port towards the same backend.
                 let packet = to_frontend(opening, family, NEXT);
                 let other = Given::handed_over(protocol, family, Manner::Layer2);
