@@ -32,7 +32,7 @@ pub(crate) const FAR: Addresses = Addresses::new(6, 2);
 const NEXT: u16 = 120;
 /// One whose backend is on [`FAR`].
 const ROUTED: u16 = 121;
-/// One whose backend is on a node that is not known to run redirector.
+/// One whose backend is on a host that runs no redirector.
 const ALONE: u16 = 122;
 /// One with a backend on this host.
 pub(crate) const HERE: u16 = 123;
@@ -51,7 +51,7 @@ pub(crate) fn prepare(programs: &mut Programs) -> Result<()> {
         )?;
         run("ip", ["route", "add", &far, "via", &router])?;
         let (known, taking) = (Peer::known(), Peer::taking());
-        for (node, peer) in [(BACKEND, taking), (FAR, taking), (NEAR, known), (ROUTER, known)] {
+        for (node, peer) in [(BACKEND, taking), (FAR, taking), (NEAR, known)] {
             programs.insert(MapName::Peers, Address::from(node.of(family)), peer)?;
         }
     }
@@ -141,13 +141,10 @@ fn new_flows() -> Result<()> {
                         .sends(Reason::DsrNew, to_far(&packet, family, 0xb9)),
                 );
                 let packet = to_frontend(opening, family, ALONE);
-                cases.push(
-                    Case::new(format!("{name} to a node that takes none"), hook, &packet).forwards(
-                        Reason::RemoteNew,
-                        &towards(&packet, NODE_INSIDE, ROUTER, 2, family)
-                            .macs(mac(2, 3), mac(2, 1)),
-                    ),
-                );
+                cases.push(Case::new(format!("{name} to no node"), hook, &packet).forwards(
+                    Reason::RemoteNew,
+                    &towards(&packet, NODE_INSIDE, ROUTER, 2, family).macs(mac(2, 3), mac(2, 1)),
+                ));
                 // Another flow of the client's has the same port towards the same backend.
                 let packet = to_frontend(opening, family, NEXT);
                 let other = Given::handed_over(protocol, family, Manner::Layer2);
