@@ -9,7 +9,7 @@ use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Reason,
+    Frontend, FrontendKey, Interface, Manner, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
     RingSlot, Service, ServiceId, Taker, TakerKey, Tuple, words,
 };
 
@@ -143,8 +143,8 @@ pub trait Environment {
     /// Whether an address is a frontend's and not this host's.
     fn is_vip(&self, address: &Address) -> bool;
 
-    /// Whether an address is another node's that runs redirector.
-    fn is_peer(&self, address: &Address) -> bool;
+    /// What is known of the other node that has an address, if one has.
+    fn peer(&self, address: &Address) -> Peer;
 
     /// Whether one more error may be sent now.
     fn may_answer(&self) -> bool;

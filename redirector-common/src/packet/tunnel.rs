@@ -134,7 +134,7 @@ pub fn find_inner<P: PacketBuf, E: Environment>(
     } else {
         return None;
     }
-    environment.is_peer(&tunnelled.source).then_some(())
+    environment.peer(&tunnelled.source).is_known().then_some(())
 }
 
 #[inline(always)]

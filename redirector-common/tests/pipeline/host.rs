@@ -12,8 +12,8 @@ use redirector_common::packet::{
 };
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
-    FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
+    FragmentKey, Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -39,7 +39,7 @@ pub(crate) struct Host {
     pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub(crate) takers: BTreeMap<TakerKey, Taker>,
     pub(crate) vips: BTreeSet<Address>,
-    pub(crate) peers: BTreeSet<Address>,
+    pub(crate) peers: BTreeMap<Address, Peer>,
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
@@ -99,7 +99,7 @@ impl Host {
             affinities: RefCell::default(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),

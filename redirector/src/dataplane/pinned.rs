@@ -20,7 +20,7 @@ use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
+    Frontend, FrontendKey, Interface, NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId,
     ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey,
 };
 
@@ -180,13 +180,13 @@ impl Pinned {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
     }
 
-    /// Addresses of the other nodes that run redirector.
+    /// What is known of other nodes, by address.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
-    pub fn peers(&self) -> Result<BTreeSet<Address>, PinnedError> {
-        Ok(self.table::<Address, u32>(MapName::Peers)?.into_keys().collect())
+    pub fn peers(&self) -> Result<BTreeMap<Address, Peer>, PinnedError> {
+        self.table(MapName::Peers)
     }
 
     /// First fragments of packets that came in pieces, not long ago.

@@ -40,6 +40,7 @@ fn status() -> Status {
         config_error_since: None,
         snat_ports: (49152, 57343),
         conflicts: 2,
+        peers: None,
     }
 }
 

@@ -8,7 +8,7 @@ use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot, Service,
+    Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason, RingSlot, Service,
     ServiceId, SteeredKey, Taker, TakerKey, Tuple,
 };
 
@@ -137,8 +137,8 @@ impl Environment for Host {
         self.vips.contains(address)
     }
 
-    fn is_peer(&self, address: &Address) -> bool {
-        self.peers.contains(address)
+    fn peer(&self, address: &Address) -> Peer {
+        self.peers.get(address).copied().unwrap_or_default()
     }
 
     fn may_answer(&self) -> bool {

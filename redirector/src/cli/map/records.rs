@@ -133,7 +133,9 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
             }
         }),
         MapName::Vips => of(maps.vips()?, |vip| record! {"address": address(vip)}),
-        MapName::Peers => of(maps.peers()?, |peer| record! {"address": address(peer)}),
+        MapName::Peers => of(maps.peers()?, |(at, peer)| {
+            record! {"address": address(at), "takesFlows": peer.takes_flows()}
+        }),
     })
 }
 
