@@ -20,6 +20,7 @@ pub mod frontend;
 pub mod map_name;
 pub mod node;
 pub mod packet;
+pub mod peer;
 pub mod reason;
 pub mod ring;
 pub mod service;
@@ -35,6 +36,7 @@ pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
 pub use node::{Interface, NodeConfig, PortFlags};
+pub use peer::Peer;
 pub use reason::{Reason, Verdict};
 pub use ring::RingSlot;
 pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
@@ -74,6 +76,7 @@ pod!(
     SourceRange,
     Taker,
     TakerKey,
+    Peer,
     Endpoint,
     RingSlot,
     SocketKey,

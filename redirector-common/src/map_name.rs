@@ -52,7 +52,7 @@ maps! {
     /// Which flow was opened when, for making room.
     FlowRing = "FLOW_RING", 1;
     /// What packets of established flows need, for each CPU.
-    FlowCache = "FLOW_CACHE", 2;
+    FlowCache = "FLOW_CACHE", 3;
     /// Raised when what the flow cache repeats has changed.
     Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.

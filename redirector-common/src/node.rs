@@ -63,6 +63,9 @@ impl PortFlags {
     /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
     pub const STEER: Self = Self(32);
 
+    /// What makes a packet that comes in for the port a matter of ours at all.
+    pub const CLAIMED: Self = Self(Self::FRONTEND.0 | Self::SNAT.0 | Self::VIPS.0);
+
     /// Whether any bit of `other` is set.
     #[inline(always)]
     #[must_use]

@@ -22,8 +22,9 @@ use redirector_common::packet::{
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceBits, SourceRange, SteeredKey, Taker, TakerKey, Tuple, words,
+    Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, SourceBits, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
+    words,
 };
 
 use crate::context::{Skb, exposed};
@@ -342,8 +343,9 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
-    fn is_peer(&self, address: &Address) -> bool {
-        PEERS.get_ptr(address).is_some()
+    fn peer(&self, address: &Address) -> Peer {
+        // SAFETY: copied at once.
+        unsafe { PEERS.get(address) }.copied().unwrap_or_default()
     }
 
     #[inline(always)]

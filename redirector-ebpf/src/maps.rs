@@ -11,7 +11,7 @@ use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
     SlotValue, SocketKey, SourceBits, SteeredKey, Taker, TakerKey, Tuple, cache,
 };
 
@@ -36,7 +36,7 @@ pub(crate) static TAKERS: HashMap<TakerKey, Taker> =
 #[map]
 pub(crate) static VIPS: HashMap<Address, u32> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
 #[map]
-pub(crate) static PEERS: HashMap<Address, u32> =
+pub(crate) static PEERS: HashMap<Address, Peer> =
     HashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static MAGLEV: Array<MaglevLine> = Array::with_max_entries(65536, 0);

@@ -20,6 +20,7 @@ use crate::cli::counters::{self, CounterRow};
 use crate::dataplane::connections;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::pins::Pins;
+use crate::dataplane::translation::PortUse;
 use traffic::{Seen, ServiceName, Total, Traffic};
 
 /// The content type of what [`Metrics::scrape`] returns.
@@ -86,6 +87,7 @@ impl Metrics {
             flows: flows.values().filter(waiting).count(),
             budget: ring::half_open_budget(maps.node()?.ring_slots),
         };
+        let translation = PortUse::of(&flows, &maps.node()?);
         let mut fill = Vec::new();
         for name in MapName::ALL {
             let entries = match name {
@@ -121,6 +123,7 @@ impl Metrics {
             services,
             flows: flows.len() / 2,
             half_open,
+            translation,
             fill,
             agent: self.shared.snapshot(),
         };
@@ -135,6 +138,7 @@ struct Scrape {
     services: BTreeMap<ServiceName, Total>,
     flows: usize,
     half_open: HalfOpen,
+    translation: PortUse,
     fill: Vec<MapFill>,
     agent: Snapshot,
 }
@@ -204,6 +208,10 @@ impl Scrape {
         gauge(to, "half_open_flows", help, [([], whole(self.half_open.flows))])?;
         let help = "Flows that may be half-open at once; one more takes the oldest one's place";
         gauge(to, "half_open_budget", help, [([], i64::from(self.half_open.budget))])?;
+        let help = "Ports for translation, towards each backend elsewhere";
+        gauge(to, "snat_ports", help, [([], i64::from(self.translation.ports))])?;
+        let help = "Ports for translation in use, towards the backend that has most of them";
+        gauge(to, "snat_ports_used", help, [([], whole(self.translation.used))])?;
         let entries =
             self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
         gauge(to, "map_entries", "Entries in use", entries)?;

@@ -83,6 +83,11 @@ impl Wishes {
         self.options.xdp_mode.unwrap_or(self.config.xdp_mode)
     }
 
+    /// Whether clients are reset when their backend is removed.
+    pub(super) const fn resets_clients(&self) -> bool {
+        self.config.resets_clients
+    }
+
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
     }

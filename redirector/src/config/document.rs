@@ -18,6 +18,7 @@ use crate::model::Service;
 pub(super) struct Document {
     pub(super) interfaces: Option<Vec<String>>,
     pub(super) xdp_mode: XdpMode,
+    pub(super) resets_clients: bool,
     pub(super) snat_ports: SnatPorts,
     pub(super) mss_clamp: bool,
     pub(super) tables: BTreeMap<MapName, u32>,
@@ -57,6 +58,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     let mut document = Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
+        resets_clients: false,
         snat_ports: SnatPorts::default(),
         mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
@@ -74,6 +76,12 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         && let Some(mode) = reader.word(node, "xdpMode", &XdpMode::WORDS)
     {
         document.xdp_mode = mode;
+    }
+    if let Some(node) = fields.get("removedBackends")
+        && let Some(resets) =
+            reader.word(node, "removedBackends", &[("keep", false), ("reset", true)])
+    {
+        document.resets_clients = resets;
     }
     if let Some(node) = fields.get("snatPorts")
         && let Some(range) = read_snat_ports(node, reader)

@@ -49,6 +49,8 @@ pub struct Config {
     pub interfaces: Option<Vec<String>>,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
+    /// Whether TCP connections end with their backend, by a reset, rather than when they time out.
+    pub resets_clients: bool,
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
@@ -70,6 +72,7 @@ impl Default for Config {
         Self {
             interfaces: None,
             xdp_mode: XdpMode::default(),
+            resets_clients: false,
             snat_ports: DEFAULT_SNAT_PORTS,
             mss_clamp: DEFAULT_MSS_CLAMP,
             tables: BTreeMap::new(),
@@ -196,6 +199,7 @@ pub fn from_arguments<S: AsRef<str>>(
     let document = Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
+        resets_clients: false,
         snat_ports: SnatPorts::default(),
         mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
@@ -216,6 +220,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
     problems.finish(Config {
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
+        resets_clients: document.resets_clients,
         snat_ports: document.snat_ports.range,
         mss_clamp: document.mss_clamp,
         tables: document.tables,

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use redirector_common::{Frontend, FrontendKey, Service};
 use serde::Serialize;
 
+use super::status::PeersStatus;
+
 /// Bytes of the header that a tunnel puts in front of an IPv4 packet.
 const HEADER_V4: u32 = 20;
 /// The same of IPv6.
@@ -30,6 +32,13 @@ impl TunnelMtu {
     }
 }
 
+/// An interface and what fits through it, for people.
+#[must_use]
+pub fn describe_mtu(name: &str, mtu: u32) -> String {
+    let TunnelMtu { ipv4, ipv6 } = TunnelMtu::of(mtu);
+    format!("{name} (MTU {mtu}; by tunnel {ipv4}, IPv6 {ipv6})")
+}
+
 /// Direct server return on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,6 +47,9 @@ pub struct Direct {
     pub services: usize,
     /// Addresses of the other nodes.
     pub peers: usize,
+    /// The other nodes themselves, where Kubernetes tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<PeersStatus>,
     /// Addresses of frontends on this host that other nodes do not know as its: what comes to them
     /// is translated.
     pub unlisted: BTreeSet<IpAddr>,
@@ -54,6 +66,7 @@ impl Direct {
         services: impl Iterator<Item = &'a Service>,
         frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend)>,
         peers: usize,
+        nodes: Option<PeersStatus>,
         mtus: BTreeMap<String, u32>,
         mss_clamp: bool,
     ) -> Self {
@@ -61,6 +74,7 @@ impl Direct {
         Self {
             services: services.filter(|service| service.is_dsr()).count(),
             peers,
+            nodes,
             unlisted: unlisted.map(|(key, _)| key.address.into()).collect(),
             tunnel_mtu: mtus.into_iter().map(|(name, mtu)| (name, TunnelMtu::of(mtu))).collect(),
             mss_clamp,
@@ -73,10 +87,10 @@ impl Direct {
         if self.services == 0 {
             return match self.peers {
                 0 => "not used".to_owned(),
-                peers => format!("no service; {}", addresses(peers)),
+                _ => format!("no service; {}", self.others()),
             };
         }
-        let mut parts = vec![addresses(self.peers)];
+        let mut parts = vec![self.others()];
         parts.extend(self.tunnel_mtu.iter().map(|(name, mtu)| {
             format!("by tunnel from {name} packets of up to {} bytes (IPv6 {})", mtu.ipv4, mtu.ipv6)
         }));
@@ -91,15 +105,21 @@ impl Direct {
             ));
         }
         let services = if self.services == 1 { "service" } else { "services" };
+        if let Some(error) = self.nodes.as_ref().and_then(|nodes| nodes.error.as_ref()) {
+            parts.push(error.clone());
+        }
         format!("{} {services}; {}", self.services, parts.join("; "))
     }
-}
 
-fn addresses(peers: usize) -> String {
-    match peers {
-        0 => "no other node is known".to_owned(),
-        1 => "1 address of other nodes".to_owned(),
-        peers => format!("{peers} addresses of other nodes"),
+    fn others(&self) -> String {
+        match (&self.nodes, self.peers) {
+            (_, 0) => "no other node is known".to_owned(),
+            (Some(PeersStatus { nodes, taking, .. }), _) => {
+                format!("{taking} of {nodes} other nodes take flows")
+            }
+            (None, 1) => "1 address of other nodes".to_owned(),
+            (None, peers) => format!("{peers} addresses of other nodes"),
+        }
     }
 }
 
@@ -109,6 +129,11 @@ mod tests {
     use redirector_common::{Address, Port, Protocol};
 
     #[test]
+    fn what_fits() {
+        assert_eq!(describe_mtu("eth0", 1500), "eth0 (MTU 1500; by tunnel 1480, IPv6 1460)");
+    }
+
+    #[test]
     fn what_is_told_of_it() {
         let direct = Service { flags: Service::FLAG_DSR, ..Service::default() };
         let own = Address::from_v4([192, 0, 2, 10]);
@@ -116,7 +141,7 @@ mod tests {
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
         let told = |services: &[Service], frontend: Frontend, peers, clamps| {
             let frontends = [(&key, &frontend)].into_iter();
-            Direct::of(services.iter(), frontends, peers, mtus(), clamps).describe()
+            Direct::of(services.iter(), frontends, peers, None, mtus(), clamps).describe()
         };
         let describe =
             |services: &[Service], frontend, peers| told(services, frontend, peers, true);

@@ -13,7 +13,7 @@ use redirector_common::node::{
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, RingSlot, Service, ServiceInfo, SlotKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
     SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, cache, ring,
 };
 
@@ -277,7 +277,7 @@ impl Spec {
             },
             MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
             MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
-            MapName::Peers => Self::hash::<Address, u32>(sizes.peers),
+            MapName::Peers => Self::hash::<Address, Peer>(sizes.peers),
             MapName::Steered => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SteeredKey, u64>(sizes.steered) }
             }

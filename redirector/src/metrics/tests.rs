@@ -40,6 +40,7 @@ fn status() -> Status {
         config_error_since: None,
         snat_ports: (49152, 57343),
         conflicts: 2,
+        peers: None,
     }
 }
 
@@ -61,6 +62,7 @@ fn scrape() -> Scrape {
         }],
         services: BTreeMap::from([(web, Total { packets: 9, steered: 2 })]),
         half_open: HalfOpen { flows: 3, budget: 32768 },
+        translation: PortUse { ports: 8192, used: 7, backend: None },
         flows: 3,
         fill: vec![MapFill { map: "FLOWS", entries: 6, capacity: 131_072 }],
         agent: shared.snapshot(),
@@ -98,6 +100,8 @@ fn every_metric_has_its_name_and_labels() {
         (r#"redirector_service_packets_total{namespace="shop",service="we\"b"}"#, 9.0),
         (r#"redirector_service_steered_total{namespace="shop",service="we\"b"}"#, 2.0),
         ("redirector_flows", 3.0),
+        ("redirector_snat_ports", 8192.0),
+        ("redirector_snat_ports_used", 7.0),
         (r#"redirector_map_entries{map="FLOWS"}"#, 6.0),
         (r#"redirector_map_capacity{map="FLOWS"}"#, 131_072.0),
         ("redirector_sync_duration_seconds_count", 2.0),
