@@ -197,9 +197,10 @@ impl Agent {
         let state = State::new(node, ranked.collect::<Vec<_>>());
         let mut cursors = Cursors::default();
         let mut actual = maps.services.read()?;
-        let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
-        maps.services.sync(&mut actual, &wanted)?;
-        drop(wanted);
+        let tables = &mut maps.services;
+        let wanted =
+            encode(&state.all(), &actual, &*tables.maglev, SNAT, maps.capacity, &mut cursors)?;
+        tables.sync(&mut actual, wanted)?;
         memory::release();
         let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
         Ok(Self { index, rules, state, maps, actual, layout })
@@ -215,11 +216,10 @@ impl Agent {
             }
         }
         let dirty = self.state.take_dirty();
-        let step = self.layout.change(&self.state, &dirty, &self.actual)?;
-        let mut written = step.before.clone();
-        let has_vips = self.layout.has_vips();
-        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
-        self.layout.commit(step, written, &mut self.actual);
+        let tables = &mut self.maps.services;
+        let step = self.layout.change(&self.state, &dirty, &self.actual, &*tables.maglev)?;
+        let writes = tables.sync_step(&step, self.layout.has_vips())?;
+        self.layout.commit(step, &mut self.actual);
         Ok(writes)
     }
 }

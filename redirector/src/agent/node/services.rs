@@ -73,17 +73,16 @@ impl Node {
             }
         }
         let dirty = self.state.take_dirty();
-        let step = match layout.change(&self.state, &dirty, actual) {
+        let tables = &mut self.maps.services;
+        let step = match layout.change(&self.state, &dirty, actual, &*tables.maglev) {
             Ok(step) => step,
             Err(reason) => {
                 tracing::debug!(%reason, "everything is laid out anew");
                 return Ok(false);
             }
         };
-        let mut written = step.before.clone();
-        let has_vips = layout.has_vips();
-        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
-        layout.commit(step, written, actual);
+        let writes = tables.sync_step(&step, layout.has_vips())?;
+        layout.commit(step, actual);
         self.cursors = layout.cursors();
         self.layout = Some(layout);
         self.synced(began, dirty.len(), writes);
@@ -113,20 +112,19 @@ impl Node {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
+        let (tables, capacity) = (&mut self.maps.services, self.maps.capacity);
         let mut encoded =
-            encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
+            encode(&desired, actual, &*tables.maglev, snat.clone(), capacity, &mut self.cursors)?;
         let is_complete =
             self.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.missing().is_empty());
         if !is_complete {
             // What seems to be too much may be asked for by what was not read yet.
-            encoded.keep(actual);
+            encoded.contents.keep(actual);
         }
         let services = desired.services.len();
         drop(desired);
-        let writes = self.maps.services.sync(actual, &encoded)?;
-        let (listed, wanted_ports) = (encoded.listed(), encoded.ports.clone());
-        // A large cluster is not to stand in memory twice.
-        drop(encoded);
+        self.wanted_ports = encoded.contents.ports.clone();
+        let writes = tables.sync(actual, encoded)?;
         self.maps.node.put(
             0,
             &NodeConfig {
@@ -140,17 +138,15 @@ impl Node {
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
-            let capacity = self.maps.capacity;
             self.layout =
                 Some(Layout::new(&self.state, actual, snat.clone(), capacity, self.cursors));
         }
         // The layout has them too.
         self.listed = match self.layout {
             Some(_) => BTreeSet::new(),
-            None => listed,
+            None => actual.listed(),
         };
         self.tell_direct();
-        self.wanted_ports = wanted_ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
         self.synced(began, services, writes);
