@@ -20,7 +20,7 @@ use super::ids::{Cursors, Ids};
 use super::lines::{LineTable, lines_of};
 use super::regions::Regions;
 use crate::model::ServiceKey;
-use crate::model::desired::DesiredService;
+use crate::model::desired::{Desired, DesiredService};
 use crate::model::maglev::Density;
 use crate::model::state::State;
 
@@ -68,10 +68,11 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// Of what the maps hold, which is what `state` asks for, laid out in full.
+    /// Of what the maps hold, which is what `state` asks for, `desired`, laid out in full.
     #[must_use]
     pub fn new(
         state: &State,
+        desired: &Desired,
         actual: &Contents,
         snat: RangeInclusive<u16>,
         capacity: Capacity,
@@ -86,13 +87,12 @@ impl Layout {
             shared: Shared::new(snat),
             listed: actual.listed(),
         };
-        for (key, service) in state.iter() {
-            if let Some(id) = layout.ids.service(&key) {
-                let part = Part::new(id, state, &service);
-                layout.shared.add(&part, &backends_of(actual, id));
-                layout.parts.insert(key, part);
-            }
-        }
+        let part = |(key, service): (&Key, &DesiredService)| {
+            let part = Part::new(layout.ids.service(key)?, state, service);
+            layout.shared.add(&part, &backends_of(actual, part.id));
+            Some((key.clone(), part))
+        };
+        layout.parts = desired.services.iter().filter_map(part).collect();
         layout.shared.renew_blocks();
         layout.density = layout.shared.fitting(capacity);
         layout

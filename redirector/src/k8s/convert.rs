@@ -48,7 +48,7 @@ pub struct Converted {
     /// gets it.
     pub created: i64,
     /// Services, each with a key of its own.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// What is wrong with the object, one sentence for each.
     pub problems: Vec<String>,
 }
@@ -98,7 +98,7 @@ impl Rules {
                     only: record.only,
                     ..Service::new(key)
                 };
-                converted.services.push(match source {
+                let service = match source {
                     Source::LoadBalancer => {
                         Service { source_ranges: record.source_ranges.clone(), ..service }
                     }
@@ -108,7 +108,8 @@ impl Rules {
                     Source::Publish | Source::Static | Source::ExternalIp | Source::Annotation => {
                         service
                     }
-                });
+                };
+                converted.services.push(Arc::new(service));
             }
         }
         converted
@@ -139,12 +140,12 @@ impl Rules {
                 ));
                 continue;
             }
-            converted.services.push(Service {
+            converted.services.push(Arc::new(Service {
                 frontends: vec![wish.frontend],
                 backends: vec![BackendSpec::new(BackendAddress::Local, wish.target)],
                 policy: TrafficPolicy::Cluster,
                 ..Service::new(key)
-            });
+            }));
         }
         converted
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::{MAX_PEERS, NodeConfig};
@@ -121,8 +122,6 @@ impl Node {
             // What seems to be too much may be asked for by what was not read yet.
             encoded.contents.keep(actual);
         }
-        let services = desired.services.len();
-        drop(desired);
         self.wanted_ports = encoded.contents.ports.clone();
         let writes = tables.sync(actual, encoded)?;
         self.maps.node.put(
@@ -138,8 +137,8 @@ impl Node {
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
-            self.layout =
-                Some(Layout::new(&self.state, actual, snat.clone(), capacity, self.cursors));
+            let (state, snat, cursors) = (&self.state, snat.clone(), self.cursors);
+            self.layout = Some(Layout::new(state, &desired, actual, snat, capacity, cursors));
         }
         // The layout has them too.
         self.listed = match self.layout {
@@ -149,7 +148,8 @@ impl Node {
         self.tell_direct();
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.synced(began, services, writes);
+        self.synced(began, desired.services.len(), writes);
+        drop(desired);
         memory::release();
         Ok(())
     }
@@ -197,10 +197,10 @@ impl Node {
     }
 
     /// What all sources ask for, the first to be served first.
-    fn services(&mut self) -> Vec<(Rank, Service)> {
+    fn services(&mut self) -> Vec<(Rank, Arc<Service>)> {
         let file = self.wishes.services().into_iter();
-        let mut services: Vec<(Rank, Service)> =
-            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it)).collect();
+        let mut services: Vec<(Rank, Arc<Service>)> =
+            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it.into())).collect();
         if let Some(kubernetes) = &mut self.kubernetes {
             kubernetes.take_changed();
             services.extend(kubernetes.services());

@@ -52,10 +52,10 @@ impl Kept {
         let ranked = services.into_iter().map(|it| (Rank { source: 1, order: 0 }, it));
         let state = State::new(node(), ranked);
         let mut cursors = Cursors::default();
-        let (empty, no_lines) = (Contents::default(), BTreeMap::new());
-        let encoded = encode(&state.all(), &empty, &no_lines, SNAT, CAPACITY, &mut cursors);
+        let (desired, empty, no_lines) = (state.all(), Contents::default(), BTreeMap::new());
+        let encoded = encode(&desired, &empty, &no_lines, SNAT, CAPACITY, &mut cursors);
         let Encoded { contents: actual, lines } = encoded.expect("there is room");
-        let layout = Layout::new(&state, &actual, SNAT, CAPACITY, cursors);
+        let layout = Layout::new(&state, &desired, &actual, SNAT, CAPACITY, cursors);
         Self { state, actual, lines: lines.into_iter().collect(), layout }
     }
 
@@ -95,7 +95,7 @@ impl Kept {
         // Flags of ports go later, when no flow needs them.
         laid_out.ports = self.actual.ports.union(&laid_out.ports);
         assert_eq!(laid_out, self.actual);
-        let counted = Layout::new(&self.state, &self.actual, SNAT, CAPACITY, cursors);
+        let counted = Layout::new(&self.state, &desired, &self.actual, SNAT, CAPACITY, cursors);
         assert_eq!(self.layout.shared, counted.shared);
     }
 }
