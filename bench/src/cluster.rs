@@ -30,9 +30,8 @@ use redirector::k8s::lenient::Lenient;
 use redirector::k8s::object::ObjectName;
 use redirector::k8s::service::ServiceRecord;
 use redirector::k8s::slice::SliceRecord;
-use redirector::model::Service;
 use redirector::model::desired::NodeAddresses;
-use redirector::model::state::{Rank, State};
+use redirector::model::state::{Rank, Ranked, State};
 use serde::Serialize;
 use serde_json::json;
 
@@ -230,7 +229,7 @@ impl Agent {
 }
 
 /// What an object asks for, as the agent ranks it.
-fn ranked(converted: &Converted) -> impl Iterator<Item = (Rank, Arc<Service>)> + '_ {
+fn ranked(converted: &Converted) -> impl Iterator<Item = Ranked> + '_ {
     let rank = Rank { source: 1, order: converted.created };
     converted.services.iter().map(move |service| (rank, Arc::clone(service)))
 }

@@ -19,7 +19,7 @@ use crate::k8s::object::ObjectName;
 use crate::k8s::protected::{Guard, read_listening};
 use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
 use crate::model::desired::Conflict;
-use crate::model::state::Rank;
+use crate::model::state::{Rank, Ranked};
 use crate::model::{Service, ServiceKey, Source};
 
 /// How long the maps may be out of line before load balancers are told to go elsewhere, in
@@ -173,7 +173,7 @@ impl Kubernetes {
     }
 
     /// What all objects ask for.
-    pub(super) fn services(&self) -> impl Iterator<Item = (Rank, Arc<Service>)> {
+    pub(super) fn services(&self) -> impl Iterator<Item = Ranked> {
         self.converted.values().flat_map(|converted| {
             let rank = rank(converted);
             converted.services.iter().map(move |service| (rank, Arc::clone(service)))
@@ -181,7 +181,7 @@ impl Kubernetes {
     }
 
     /// Services that changed since the last call: what they are now, if they still are.
-    pub(super) fn take_changed(&mut self) -> Vec<(ServiceKey, Option<(Rank, Arc<Service>)>)> {
+    pub(super) fn take_changed(&mut self) -> Vec<(ServiceKey, Option<Ranked>)> {
         let find = |key: &ServiceKey| {
             let converted = self.converted.get(self.owners.get(key)?)?;
             let service = converted.services.iter().find(|service| service.key == *key)?;

@@ -4,11 +4,11 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId,
-    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
+    BackendId, Family, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
+    Taker, TakerKey,
 };
 
-use super::contents::{Contents, Ports};
+use super::contents::Contents;
 use super::ids::{Cursors, Ids};
 use super::info::{Info, TooLong};
 use super::lines::{self, LineTable};
@@ -17,6 +17,8 @@ use super::table::TableError;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
 use crate::model::maglev::Density;
 use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey};
+
+mod frontends;
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -327,63 +329,6 @@ impl Encoder<'_> {
             return Ok(None);
         }
         Ok(lines::holds(self.lines, old, origin, entries)?.then_some(offset))
-    }
-
-    fn add_ranges(&mut self, id: ServiceId, service: &DesiredService) {
-        for network in service.source_ranges.iter().flatten() {
-            let range = SourceRange::new(id, network.addr().into(), network.prefix_len());
-            self.encoded.contents.ranges.insert(range, SourceRange::ADMITTED);
-        }
-    }
-
-    fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
-        for key in &service.localhost {
-            let local_address = Address::loopback(key.address.family());
-            let value = Frontend::new(id, local_address);
-            self.encoded.contents.frontends.insert(*key, value);
-        }
-        for (key, local_address) in &service.frontends {
-            let value = Frontend::new(id, *local_address);
-            let is_unlisted = service.unlisted.contains(&key.address);
-            let value = if is_unlisted { value.unlisted() } else { value };
-            self.encoded.contents.frontends.insert(*key, value);
-        }
-        for (key, local_address) in &service.foreign {
-            self.encoded.contents.frontends.insert(*key, Frontend::foreign(id, *local_address));
-        }
-        Self::add_ports(&mut self.encoded.contents.ports, service);
-    }
-
-    /// Adds the flags of the ports that a service needs looked up.
-    pub(super) fn add_ports(ports: &mut Ports, service: &DesiredService) {
-        for key in &service.localhost {
-            ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
-        }
-        let remote = service
-            .backends
-            .iter()
-            .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let steers = service.steers
-            && service
-                .backends
-                .iter()
-                .any(|backend| backend.takes_new_flows && backend.backend.is_own());
-        for (key, local_address) in service.frontends.iter().chain(&service.foreign) {
-            let mut flags = PortFlags::FRONTEND;
-            if remote {
-                flags = flags.union(PortFlags::REMOTE);
-            }
-            // The kernel takes only packets to this host's own addresses to its sockets.
-            if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
-                flags = flags.union(PortFlags::STEER);
-            }
-            ports.add(key.protocol(), key.port, flags);
-            for backend in service.backends.iter().map(|backend| backend.backend) {
-                if backend.is_local() {
-                    ports.add(key.protocol(), backend.port, PortFlags::LOCAL_BACKEND);
-                }
-            }
-        }
     }
 }
 

@@ -31,7 +31,7 @@ pub struct State {
     node: NodeAddresses,
     /// Addresses of the other nodes that run redirector.
     peers: BTreeSet<Address>,
-    services: BTreeMap<ServiceKey, Claim>,
+    services: BTreeMap<ServiceKey, Ranked>,
     claims: BTreeMap<FrontendKey, Claims>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
@@ -39,10 +39,10 @@ pub struct State {
 }
 
 /// A service and its rank.
-type Claim = (Rank, Arc<Service>);
+pub type Ranked = (Rank, Arc<Service>);
 
 /// Who claims a frontend, the first in rank first. Nearly always one.
-type Claims = Vec<Claim>;
+type Claims = Vec<Ranked>;
 
 impl State {
     /// All services of a node. Of services with the same key only the first in rank counts.
@@ -142,7 +142,7 @@ impl State {
             let mut named = service.frontends.iter().filter_map(|frontend| frontend.address);
             service.forwarding == Forwarding::Dsr || named.any(|address| changed.contains(&address))
         };
-        let concerned: Vec<Claim> =
+        let concerned: Vec<Ranked> =
             self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
         for (_, service) in &concerned {
             self.remove(&service.key);

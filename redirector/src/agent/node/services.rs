@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::{MAX_PEERS, NodeConfig};
@@ -19,9 +18,8 @@ use crate::dataplane::layout::Layout;
 use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
 use crate::dataplane::sync::Writes;
-use crate::model::Service;
 use crate::model::desired::NodeAddresses;
-use crate::model::state::{Rank, State};
+use crate::model::state::{Rank, Ranked, State};
 
 /// Index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -197,9 +195,9 @@ impl Node {
     }
 
     /// What all sources ask for, the first to be served first.
-    fn services(&mut self) -> Vec<(Rank, Arc<Service>)> {
+    fn services(&mut self) -> Vec<Ranked> {
         let file = self.wishes.services().into_iter();
-        let mut services: Vec<(Rank, Arc<Service>)> =
+        let mut services: Vec<Ranked> =
             (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it.into())).collect();
         if let Some(kubernetes) = &mut self.kubernetes {
             kubernetes.take_changed();
