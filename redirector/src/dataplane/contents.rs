@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Port, PortFlags, Protocol, Service,
+    Address, Backend, BackendId, Frontend, FrontendKey, Peer, Port, PortFlags, Protocol, Service,
     ServiceId, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
@@ -27,7 +27,7 @@ pub struct Contents {
     /// `VIPS`.
     pub vips: BTreeMap<Address, u32>,
     /// `PEERS`.
-    pub peers: BTreeMap<Address, u32>,
+    pub peers: BTreeMap<Address, Peer>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -50,7 +50,10 @@ impl Contents {
         keep(&mut self.backends, &other.backends);
         keep(&mut self.takers, &other.takers);
         keep(&mut self.vips, &other.vips);
-        keep(&mut self.peers, &other.peers);
+        for (address, peer) in &other.peers {
+            let known = self.peers.entry(*address).or_default();
+            *known = known.union(*peer);
+        }
         keep(&mut self.slots, &other.slots);
         keep(&mut self.infos, &other.infos);
         self.ports = self.ports.union(&other.ports);

@@ -132,9 +132,6 @@ pub(super) fn lines_of_tables(service: &DesiredService, density: Density) -> u64
 /// Value of every entry of `VIPS`: that it is there says all.
 pub(super) const VIP: u32 = 1;
 
-/// Value of every entry of `PEERS`, likewise.
-pub(super) const PEER: u32 = 1;
-
 pub(super) struct Encoder<'a> {
     /// What the maps hold of the services that are added.
     pub(super) actual: &'a Contents,
@@ -162,7 +159,7 @@ impl Encoder<'_> {
                 contents.ports.add(protocol, Port::new(port), PortFlags::SNAT);
             }
         }
-        contents.peers = desired.peers.iter().map(|address| (*address, PEER)).collect();
+        contents.peers.clone_from(&desired.peers);
         contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
         *cursors = self.ids.cursors();
         Ok(self.encoded)

@@ -15,7 +15,7 @@ use redirector_common::{BackendId, Family, ServiceId, SlotKey, SlotValue, TakerK
 use self::part::Part;
 use self::shared::{Shared, Touched};
 use super::contents::{Contents, Ports};
-use super::encode::{Capacity, EncodeError, Encoded, Encoder, PEER, VIP};
+use super::encode::{Capacity, EncodeError, Encoded, Encoder, VIP};
 use super::ids::{Cursors, Ids};
 use super::lines::{LineTable, lines_of};
 use super::regions::Regions;
@@ -160,9 +160,9 @@ impl Layout {
         }
         self.settle(actual, &mut step, touched);
         let peers = state.peers();
-        if !peers.iter().eq(actual.peers.keys()) {
+        if *peers != actual.peers {
             step.before.peers.clone_from(&actual.peers);
-            step.after.peers = peers.iter().map(|peer| (*peer, PEER)).collect();
+            step.after.peers.clone_from(peers);
         }
         Ok(step)
     }

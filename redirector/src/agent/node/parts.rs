@@ -24,6 +24,7 @@ use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::Status;
 use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::table::Table;
+use crate::k8s::presence::Keeper;
 use crate::k8s::report::Mouth;
 use crate::model::state::State;
 
@@ -83,12 +84,19 @@ impl Parts {
         }
     }
 
-    pub(super) fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<Mouth>) {
+    pub(super) fn into_node(
+        self,
+        wishes: Wishes,
+        lock: Lock,
+        is_first: bool,
+    ) -> (Node, Option<(Mouth, Keeper)>) {
         let options = wishes.options();
-        let (kubernetes, mouth) = options
+        let (kubernetes, voices) = options
             .kubernetes
             .as_ref()
-            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .map(|asked| {
+                Kubernetes::new(asked, &options.node_name(), options.own_ports(), is_first)
+            })
             .unzip();
         let node = Node {
             account: Account::new(options),
@@ -121,6 +129,6 @@ impl Parts {
             told: None,
             netns_cookie: self.netns_cookie,
         };
-        (node, mouth)
+        (node, voices)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use ipnet::IpNet;
 use proptest::prelude::*;
-use redirector_common::{BackendId, Family, Origin, Protocol};
+use redirector_common::{BackendId, Family, Origin, Peer, Protocol};
 
 use super::world::{World, tables};
 use crate::dataplane::contents::{Contents, Ports};
@@ -141,7 +141,7 @@ pub(super) fn addresses() -> NodeAddresses {
     NodeAddresses {
         host: chosen.iter().copied().collect(),
         chosen,
-        nodes: nodes.map(|node| node.parse().expect("an address")).into(),
+        nodes: nodes.map(|node| (node.parse().expect("an address"), Peer::taking())).into(),
         ..NodeAddresses::default()
     }
 }
