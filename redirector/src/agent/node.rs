@@ -37,6 +37,7 @@ use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
+use crate::k8s::presence::{self, Keeper};
 use crate::k8s::report::Mouth;
 use crate::model::desired::NodeAddresses;
 use crate::model::state::State;
@@ -94,7 +95,7 @@ impl Node {
         wishes: Wishes,
         kernel: KernelVersion,
         host: &Host,
-    ) -> anyhow::Result<(Self, Option<Mouth>)> {
+    ) -> anyhow::Result<(Self, Option<(Mouth, Keeper)>)> {
         let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
@@ -109,9 +110,9 @@ impl Node {
         let started =
             Parts::open(&pins, kernel, &Sizes::chosen(wishes.tables())).and_then(|parts| {
                 parts.check_owner(&wishes)?;
-                let (mut node, mouth) = parts.into_node(wishes, lock);
+                let (mut node, voices) = parts.into_node(wishes, lock, is_first);
                 node.bring_up(host, chosen)?;
-                Ok((node, mouth))
+                Ok((node, voices))
             });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
@@ -333,12 +334,17 @@ impl Node {
     }
 
     /// Ends; the data path stays unless the options say otherwise.
-    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.account.change(|status| status.stopped = true);
         self.account.publish(&mut self.maps.status);
         if !self.wishes.options().detach_on_exit {
             tracing::info!("stopped; the data path goes on");
             return Ok(());
+        }
+        if let Some(kubernetes) = &self.kubernetes
+            && let Some(asked) = &self.wishes.options().kubernetes
+        {
+            presence::leave(&asked.access, kubernetes.node_name()).await;
         }
         detach_locked(self.pins(), &self.lock)?;
         tracing::info!("stopped; everything is removed");
@@ -402,12 +408,19 @@ impl Parts {
         }
     }
 
-    fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<Mouth>) {
+    fn into_node(
+        self,
+        wishes: Wishes,
+        lock: Lock,
+        is_first: bool,
+    ) -> (Node, Option<(Mouth, Keeper)>) {
         let options = wishes.options();
-        let (kubernetes, mouth) = options
+        let (kubernetes, voices) = options
             .kubernetes
             .as_ref()
-            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .map(|asked| {
+                Kubernetes::new(asked, &options.node_name(), options.own_ports(), is_first)
+            })
             .unzip();
         let node = Node {
             account: Account::new(options),
@@ -440,7 +453,7 @@ impl Parts {
             told: None,
             netns_cookie: self.netns_cookie,
         };
-        (node, mouth)
+        (node, voices)
     }
 }
 

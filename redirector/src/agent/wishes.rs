@@ -92,6 +92,10 @@ impl Wishes {
         self.config.snat_ports.clone()
     }
 
+    pub(super) const fn mss_clamp(&self) -> bool {
+        self.config.mss_clamp
+    }
+
     /// Entries of the maps whose size was chosen.
     pub(super) const fn tables(&self) -> &BTreeMap<MapName, u32> {
         &self.config.tables

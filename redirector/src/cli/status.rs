@@ -19,7 +19,7 @@ use crate::dataplane::ethtool;
 use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::sizes;
-use crate::dataplane::status::Status;
+use crate::dataplane::status::{PeersStatus, Status};
 use crate::dataplane::translation::PortUse;
 use report::{AgentState, Fill, Loaded, Report, report};
 
@@ -79,9 +79,9 @@ fn load(maps: &Pinned) -> Result<Loaded> {
     let clients = attached_clients(maps.pins())
         .with_context(|| format!("cannot read {}", maps.pins().links().display()))?;
     Ok(Loaded {
-        account,
         holder: find_holder(maps.pins().dir()),
-        direct: direct(maps, &links)?,
+        direct: direct(maps, &links, account.as_ref().and_then(|it| it.peers.clone()))?,
+        account,
         attached: links,
         attached_clients: clients,
         infos: maps.infos()?,
@@ -93,7 +93,11 @@ fn load(maps: &Pinned) -> Result<Loaded> {
     })
 }
 
-fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
+fn direct(
+    maps: &Pinned,
+    links: &[Attached],
+    nodes: Option<PeersStatus>,
+) -> Result<Direct, PinnedError> {
     let names: BTreeSet<&str> = links.iter().map(|link| link.interface.as_str()).collect();
     let mtus = names.into_iter().filter_map(|name| {
         // One that is gone has none.
@@ -101,7 +105,8 @@ fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
     });
     let services = maps.services()?;
     let frontends = maps.frontends()?;
-    Ok(Direct::of(services.values(), frontends.iter(), maps.peers()?.len(), mtus.collect()))
+    let (peers, clamps) = (maps.peers()?.len(), maps.node()?.clamps_mss());
+    Ok(Direct::of(services.values(), frontends.iter(), peers, nodes, mtus.collect(), clamps))
 }
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {

@@ -9,7 +9,7 @@ use redirector_common::map_name::MapName;
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
+use super::{DEFAULT_MSS_CLAMP, DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
 use crate::dataplane::sizes;
 use crate::model::Service;
 
@@ -20,6 +20,7 @@ pub(super) struct Document {
     pub(super) xdp_mode: XdpMode,
     pub(super) resets_clients: bool,
     pub(super) snat_ports: SnatPorts,
+    pub(super) mss_clamp: bool,
     pub(super) tables: BTreeMap<MapName, u32>,
     pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
@@ -59,6 +60,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         xdp_mode: XdpMode::default(),
         resets_clients: false,
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services: Vec::new(),
@@ -85,6 +87,11 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         && let Some(range) = read_snat_ports(node, reader)
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
+    }
+    if let Some(node) = fields.get("mssClamp")
+        && let Some(clamps) = reader.boolean(node, "mssClamp")
+    {
+        document.mss_clamp = clamps;
     }
     document.tables = read_tables(&fields, reader);
     document.nodes = nodes::read(&fields, reader);

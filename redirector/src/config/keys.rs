@@ -5,6 +5,7 @@ use crate::dataplane::sizes;
 /// Keys of the file itself.
 pub(super) const FILE: &[&str] = &[
     "interfaces",
+    "mssClamp",
     "nodes",
     "publish",
     "removedBackends",

@@ -36,6 +36,9 @@ use fields::Reader;
 /// Ports for translation where the file names none.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
 
+/// Whether clients are told of segments that fit into tunnels, where the file does not say.
+pub const DEFAULT_MSS_CLAMP: bool = true;
+
 /// Longest file.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -51,6 +54,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Whether clients whose packets come by a tunnel are told of segments that fit into it.
+    pub mss_clamp: bool,
     /// Entries of the maps whose size was chosen.
     pub tables: BTreeMap<MapName, u32>,
     /// Addresses of all nodes that run redirector, this one's perhaps among them.
@@ -69,6 +74,7 @@ impl Default for Config {
             xdp_mode: XdpMode::default(),
             resets_clients: false,
             snat_ports: DEFAULT_SNAT_PORTS,
+            mss_clamp: DEFAULT_MSS_CLAMP,
             tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
             services: Vec::new(),
@@ -195,6 +201,7 @@ pub fn from_arguments<S: AsRef<str>>(
         xdp_mode: XdpMode::default(),
         resets_clients: false,
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services,
@@ -215,6 +222,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         xdp_mode: document.xdp_mode,
         resets_clients: document.resets_clients,
         snat_ports: document.snat_ports.range,
+        mss_clamp: document.mss_clamp,
         tables: document.tables,
         nodes: document.nodes,
         services,

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod attached;
 pub mod batch;
+pub mod connections;
 pub mod contents;
 pub mod dead_end;
 pub mod delta;
@@ -28,6 +29,7 @@ pub mod pinned;
 pub mod pins;
 pub mod ports;
 pub mod prerequisites;
+pub mod proc_net;
 mod regions;
 pub mod resize;
 pub mod routes;

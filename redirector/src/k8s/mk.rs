@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::index::{Index, Kind, Record};
+use super::lease::LeaseRecord;
 use super::lenient::Lenient;
 use super::node::NodeRecord;
 use super::object::ObjectName;
@@ -83,6 +84,7 @@ pub(crate) fn read(kind: Kind, object: Value) -> Record {
         Kind::Slice => SliceRecord::read(typed(object)).map(Record::Slice),
         Kind::Node => NodeRecord::read(typed(object)).map(Record::Node),
         Kind::Pod => PodRecord::read(typed(object)).map(Record::Pod),
+        Kind::Lease => LeaseRecord::read(typed(object)).map(Record::Lease),
     }
     .expect("readable")
 }

@@ -4,7 +4,8 @@
 //!   what is used;
 //! * [`index`]: all records, plain and synchronous;
 //! * [`endpoints`], [`convert`]: services of the index become [`model::Service`]s;
-//! * [`watch`], [`cluster`]: what keeps the index in step with the API server.
+//! * [`watch`], [`cluster`]: what keeps the index in step with the API server;
+//! * [`lease`], [`presence`]: how agents know of each other.
 //!
 //! [`model::Service`]: crate::model::Service
 
@@ -15,10 +16,13 @@ pub mod convert;
 pub mod endpoints;
 pub mod health;
 pub mod index;
+pub mod lease;
 pub mod lenient;
 pub mod node;
 pub mod object;
+mod pause;
 pub mod pod;
+pub mod presence;
 pub mod protected;
 pub mod publish;
 pub mod report;

@@ -56,6 +56,8 @@ pub enum Cause {
     HealthCheck,
     /// The agent took itself off the node.
     Detached,
+    /// Nodes do not know which others take flows.
+    Unknown,
 }
 
 impl Cause {
@@ -68,6 +70,7 @@ impl Cause {
             Self::Discarded => "PortDiscarded",
             Self::HealthCheck => "FailedToStartServiceHealthcheck",
             Self::Detached => "RedirectorDetached",
+            Self::Unknown => "DirectReturnUnavailable",
         }
     }
 }
@@ -226,6 +229,7 @@ const fn object_kind(kind: Kind) -> &'static str {
         Kind::Slice => "EndpointSlice",
         Kind::Node => "Node",
         Kind::Pod => "Pod",
+        Kind::Lease => "Lease",
     }
 }
 

@@ -93,7 +93,8 @@ impl Cluster {
     fn new(nodes: u8) -> Result<Self> {
         let net = Network::new(nodes)?;
         let mut api = ApiServer::new(API)?;
-        api.access().set_rules(deployed::rights()?);
+        api.access().set_rules(deployed::rights("ClusterRole")?);
+        api.access().set_role(deployed::NAMESPACE, deployed::rights("Role")?);
         api.start(Some(&net.router))?;
         let files = tempfile::Builder::new().prefix(&(prefix() + "cluster-")).tempdir()?;
         let kubeconfig = api.kubeconfig(Credentials::Token)?;

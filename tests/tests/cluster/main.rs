@@ -12,6 +12,7 @@ mod first_sync;
 mod flows;
 mod frontends;
 mod health;
+mod leases;
 mod load_balancers;
 mod lockout;
 mod machine;

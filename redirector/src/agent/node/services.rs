@@ -1,12 +1,12 @@
 //! Keeping the maps of services in line with what all sources ask for.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::{MAX_PEERS, NodeConfig};
-use redirector_common::{Address, Family, Port};
+use redirector_common::{Address, Family, Peer, Port};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
@@ -140,6 +140,8 @@ impl Node {
                 ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
                 moving_until: 0,
+                flags: if self.wishes.mss_clamp() { NodeConfig::FLAG_CLAMP_MSS } else { 0 },
+                reserved: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
@@ -169,7 +171,8 @@ impl Node {
         let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
         let mtus = self.chosen.iter().filter_map(mtu).collect();
         let (services, frontends) = (contents.services.values(), contents.frontends.iter());
-        let direct = Direct::of(services, frontends, contents.peers.len(), mtus);
+        let peers = contents.peers.len();
+        let direct = Direct::of(services, frontends, peers, None, mtus, self.wishes.mss_clamp());
         if direct.services > 0 && self.told.as_ref() != Some(&direct) {
             tracing::info!("direct server return: {}", direct.describe());
             self.told = Some(direct);
@@ -278,16 +281,15 @@ impl Node {
     }
 }
 
-/// Addresses of all nodes that run redirector, as far as anyone says.
+/// Addresses of all nodes, and what is known of them. Those of the file run redirector.
 fn nodes(
     wishes: &Wishes,
     kubernetes: Option<&Kubernetes>,
     addresses: &NodeAddresses,
-) -> BTreeSet<IpAddr> {
-    let mut nodes = wishes.nodes().clone();
-    if let Some(kubernetes) = kubernetes {
-        nodes.extend(kubernetes.nodes(|address| addresses.is_own(address)));
-    }
+) -> BTreeMap<IpAddr, Peer> {
+    let mut nodes =
+        kubernetes.map(|it| it.nodes(|address| addresses.is_own(address))).unwrap_or_default();
+    nodes.extend(wishes.nodes().iter().map(|address| (*address, Peer::taking())));
     let room = MAX_PEERS as usize;
     if nodes.len() > room {
         // The same are left out everywhere, and what comes to those is translated.

@@ -17,7 +17,7 @@ fn an_empty_file_publishes_nothing() {
 #[test]
 fn settings() {
     let found = config(
-        "interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\n\
+        "interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\nmssClamp: false\n\
          removedBackends: reset\n",
     );
     assert_eq!(
@@ -28,6 +28,7 @@ fn settings() {
             xdp_mode: XdpMode::Off,
             resets_clients: true,
             snat_ports: 20000..=20000,
+            mss_clamp: false,
             ..Config::default()
         }
     );

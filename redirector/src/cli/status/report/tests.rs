@@ -34,6 +34,7 @@ fn account() -> Status {
         config_error_since: None,
         snat_ports: (49152, 57343),
         conflicts: 0,
+        peers: None,
     }
 }
 
