@@ -57,6 +57,7 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
             ("endpointslices", Failure::Forbidden),
             ("nodes", Failure::Cut),
             ("pods", Failure::TooMany),
+            ("leases", Failure::Unavailable),
         ]) {
             cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, port)]))?;
             serves(cluster, port, "web")?;

@@ -5,7 +5,7 @@ use std::{fs, thread, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::Protocol::Tcp;
 use redirector_tests::{
-    apiserver::{Failure, Order, Pace, Requests, Resource, TOKEN},
+    apiserver::{Asked, Failure, Order, Pace, Requests, Resource, TOKEN},
     cluster::{
         Cluster,
         build::{mk_port, mk_service, mk_slice},
@@ -27,6 +27,9 @@ fn serves(cluster: &Cluster, port: u16, server: &str) -> Result<()> {
         await_servers(&cluster.net.client, Tcp, cluster.at(1, *family, port), &[server])
     })
 }
+
+/// Kinds of objects that an agent watches.
+const WATCHED: usize = 5;
 
 /// Whatever happens to watches and lists, a change comes through in the end, and nothing that is
 /// still there goes in between.
@@ -221,7 +224,7 @@ fn streaming_lists_and_pages() -> Result<()> {
             if streams {
                 ensure!(lists.count() == 0, "{asked:#?}");
                 let watches = asked.iter().filter(|asked| asked.verb == "watch");
-                ensure!(watches.clone().count() >= 2 * 4, "{asked:#?}");
+                ensure!(watches.clone().count() >= 2 * WATCHED, "{asked:#?}");
                 for watch in watches {
                     let wanted = ["sendInitialEvents=true", "allowWatchBookmarks=true"];
                     ensure!(wanted.iter().all(|it| watch.query.contains(it)), "{watch:#?}");
@@ -262,7 +265,6 @@ fn renewed_credentials() -> Result<()> {
 /// A server that refuses is asked again, but ever less often.
 #[test]
 fn pauses() -> Result<()> {
-    const WATCHED: usize = 4;
     Cluster::run(1, |cluster| {
         let _pod = cluster.start_pod(own("web", "web", 1))?;
         put(cluster, "web", 30001)?;
@@ -273,7 +275,8 @@ fn pauses() -> Result<()> {
         // The time that this is about: pauses of 0.2, 0.4, 0.8, 1.6, 3.2 s, half of that at least.
         thread::sleep(Duration::from_secs(6));
         let asked = cluster.api.access().asked().split_off(before);
-        let watches = asked.iter().filter(|asked| asked.verb != "create").count();
+        let is_read = |asked: &&Asked| ["list", "watch"].contains(&asked.verb);
+        let watches = asked.iter().filter(is_read).count();
         ensure!((2 * WATCHED..=7 * WATCHED).contains(&watches), "{watches}: {asked:#?}");
         cluster.api.faults().heal();
         put(cluster, "web", 30002)?;
