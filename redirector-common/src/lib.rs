@@ -20,6 +20,7 @@ pub mod frontend;
 pub mod map_name;
 pub mod node;
 pub mod packet;
+pub mod peer;
 pub mod reason;
 pub mod ring;
 pub mod service;
@@ -33,8 +34,9 @@ pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
-pub use frontend::{Frontend, FrontendKey};
+pub use frontend::{Frontend, FrontendKey, SteeredKey};
 pub use node::{Interface, NodeConfig, PortFlags};
+pub use peer::Peer;
 pub use reason::{Reason, Verdict};
 pub use ring::RingSlot;
 pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
@@ -74,9 +76,11 @@ pod!(
     SourceRange,
     Taker,
     TakerKey,
+    Peer,
     Endpoint,
     RingSlot,
     SocketKey,
+    SteeredKey,
     Interface,
     NodeConfig,
     node::PortBlock,

@@ -156,6 +156,7 @@ mod tests {
             config_error_since: None,
             snat_ports: (49152, 57343),
             conflicts: 0,
+            peers: None,
         })
     }
 

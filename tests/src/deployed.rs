@@ -1,7 +1,7 @@
 //! What deploy/ says of the agent's container.
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::Value;
 
 /// deploy/kubernetes/daemonset.yaml.
@@ -22,15 +22,20 @@ pub fn daemonset() -> Result<Value> {
     serde_saphyr::from_str(DAEMONSET).context("daemonset.yaml")
 }
 
-/// What the agent may ask of the API server.
+/// The namespace of kustomization.yaml.
+pub const NAMESPACE: &str = "redirector";
+
+/// What the agent may ask of the API server, by the kind of role: `ClusterRole` everywhere, `Role`
+/// in [`NAMESPACE`].
 ///
 /// # Errors
 ///
-/// If the first document is not the agent's role.
-pub fn rights() -> Result<Vec<PolicyRule>> {
-    let role = RIGHTS.split("\n---").next().unwrap_or_default();
-    let role: ClusterRole = serde_saphyr::from_str(role).context("rbac.yaml")?;
-    role.rules.context("the role has no rules")
+/// If there is no such role.
+pub fn rights(kind: &str) -> Result<Vec<PolicyRule>> {
+    let documents: Vec<Value> = serde_saphyr::from_multiple(RIGHTS).context("rbac.yaml")?;
+    let role = documents.iter().find(|document| document["kind"] == kind);
+    let rules = &role.with_context(|| format!("no {kind}"))?["rules"];
+    Ok(serde_json::from_value(rules.clone())?)
 }
 
 /// The agent's container.

@@ -157,6 +157,12 @@ impl Packet {
         Self { tcp_options: vec![1; words * 4], ..self }
     }
 
+    /// With these TCP options, and as many bytes of zero as fill the last word.
+    #[must_use]
+    pub fn tcp_option_bytes(self, options: &[u8]) -> Self {
+        Self { tcp_options: options.to_vec(), ..self }
+    }
+
     /// With these IPv6 extension headers.
     #[must_use]
     pub fn extensions(self, extensions: &[Extension]) -> Self {

@@ -9,8 +9,8 @@ use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
-    Frontend, FrontendKey, Interface, Manner, NodeConfig, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, Manner, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple, words,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -143,8 +143,8 @@ pub trait Environment {
     /// Whether an address is a frontend's and not this host's.
     fn is_vip(&self, address: &Address) -> bool;
 
-    /// Whether an address is another node's that runs redirector.
-    fn is_peer(&self, address: &Address) -> bool;
+    /// What is known of the other node that has an address, if one has.
+    fn peer(&self, address: &Address) -> Peer;
 
     /// Whether one more error may be sent now.
     fn may_answer(&self) -> bool;
@@ -191,6 +191,14 @@ pub trait Environment {
     /// of (a SYN cookie). Whether that was done: there may be no such socket, and the kernel may
     /// refuse. At TC ingress alone.
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
+
+    /// Counts that the packet was handed to a listening socket, for this service and the frontend
+    /// that it is for.
+    fn count_steered(&self, packet: &Packet, service: ServiceId);
+
+    /// Lowers the largest segment that the packet, a local backend's answer to a SYN, announces to
+    /// what fits into a tunnel: [`mss::lower`](super::mss::lower).
+    fn clamp_mss(&self, packet: &Packet);
 
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;
@@ -421,6 +429,13 @@ impl FlowEntry {
         self.view().manner()
     }
 
+    /// Whether the client is to be told of segments that fit into a tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.view().clamps_mss()
+    }
+
     /// Packets that this half has counted.
     #[inline(always)]
     #[must_use]
@@ -511,7 +526,7 @@ impl FlowEntry {
         let flow = unsafe { &mut *self.0.as_ptr() };
         flow.epoch = 0;
         compiler_fence(Ordering::SeqCst);
-        flow.next_hop = *next_hop;
+        words::copy(next_hop, &mut flow.next_hop);
         flow.routed = moment(now);
         compiler_fence(Ordering::SeqCst);
         flow.epoch = epoch;

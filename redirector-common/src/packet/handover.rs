@@ -7,7 +7,7 @@ use super::{Environment, NextHop, Outcome, Packet, Route};
 use crate::Manner;
 
 /// The way of a packet in the manner that the outcome says. A flow's first packet is translated if
-/// the node of its backend runs no redirector.
+/// the node of its backend is not known to run redirector.
 #[inline(always)]
 pub(super) fn find_way<E: Environment>(
     environment: &E,
@@ -37,10 +37,10 @@ pub fn settle<E: Environment>(
     outcome: &mut Outcome,
 ) -> Route {
     let is_found = matches!(route, Route::Via | Route::Unresolved);
-    if is_found && !is_next(environment, outcome) {
+    if is_found && !is_next(environment, is_first, outcome) {
         let is_node = !is_first
-            || environment.is_peer(&outcome.translated.destination)
-            || environment.is_peer(&environment.gateway());
+            || environment.peer(&outcome.translated.destination).takes_flows()
+            || environment.peer(&environment.gateway()).takes_flows();
         outcome.manner = if is_node { Manner::Tunnel } else { Manner::Translate };
     }
     match outcome.manner {
@@ -49,11 +49,15 @@ pub fn settle<E: Environment>(
     }
 }
 
-/// Whether a packet that is to go as it is can: the next node is the one that takes it.
+/// Whether a packet that is to go as it is can: the next node is the one that takes it. One that is
+/// no longer known to take flows keeps those that it has.
 #[inline(always)]
-fn is_next<E: Environment>(environment: &E, outcome: &Outcome) -> bool {
-    matches!(outcome.manner, Manner::Layer2)
-        && environment.is_peer(&environment.gateway())
+fn is_next<E: Environment>(environment: &E, is_first: bool, outcome: &Outcome) -> bool {
+    if !matches!(outcome.manner, Manner::Layer2) {
+        return false;
+    }
+    let peer = environment.peer(&environment.gateway());
+    (if is_first { peer.takes_flows() } else { peer.is_known() })
         && environment
             .interface(outcome.next_hop.ifindex)
             .is_some_and(|interface| interface.is_ours())

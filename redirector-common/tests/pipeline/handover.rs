@@ -3,8 +3,8 @@
 
 use redirector_common::packet::{Hook, IcmpError, Packet, Route, Step, TcpFlags};
 use redirector_common::{
-    Address, Backend, FlowState, Frontend, FrontendKey, Interface, Manner, Origin, Port, PortFlags,
-    Protocol, Reason, Service, Tuple,
+    Address, Backend, FlowState, Frontend, FrontendKey, Interface, Manner, NodeConfig, Origin,
+    Peer, Port, PortFlags, Protocol, Reason, Service, Tuple,
 };
 
 use crate::deciding::{client, node, packet, remote, tcp, udp};
@@ -20,7 +20,7 @@ const ROUTER: Address = Address::from_v4([192, 0, 2, 254]);
 /// A: 192.0.2.1, of which the ports 80 and 81 have their backend on B.
 fn a(protocol: Protocol) -> Host {
     let mut host = Host::new();
-    host.peers.insert(v4(50));
+    host.peers.insert(v4(50), Peer::taking());
     for port in [80, 81] {
         host.serve(&[port], protocol, Some(Backend::remote(v4(50), Port::new(8080))));
     }
@@ -33,7 +33,7 @@ fn a(protocol: Protocol) -> Host {
 /// B: 192.0.2.50, with the program.
 fn b(protocol: Protocol) -> Host {
     let mut host = Host::new();
-    host.peers.insert(v4(1));
+    host.peers.insert(v4(1), Peer::known());
     host.interface = Some(Interface::new(1, v4(50), Address::UNSPECIFIED, true));
     host.serve(&[80], protocol, Some(Backend::local_at(v4(50), Port::new(8080))));
     for service in host.services.values_mut() {
@@ -119,11 +119,30 @@ fn xdp_opens_flows_of_tunnels() {
 fn who_does_not_run_redirector_gets_translated_packets() {
     let mut a = a(Protocol::Tcp);
     a.peers.clear();
-    a.peers.insert(v4(77));
+    a.peers.insert(v4(77), Peer::taking());
     let (decision, outcome) = a.ingress(&tcp(client(4000), node(80), SYN));
     assert_eq!((decision.step, decision.reason), (Step::Forward, Reason::RemoteNew));
     assert_eq!((outcome.manner, outcome.translated.source), (Manner::Translate, v4(1)));
     assert_eq!(outcome.next_hop.mtu, 1280);
+}
+
+/// A node that is only known, and not to run redirector, gets translated packets; flows that it had
+/// before go on as they are, by either manner.
+#[test]
+fn a_node_that_takes_no_more_keeps_what_it_has() {
+    for router in [None, Some(ROUTER)] {
+        let mut a = a(Protocol::Tcp);
+        a.router.set(router);
+        let manner = if router.is_none() { Manner::Layer2 } else { Manner::Tunnel };
+        let syn = |port| tcp(client(port), node(80), SYN);
+        assert_eq!(a.ingress(&syn(4000)).1.manner, manner);
+        a.peers.insert(v4(50), Peer::known());
+        let (decision, outcome) = a.ingress(&syn(4001));
+        assert_eq!((decision.reason, outcome.manner), (Reason::RemoteNew, Manner::Translate));
+        let (decision, outcome) = a.ingress(&tcp(client(4000), node(80), ACK));
+        assert_eq!((decision.reason, outcome.manner), (Reason::DsrEstablished, manner));
+        a.assert_whole();
+    }
 }
 
 /// A pod's address is no node's, but the way to it leads to one.
@@ -172,6 +191,31 @@ fn flows_that_look_alike() {
     let (decision, _) = a.ingress(&tcp(remote(8080), client(4000), SYN | ACK));
     assert_eq!((decision.step, decision.reason), (Step::Pass, Reason::NotOurs));
     a.assert_whole();
+}
+
+/// B tells clients of segments that fit into the tunnel, where there is one, and once.
+#[test]
+fn segments_that_fit_into_the_tunnel() {
+    for (flag, by_tunnel, clamped) in [
+        (NodeConfig::FLAG_CLAMP_MSS, true, 1),
+        (NodeConfig::FLAG_CLAMP_MSS, false, 0),
+        (0, true, 0),
+    ] {
+        let mut b = b(Protocol::Tcp);
+        b.node.flags = flag;
+        let there = |flags| {
+            let packet = tcp(client(4000), node(80), flags);
+            if by_tunnel { tunnelled(packet) } else { packet }
+        };
+        assert_eq!(b.ingress(&there(SYN)).0.reason, Reason::LocalNew);
+        let back = |flags| tcp(remote(8080), client(4000), flags);
+        assert_eq!(b.egress(&back(SYN | ACK)).0.reason, Reason::LocalReply);
+        for flags in [ACK, ACK, FIN | ACK, TcpFlags::RST] {
+            let _ = b.ingress(&there(ACK));
+            assert_eq!(b.egress(&back(flags)).0.reason, Reason::LocalReply);
+        }
+        assert_eq!(b.clamped.get(), clamped, "{flag}, {by_tunnel}");
+    }
 }
 
 #[test]

@@ -12,14 +12,14 @@ use redirector_common::packet::{
 };
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
-    FragmentKey, Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot,
-    Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    FragmentKey, Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
 /// Sets of the flow cache: few, so that flows meet in them.
-const CACHE_SETS: usize = 4;
+const CACHE_SETS: usize = 2;
 /// Slots of the ring of flows, where a test asks for one.
 pub(crate) const RING_SLOTS: u32 = 64;
 /// Seconds, as the clock counts.
@@ -39,7 +39,7 @@ pub(crate) struct Host {
     pub(crate) affinities: RefCell<BTreeMap<AffinityKey, Affinity>>,
     pub(crate) takers: BTreeMap<TakerKey, Taker>,
     pub(crate) vips: BTreeSet<Address>,
-    pub(crate) peers: BTreeSet<Address>,
+    pub(crate) peers: BTreeMap<Address, Peer>,
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
     pub(crate) route: Cell<Route>,
@@ -68,6 +68,10 @@ pub(crate) struct Host {
     /// What was counted that is no packet.
     pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
     memory: Memory,
+    /// Connections that were handed to listeners.
+    pub(crate) steered: RefCell<BTreeMap<SteeredKey, u64>>,
+    /// Answers to SYNs whose segment size was to be lowered.
+    pub(crate) clamped: Cell<u32>,
 }
 
 pub(crate) fn v4(last: u8) -> Address {
@@ -95,7 +99,7 @@ impl Host {
             affinities: RefCell::default(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
             route: Cell::new(Route::Via),
@@ -120,6 +124,8 @@ impl Host {
             reclaimed: Cell::default(),
             counted: RefCell::default(),
             memory: Memory::default(),
+            steered: RefCell::default(),
+            clamped: Cell::default(),
         }
     }
 

@@ -37,6 +37,7 @@ impl Account {
             config_error_since: None,
             snat_ports: (0, 0),
             conflicts: 0,
+            peers: None,
         };
         Self { shared: Shared::new(status), written: String::new() }
     }

@@ -84,7 +84,7 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
         host: host.addresses(),
         has_kube_proxy: false,
         sides,
-        nodes: BTreeSet::new(),
+        nodes: BTreeMap::new(),
     }
 }
 

@@ -1,7 +1,6 @@
 //! What the Kubernetes API asks for, as the node needs it, and what it is told in return.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
@@ -15,11 +14,14 @@ use crate::k8s::endpoints::count_local_ready;
 use crate::k8s::health::{Answer, Check, CheckServers, Health};
 use crate::k8s::index::{Index, Kind};
 use crate::k8s::object::ObjectName;
+use crate::k8s::presence::{Keeper, Presence, Wish};
 use crate::k8s::protected::{Guard, read_listening};
 use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
 use crate::model::desired::Conflict;
 use crate::model::state::Rank;
 use crate::model::{Service, ServiceKey, Source};
+
+mod peers;
 
 /// How long the maps may be out of line before load balancers are told to go elsewhere, in
 /// milliseconds.
@@ -46,6 +48,9 @@ pub(super) struct Kubernetes {
     servers: CheckServers,
     answer: Answer,
     reporter: Reporter,
+    presence: Presence,
+    /// What becomes of the node's Lease until the node takes flows.
+    at_first: Wish,
     conflicts: BTreeSet<Note>,
     discarded: BTreeSet<Note>,
     unserved: BTreeSet<Note>,
@@ -53,13 +58,18 @@ pub(super) struct Kubernetes {
 }
 
 impl Kubernetes {
-    /// With an empty index. What comes with it has to be run.
+    /// With an empty index. What comes with it has to be run. `is_first`: no earlier agent has left
+    /// a data path.
     pub(super) fn new(
         options: &KubernetesOptions,
         node_name: &str,
         own: BTreeSet<u16>,
-    ) -> (Self, Mouth) {
+        is_first: bool,
+    ) -> (Self, (Mouth, Keeper)) {
         let (reporter, mouth) = Reporter::new(options.access.clone(), node_name);
+        // A machine that was started anew takes nothing yet, whatever its Lease says.
+        let at_first = if is_first { Wish::Leave } else { Wish::Wait };
+        let (presence, keeper) = Presence::new(options.access.clone(), node_name, at_first.clone());
         let answer = Answer::default();
         let kubernetes = Self {
             cluster: Cluster::new(Index::new(node_name, options.service_proxy_name.clone())),
@@ -79,12 +89,14 @@ impl Kubernetes {
             servers: CheckServers::new(answer.clone()),
             answer,
             reporter,
+            presence,
+            at_first,
             conflicts: BTreeSet::new(),
             discarded: BTreeSet::new(),
             unserved: BTreeSet::new(),
             detached: None,
         };
-        (kubernetes, mouth)
+        (kubernetes, (mouth, keeper))
     }
 
     pub(super) fn node_name(&self) -> &str {
@@ -131,6 +143,7 @@ impl Kubernetes {
     pub(super) fn update(&mut self) -> bool {
         let cluster = self.cluster.clone();
         cluster.with(|index| {
+            index.set_time(Timestamp::now().as_second());
             let dirty = index.take_dirty();
             let missing: Vec<Kind> = index.missing().collect();
             let mut is_changed = missing != self.missing || dirty.nodes;
@@ -159,15 +172,6 @@ impl Kubernetes {
                 is_changed |= self.put((Kind::Pod, name), new);
             }
             is_changed
-        })
-    }
-
-    /// Addresses of all nodes; of this one those that `is_own` finds here, because others may
-    /// translate to it.
-    pub(super) fn nodes(&self, is_own: impl Fn(IpAddr) -> bool) -> BTreeSet<IpAddr> {
-        self.cluster.with(|index| {
-            let own = index.node().into_iter().flat_map(|node| node.addresses.iter().copied());
-            index.others().chain(own.filter(|address| is_own(*address))).collect()
         })
     }
 
@@ -219,12 +223,12 @@ impl Kubernetes {
 
     /// Notes that the node is left alone, and why.
     pub(super) fn note_detached(&mut self, text: &str) {
-        let name = ObjectName::new("", &self.rules.node_name);
-        let subject = Subject { kind: Kind::Node, name, uid: self.rules.node_name.clone() };
+        let subject = self.own_subject();
         self.detached = Some(Note { subject, cause: Cause::Detached, text: text.to_owned() });
     }
 
-    /// Answers load balancers' checks, and says what is wrong. Ports that could not be had are
+    /// Answers load balancers' checks, says what is wrong, and to other nodes that this one takes
+    /// flows. Ports that could not be had are
     /// tried again.
     pub(super) async fn speak(&mut self, snapshot: &Snapshot) {
         let leaving = self.cluster.with(|index| index.node().and_then(|node| node.leaving));
@@ -256,8 +260,10 @@ impl Kubernetes {
             .chain(self.discarded.iter().cloned())
             .chain(self.unserved.iter().cloned())
             .chain(self.detached.clone())
+            .chain(self.unknown())
             .collect();
         self.reporter.report(notes, Instant::now());
+        self.announce(snapshot.ready);
     }
 
     /// Takes what an object has become, without what is not allowed. Returns whether it asks for
@@ -336,6 +342,11 @@ impl Kubernetes {
             Some(converted) => subject(object, converted),
             None => subject(object, &Converted::default()),
         }
+    }
+
+    fn own_subject(&self) -> Subject {
+        let uid = self.rules.node_name.clone();
+        Subject { kind: Kind::Node, name: ObjectName::new("", &uid), uid }
     }
 
     fn describe(&self, key: &ServiceKey) -> String {

@@ -158,7 +158,7 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         })?),
         None => None,
     };
-    let (mut node, mouth) = Node::start(wishes, kernel, &host)?;
+    let (mut node, voices) = Node::start(wishes, kernel, &host)?;
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_ways(&mut tasks, &sender, ways);
@@ -192,10 +192,14 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
             watchdog::watch(&mut tasks, &sender, asked.access.clone(), node.shared().clone());
         }
     }
-    if let Some(mouth) = mouth {
+    if let Some((mouth, keeper)) = voices {
         tasks.spawn(async move {
             mouth.run().await;
             anyhow::bail!("Events are no longer made")
+        });
+        tasks.spawn(async move {
+            keeper.run().await;
+            anyhow::bail!("the node's Lease is no longer kept")
         });
     }
 
@@ -212,12 +216,15 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                     Ok(Err(error)) => error,
                     Err(error) => anyhow::Error::new(error).context("a task of the agent failed"),
                 };
-                node.stop()?;
+                tasks.shutdown().await;
+                node.stop().await?;
                 return Err(reason);
             }
         };
         let Some(event) = event.filter(|event| *event != Event::Stop) else {
-            return node.stop().map(|()| Ended::Stopped);
+            // Or the Lease that goes might be made again.
+            tasks.shutdown().await;
+            return node.stop().await.map(|()| Ended::Stopped);
         };
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);

@@ -17,8 +17,9 @@ use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_inter
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
-use crate::dataplane::direct::Direct;
+use crate::dataplane::direct::{Direct, describe_mtu};
 use crate::dataplane::epochs::Epochs;
+use crate::dataplane::ethtool;
 use crate::dataplane::gc::KernelFlows;
 use crate::dataplane::ids::Cursors;
 use crate::dataplane::kube_proxy;
@@ -36,6 +37,7 @@ use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::dataplane::syscall::netns_cookie;
 use crate::dataplane::sysctl::Sysctls;
 use crate::dataplane::table::Table;
+use crate::k8s::presence::{self, Keeper};
 use crate::k8s::report::Mouth;
 use crate::model::desired::NodeAddresses;
 use crate::model::state::State;
@@ -93,7 +95,7 @@ impl Node {
         wishes: Wishes,
         kernel: KernelVersion,
         host: &Host,
-    ) -> anyhow::Result<(Self, Option<Mouth>)> {
+    ) -> anyhow::Result<(Self, Option<(Mouth, Keeper)>)> {
         let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
@@ -108,9 +110,9 @@ impl Node {
         let started =
             Parts::open(&pins, kernel, &Sizes::chosen(wishes.tables())).and_then(|parts| {
                 parts.check_owner(&wishes)?;
-                let (mut node, mouth) = parts.into_node(wishes, lock);
+                let (mut node, voices) = parts.into_node(wishes, lock, is_first);
                 node.bring_up(host, chosen)?;
-                Ok((node, mouth))
+                Ok((node, voices))
             });
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
@@ -151,7 +153,11 @@ impl Node {
         self.account.in_sync();
         self.account.shared.update(|snapshot| snapshot.ready = snapshot.waiting_for.is_empty());
         self.account.publish(&mut self.maps.status);
-        tracing::info!("the data path is up on {}", self.chosen.join(", "));
+        let budgets = self.chosen.iter().map(|name| match ethtool::read(name) {
+            Ok(driver) => describe_mtu(name, driver.mtu),
+            Err(_) => name.clone(),
+        });
+        tracing::info!("the data path is up on {}", budgets.collect::<Vec<_>>().join(", "));
         Ok(())
     }
 
@@ -328,12 +334,17 @@ impl Node {
     }
 
     /// Ends; the data path stays unless the options say otherwise.
-    pub(super) fn stop(mut self) -> anyhow::Result<()> {
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         self.account.change(|status| status.stopped = true);
         self.account.publish(&mut self.maps.status);
         if !self.wishes.options().detach_on_exit {
             tracing::info!("stopped; the data path goes on");
             return Ok(());
+        }
+        if let Some(kubernetes) = &self.kubernetes
+            && let Some(asked) = &self.wishes.options().kubernetes
+        {
+            presence::leave(&asked.access, kubernetes.node_name()).await;
         }
         detach_locked(self.pins(), &self.lock)?;
         tracing::info!("stopped; everything is removed");
@@ -397,12 +408,19 @@ impl Parts {
         }
     }
 
-    fn into_node(self, wishes: Wishes, lock: Lock) -> (Node, Option<Mouth>) {
+    fn into_node(
+        self,
+        wishes: Wishes,
+        lock: Lock,
+        is_first: bool,
+    ) -> (Node, Option<(Mouth, Keeper)>) {
         let options = wishes.options();
-        let (kubernetes, mouth) = options
+        let (kubernetes, voices) = options
             .kubernetes
             .as_ref()
-            .map(|asked| Kubernetes::new(asked, &options.node_name(), options.own_ports()))
+            .map(|asked| {
+                Kubernetes::new(asked, &options.node_name(), options.own_ports(), is_first)
+            })
             .unzip();
         let node = Node {
             account: Account::new(options),
@@ -435,7 +453,7 @@ impl Parts {
             told: None,
             netns_cookie: self.netns_cookie,
         };
-        (node, mouth)
+        (node, voices)
     }
 }
 

@@ -46,7 +46,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent, in the foreground
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Publish ports until Ctrl-C
     Publish(run::PublishArgs),
     /// Check before installing: kernel, privileges, file systems, interfaces
@@ -146,7 +146,7 @@ fn report(error: &anyhow::Error) -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(*args),
         Command::Publish(args) => run::publish(args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),

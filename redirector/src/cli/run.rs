@@ -61,6 +61,10 @@ struct KubernetesArgs {
     /// Where the API server is and who we are [default: the pod's service account]
     #[arg(long, value_name = "FILE", requires = "kubernetes")]
     kubeconfig: Option<PathBuf>,
+    /// Namespace of the Leases by which agents know of each other, the same for all of them
+    /// [default: the pod's own, or that of the kubeconfig's context]
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    namespace: Option<String>,
     /// Serve only objects with this label 'service.kubernetes.io/service-proxy-name'
     /// [default: only those without it]
     #[arg(long, value_name = "NAME", requires = "kubernetes")]
@@ -125,7 +129,7 @@ impl KubernetesArgs {
             }
         };
         Ok(Some(KubernetesOptions {
-            access: Access::new(self.kubeconfig),
+            access: Access::new(self.kubeconfig).in_namespace(self.namespace),
             service_proxy_name: self.service_proxy_name,
             node_port_addresses,
             external_ip_networks: self.external_ip_cidrs,

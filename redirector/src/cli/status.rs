@@ -19,7 +19,8 @@ use crate::dataplane::ethtool;
 use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::sizes;
-use crate::dataplane::status::Status;
+use crate::dataplane::status::{PeersStatus, Status};
+use crate::dataplane::translation::PortUse;
 use report::{AgentState, Fill, Loaded, Report, report};
 
 /// Options of `redirector status`.
@@ -78,20 +79,25 @@ fn load(maps: &Pinned) -> Result<Loaded> {
     let clients = attached_clients(maps.pins())
         .with_context(|| format!("cannot read {}", maps.pins().links().display()))?;
     Ok(Loaded {
-        account,
         holder: find_holder(maps.pins().dir()),
-        direct: direct(maps, &links)?,
+        direct: direct(maps, &links, account.as_ref().and_then(|it| it.peers.clone()))?,
+        account,
         attached: links,
         attached_clients: clients,
         infos: maps.infos()?,
         fill: fill(maps, halves.len())?,
         flows,
+        translation: PortUse::of(&halves, &maps.node()?),
         node: maps.node()?,
         now: SystemTime::now(),
     })
 }
 
-fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
+fn direct(
+    maps: &Pinned,
+    links: &[Attached],
+    nodes: Option<PeersStatus>,
+) -> Result<Direct, PinnedError> {
     let names: BTreeSet<&str> = links.iter().map(|link| link.interface.as_str()).collect();
     let mtus = names.into_iter().filter_map(|name| {
         // One that is gone has none.
@@ -99,7 +105,8 @@ fn direct(maps: &Pinned, links: &[Attached]) -> Result<Direct, PinnedError> {
     });
     let services = maps.services()?;
     let frontends = maps.frontends()?;
-    Ok(Direct::of(services.values(), frontends.iter(), maps.peers()?.len(), mtus.collect()))
+    let (peers, clamps) = (maps.peers()?.len(), maps.node()?.clamps_mss());
+    Ok(Direct::of(services.values(), frontends.iter(), peers, nodes, mtus.collect(), clamps))
 }
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
@@ -216,7 +223,11 @@ fn clients(report: &Report) -> String {
 
 fn snat_ports(report: &Report) -> String {
     match report.snat_ports {
-        Some([first, last]) => format!("{first}-{last}"),
+        Some([first, last]) => {
+            let PortUse { ports, used, backend } = &report.translation;
+            let busiest = backend.as_ref().map(|it| format!(", {used} of {ports} in use for {it}"));
+            format!("{first}-{last}{}", busiest.unwrap_or_default())
+        }
         None => String::new(),
     }
 }

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Port, PortFlags, Protocol, Service,
-    ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
+    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Peer, Port, PortFlags, Protocol,
+    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 /// Contents of the maps of services. Unused array elements are absent.
@@ -27,7 +27,7 @@ pub struct Contents {
     /// `VIPS`.
     pub vips: BTreeMap<Address, u32>,
     /// `PEERS`.
-    pub peers: BTreeMap<Address, u32>,
+    pub peers: BTreeMap<Address, Peer>,
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
@@ -51,7 +51,10 @@ impl Contents {
         keep(&mut self.backends, &other.backends);
         keep(&mut self.takers, &other.takers);
         keep(&mut self.vips, &other.vips);
-        keep(&mut self.peers, &other.peers);
+        for (address, peer) in &other.peers {
+            let known = self.peers.entry(*address).or_default();
+            *known = known.union(*peer);
+        }
         keep(&mut self.slots, &other.slots);
         keep(&mut self.infos, &other.infos);
         self.ports = self.ports.union(&other.ports);

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use redirector_common::{Frontend, FrontendKey, Service};
 use serde::Serialize;
 
+use super::status::PeersStatus;
+
 /// Bytes of the header that a tunnel puts in front of an IPv4 packet.
 const HEADER_V4: u32 = 20;
 /// The same of IPv6.
@@ -30,6 +32,13 @@ impl TunnelMtu {
     }
 }
 
+/// An interface and what fits through it, for people.
+#[must_use]
+pub fn describe_mtu(name: &str, mtu: u32) -> String {
+    let TunnelMtu { ipv4, ipv6 } = TunnelMtu::of(mtu);
+    format!("{name} (MTU {mtu}; by tunnel {ipv4}, IPv6 {ipv6})")
+}
+
 /// Direct server return on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -38,11 +47,16 @@ pub struct Direct {
     pub services: usize,
     /// Addresses of the other nodes.
     pub peers: usize,
+    /// The other nodes themselves, where Kubernetes tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<PeersStatus>,
     /// Addresses of frontends on this host that other nodes do not know as its: what comes to them
     /// is translated.
     pub unlisted: BTreeSet<IpAddr>,
     /// Interfaces, by name.
     pub tunnel_mtu: BTreeMap<String, TunnelMtu>,
+    /// Whether clients are told of TCP segments that fit into tunnels which end here.
+    pub mss_clamp: bool,
 }
 
 impl Direct {
@@ -52,14 +66,18 @@ impl Direct {
         services: impl Iterator<Item = &'a Service>,
         frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend)>,
         peers: usize,
+        nodes: Option<PeersStatus>,
         mtus: BTreeMap<String, u32>,
+        mss_clamp: bool,
     ) -> Self {
         let unlisted = frontends.filter(|(_, frontend)| frontend.is_unlisted());
         Self {
             services: services.filter(|service| service.is_dsr()).count(),
             peers,
+            nodes,
             unlisted: unlisted.map(|(key, _)| key.address.into()).collect(),
             tunnel_mtu: mtus.into_iter().map(|(name, mtu)| (name, TunnelMtu::of(mtu))).collect(),
+            mss_clamp,
         }
     }
 
@@ -69,13 +87,16 @@ impl Direct {
         if self.services == 0 {
             return match self.peers {
                 0 => "not used".to_owned(),
-                peers => format!("no service; {}", addresses(peers)),
+                _ => format!("no service; {}", self.others()),
             };
         }
-        let mut parts = vec![addresses(self.peers)];
+        let mut parts = vec![self.others()];
         parts.extend(self.tunnel_mtu.iter().map(|(name, mtu)| {
             format!("by tunnel from {name} packets of up to {} bytes (IPv6 {})", mtu.ipv4, mtu.ipv6)
         }));
+        if !self.mss_clamp {
+            parts.push("TCP segments are not clamped to that".to_owned());
+        }
         if !self.unlisted.is_empty() {
             let all: Vec<String> = self.unlisted.iter().map(ToString::to_string).collect();
             parts.push(format!(
@@ -84,15 +105,21 @@ impl Direct {
             ));
         }
         let services = if self.services == 1 { "service" } else { "services" };
+        if let Some(error) = self.nodes.as_ref().and_then(|nodes| nodes.error.as_ref()) {
+            parts.push(error.clone());
+        }
         format!("{} {services}; {}", self.services, parts.join("; "))
     }
-}
 
-fn addresses(peers: usize) -> String {
-    match peers {
-        0 => "no other node is known".to_owned(),
-        1 => "1 address of other nodes".to_owned(),
-        peers => format!("{peers} addresses of other nodes"),
+    fn others(&self) -> String {
+        match (&self.nodes, self.peers) {
+            (_, 0) => "no other node is known".to_owned(),
+            (Some(PeersStatus { nodes, taking, .. }), _) => {
+                format!("{taking} of {nodes} other nodes take flows")
+            }
+            (None, 1) => "1 address of other nodes".to_owned(),
+            (None, peers) => format!("{peers} addresses of other nodes"),
+        }
     }
 }
 
@@ -102,14 +129,22 @@ mod tests {
     use redirector_common::{Address, Port, Protocol};
 
     #[test]
+    fn what_fits() {
+        assert_eq!(describe_mtu("eth0", 1500), "eth0 (MTU 1500; by tunnel 1480, IPv6 1460)");
+    }
+
+    #[test]
     fn what_is_told_of_it() {
         let direct = Service { flags: Service::FLAG_DSR, ..Service::default() };
         let own = Address::from_v4([192, 0, 2, 10]);
         let key = FrontendKey::new(own, Port::new(80), Protocol::Tcp);
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
-        let describe = |services: &[Service], frontend: Frontend, peers| {
-            Direct::of(services.iter(), [(&key, &frontend)].into_iter(), peers, mtus()).describe()
+        let told = |services: &[Service], frontend: Frontend, peers, clamps| {
+            let frontends = [(&key, &frontend)].into_iter();
+            Direct::of(services.iter(), frontends, peers, None, mtus(), clamps).describe()
         };
+        let describe =
+            |services: &[Service], frontend, peers| told(services, frontend, peers, true);
         let frontend = Frontend::new(1, own);
         assert_eq!(describe(&[Service::default()], frontend, 0), "not used");
         assert_eq!(describe(&[], frontend, 2), "no service; 2 addresses of other nodes");
@@ -123,6 +158,11 @@ mod tests {
             "2 services; no other node is known; by tunnel from eth0 packets of up to 1480 bytes \
              (IPv6 1460); what comes to 192.0.2.10 is translated, because that is no address of \
              `nodes`"
+        );
+        assert_eq!(
+            told(&[direct], frontend, 1, false),
+            "1 service; 1 address of other nodes; by tunnel from eth0 packets of up to 1480 bytes \
+             (IPv6 1460); TCP segments are not clamped to that"
         );
     }
 }

@@ -130,7 +130,7 @@ fn encode_at(
             ports.add(protocol, Port::new(port), PortFlags::SNAT);
         }
     }
-    encoder.contents.peers = desired.peers.iter().map(|address| (*address, PEER)).collect();
+    encoder.contents.peers.clone_from(&desired.peers);
     encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
     let contents = encoder.contents;
     *cursors = ids.cursors();
@@ -139,9 +139,6 @@ fn encode_at(
 
 /// Value of every entry of `VIPS`: that it is there says all.
 pub(super) const VIP: u32 = 1;
-
-/// Value of every entry of `PEERS`, likewise.
-pub(super) const PEER: u32 = 1;
 
 pub(super) struct Encoder<'a> {
     /// What the maps hold of the services that are added.

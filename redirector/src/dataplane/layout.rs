@@ -16,7 +16,7 @@ use redirector_common::{
 };
 
 use super::contents::{Contents, Ports, lines_of};
-use super::encode::{Capacity, EncodeError, Encoder, PEER, VIP, lines_of_tables, roomy};
+use super::encode::{Capacity, EncodeError, Encoder, VIP, lines_of_tables, roomy};
 use super::ids::{Cursors, Ids};
 use super::regions::Regions;
 use crate::model::ServiceKey;
@@ -191,9 +191,9 @@ impl Layout {
         }
         self.settle(actual, &mut step, touched);
         let peers = state.peers();
-        if !peers.iter().eq(actual.peers.keys()) {
+        if *peers != actual.peers {
             step.before.peers.clone_from(&actual.peers);
-            step.after.peers = peers.iter().map(|peer| (*peer, PEER)).collect();
+            step.after.peers.clone_from(peers);
         }
         Ok(step)
     }

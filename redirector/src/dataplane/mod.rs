@@ -3,7 +3,9 @@
 pub mod attach;
 pub mod attached;
 pub mod batch;
+pub mod connections;
 pub mod contents;
+pub mod dead_end;
 pub mod delta;
 pub mod detach;
 pub mod direct;
@@ -37,5 +39,6 @@ pub mod sync;
 pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
+pub mod translation;
 
 pub use detach::detach;

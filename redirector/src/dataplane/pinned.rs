@@ -20,8 +20,8 @@ use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey,
+    Frontend, FrontendKey, Interface, NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey,
 };
 
 use super::batch::{self, BatchError};
@@ -143,6 +143,15 @@ impl Pinned {
         self.table(MapName::Sockets)
     }
 
+    /// Connections that were handed to listening sockets.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn steered(&self) -> Result<BTreeMap<SteeredKey, u64>, PinnedError> {
+        self.table(MapName::Steered)
+    }
+
     /// Clients that are remembered, and the backends that they stay with; also those past their
     /// time.
     ///
@@ -171,13 +180,13 @@ impl Pinned {
         Ok(self.table::<Address, u32>(MapName::Vips)?.into_keys().collect())
     }
 
-    /// Addresses of the other nodes that run redirector.
+    /// What is known of other nodes, by address.
     ///
     /// # Errors
     ///
     /// If the map cannot be read.
-    pub fn peers(&self) -> Result<BTreeSet<Address>, PinnedError> {
-        Ok(self.table::<Address, u32>(MapName::Peers)?.into_keys().collect())
+    pub fn peers(&self) -> Result<BTreeMap<Address, Peer>, PinnedError> {
+        self.table(MapName::Peers)
     }
 
     /// First fragments of packets that came in pieces, not long ago.

@@ -47,6 +47,22 @@ pub struct Status {
     /// Frontends that more than one service claims.
     #[serde(default)]
     pub conflicts: usize,
+    /// The other nodes of the cluster; `None`: nobody is asked.
+    #[serde(default)]
+    pub peers: Option<PeersStatus>,
+}
+
+/// What is known of the other nodes of a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeersStatus {
+    /// How many there are.
+    pub nodes: usize,
+    /// How many of them take flows that are handed over.
+    pub taking: usize,
+    /// Why they, or this node, are not known to do so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What is attached for clients on this machine.
@@ -167,7 +183,8 @@ impl Status {
             .iter_mut()
             .flat_map(|interface| [&mut interface.error, &mut interface.xdp_reason]);
         let clients = self.clients.iter_mut().map(|clients| &mut clients.error);
-        for text in texts.into_iter().chain(interfaces).chain(clients).flatten() {
+        let peers = self.peers.iter_mut().map(|peers| &mut peers.error);
+        for text in texts.into_iter().chain(interfaces).chain(clients).chain(peers).flatten() {
             if text.len() > limit {
                 text.truncate(text.floor_char_boundary(limit));
                 text.push('…');
@@ -208,6 +225,7 @@ mod tests {
             config_error_since: None,
             snat_ports: (49152, 57343),
             conflicts: 0,
+            peers: Some(PeersStatus { nodes: 2, taking: 1, error: Some(error.to_owned()) }),
         }
     }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Service, ServiceId, ServiceInfo, SlotKey,
-    SlotValue, SourceRange, Taker, TakerKey,
+    Address, Backend, BackendId, Frontend, FrontendKey, Peer, Service, ServiceId, ServiceInfo,
+    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, Ports};
@@ -33,7 +33,7 @@ pub struct Tables {
     /// `VIPS`.
     pub vips: DynTable<Address, u32>,
     /// `PEERS`.
-    pub peers: DynTable<Address, u32>,
+    pub peers: DynTable<Address, Peer>,
     /// `SLOTS`.
     pub slots: DynTable<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.

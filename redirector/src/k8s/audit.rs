@@ -236,7 +236,9 @@ mod tests {
         merge(&mut object["metadata"], meta);
         match read(Kind::Pod, object) {
             Record::Pod(pod) => pod,
-            Record::Service(_) | Record::Slice(_) | Record::Node(_) => unreachable!("a pod"),
+            Record::Service(_) | Record::Slice(_) | Record::Node(_) | Record::Lease(_) => {
+                unreachable!("a pod")
+            }
         }
     }
 

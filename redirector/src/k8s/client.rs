@@ -44,6 +44,7 @@ pub enum AccessError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     kubeconfig: Option<PathBuf>,
+    namespace: Option<String>,
     silence: Duration,
 }
 
@@ -57,7 +58,14 @@ impl Access {
     /// By a kubeconfig; `None`: by the pod's service account, or the user's own kubeconfig.
     #[must_use]
     pub const fn new(kubeconfig: Option<PathBuf>) -> Self {
-        Self { kubeconfig, silence: SILENCE }
+        Self { kubeconfig, namespace: None, silence: SILENCE }
+    }
+
+    /// With what is the agents' own in this namespace; `None`: in the pod's, or in that of the
+    /// kubeconfig's context.
+    #[must_use]
+    pub fn in_namespace(self, namespace: Option<String>) -> Self {
+        Self { namespace, ..self }
     }
 
     /// With another patience for connections that are silent.
@@ -78,6 +86,9 @@ impl Access {
                 .map_err(|source| AccessError::Kubeconfig { path: path.clone(), source })?,
             None => Config::infer().await.map_err(AccessError::Nowhere)?,
         };
+        if let Some(namespace) = &self.namespace {
+            config.default_namespace.clone_from(namespace);
+        }
         config.connect_timeout = Some(CONNECT);
         config.read_timeout = Some(self.silence);
         // The time that a connection waited to be used again does not count.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::lease::{LeaseRecord, Leases};
 use super::node::NodeRecord;
 use super::object::ObjectName;
 use super::pod::PodRecord;
@@ -20,11 +21,13 @@ pub enum Kind {
     Node,
     /// Pods of this node.
     Pod,
+    /// Leases of agents.
+    Lease,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Service, Self::Slice, Self::Node, Self::Pod];
+    pub const ALL: [Self; 5] = [Self::Service, Self::Slice, Self::Node, Self::Pod, Self::Lease];
 
     /// What the API calls them.
     #[must_use]
@@ -34,6 +37,16 @@ impl Kind {
             Self::Slice => "endpointslices",
             Self::Node => "nodes",
             Self::Pod => "pods",
+            Self::Lease => "leases",
+        }
+    }
+
+    /// Whether the agent goes on where the API server refuses them.
+    #[must_use]
+    pub const fn is_optional(self) -> bool {
+        match self {
+            Self::Service | Self::Slice | Self::Node | Self::Pod => false,
+            Self::Lease => true,
         }
     }
 }
@@ -49,6 +62,8 @@ pub enum Record {
     Node(NodeRecord),
     /// A Pod.
     Pod(PodRecord),
+    /// A Lease.
+    Lease(LeaseRecord),
 }
 
 impl Record {
@@ -60,6 +75,7 @@ impl Record {
             Self::Slice(_) => Kind::Slice,
             Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
+            Self::Lease(_) => Kind::Lease,
         }
     }
 
@@ -71,6 +87,7 @@ impl Record {
             Self::Slice(slice) => &slice.name,
             Self::Node(node) => &node.name,
             Self::Pod(pod) => &pod.name,
+            Self::Lease(lease) => &lease.name,
         }
     }
 }
@@ -80,7 +97,7 @@ impl Record {
 pub struct Dirty {
     /// Everything: the node itself has changed.
     pub all: bool,
-    /// The addresses of some node.
+    /// The addresses of some node, or whether it takes flows.
     pub nodes: bool,
     /// Services that changed, or whose slices did.
     pub services: BTreeSet<ObjectName>,
@@ -115,7 +132,10 @@ pub struct Index {
     /// Addresses of the others.
     others: BTreeMap<String, BTreeSet<IpAddr>>,
     pods: BTreeMap<ObjectName, PodRecord>,
+    leases: Leases,
     listed: BTreeSet<Kind>,
+    /// Why the API server refuses kinds that are done without.
+    refused: BTreeMap<Kind, String>,
     dirty: Dirty,
 }
 
@@ -140,6 +160,7 @@ impl Index {
             Record::Slice(slice) => self.apply_slice(slice),
             Record::Node(node) => self.apply_node(node),
             Record::Pod(pod) => self.apply_pod(pod),
+            Record::Lease(lease) => self.dirty.nodes |= self.leases.apply(lease),
         }
     }
 
@@ -154,6 +175,7 @@ impl Index {
                     self.dirty.pods.insert(name.clone());
                 }
             }
+            Kind::Lease => self.dirty.nodes |= self.leases.delete(name, &self.own_name),
         }
     }
 
@@ -171,6 +193,27 @@ impl Index {
             self.apply(record);
         }
         self.listed.insert(kind);
+        self.refused.remove(&kind);
+    }
+
+    /// Notes that there is nothing more to be known of a kind, and why. What is known stays.
+    pub fn refuse(&mut self, kind: Kind, why: String) {
+        self.listed.insert(kind);
+        self.refused.insert(kind, why);
+    }
+
+    /// Why the API server refuses a kind, if it does.
+    #[must_use]
+    pub fn refused(&self, kind: Kind) -> Option<&str> {
+        self.refused.get(&kind).map(String::as_str)
+    }
+
+    /// Sets the time, in seconds since 1970: Leases run out by themselves. Returns whether that
+    /// changes anything.
+    pub fn set_time(&mut self, now: i64) -> bool {
+        let is_changed = self.leases.set_time(now);
+        self.dirty.nodes |= is_changed;
+        is_changed
     }
 
     fn names(&self, kind: Kind) -> Vec<ObjectName> {
@@ -183,6 +226,7 @@ impl Index {
                 own.chain(others).map(|name| ObjectName::new("", name)).collect()
             }
             Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::Lease => self.leases.names().cloned().collect(),
         }
     }
 
@@ -212,7 +256,7 @@ impl Index {
         match kind {
             Kind::Service => self.dirty.services.insert(name.clone()),
             Kind::Pod => self.dirty.pods.insert(name.clone()),
-            Kind::Slice | Kind::Node => false,
+            Kind::Slice | Kind::Node | Kind::Lease => false,
         };
     }
 
@@ -222,9 +266,16 @@ impl Index {
         self.node.as_ref()
     }
 
-    /// Addresses of the other nodes.
-    pub fn others(&self) -> impl Iterator<Item = IpAddr> {
-        self.others.values().flatten().copied()
+    /// Addresses of the other nodes, and whether each takes flows.
+    pub fn others(&self) -> impl Iterator<Item = (&BTreeSet<IpAddr>, bool)> {
+        let taking = self.leases.nodes();
+        self.others.iter().map(move |(name, all)| (all, taking.contains(name.as_str())))
+    }
+
+    /// How often the Lease of this node was removed.
+    #[must_use]
+    pub const fn losses(&self) -> u64 {
+        self.leases.losses()
     }
 
     /// A Service of ours.

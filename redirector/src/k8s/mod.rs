@@ -4,7 +4,8 @@
 //!   what is used;
 //! * [`index`]: all records, plain and synchronous;
 //! * [`endpoints`], [`convert`]: services of the index become [`model::Service`]s;
-//! * [`watch`], [`cluster`]: what keeps the index in step with the API server.
+//! * [`watch`], [`cluster`]: what keeps the index in step with the API server;
+//! * [`lease`], [`presence`]: how agents know of each other.
 //!
 //! [`model::Service`]: crate::model::Service
 
@@ -15,10 +16,13 @@ pub mod convert;
 pub mod endpoints;
 pub mod health;
 pub mod index;
+pub mod lease;
 pub mod lenient;
 pub mod node;
 pub mod object;
+mod pause;
 pub mod pod;
+pub mod presence;
 pub mod protected;
 pub mod publish;
 pub mod report;
@@ -37,5 +41,9 @@ pub const PUBLISH: &str = "redirector.io/publish";
 pub const FORWARDING: &str = "redirector.io/forwarding";
 /// Annotation of a Service: `maglev` or `random`.
 pub const ALGORITHM: &str = "redirector.io/algorithm";
+/// Annotation of a Service: for which of its frontends source ranges hold, `load-balancer` or `all`.
+pub const SOURCE_RANGES: &str = "redirector.io/source-ranges";
+/// Label of what no proxy serves, of Services as well as of slices.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Label that hands an object to another proxy.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

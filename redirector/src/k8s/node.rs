@@ -18,6 +18,8 @@ const KINDS: [&str; 2] = ["InternalIP", "ExternalIP"];
 pub struct NodeRecord {
     /// Which.
     pub name: ObjectName,
+    /// Which of all that ever had the name.
+    pub uid: String,
     /// Its zone.
     pub zone: Option<String>,
     /// Its primary address of each family: the first internal one, else the first external one.
@@ -62,6 +64,7 @@ impl NodeRecord {
             primary.extend(first.map(|(_, address)| *address));
         }
         Ok(Self {
+            uid: meta.uid.clone().unwrap_or_default(),
             zone: zone.filter(|zone| !zone.is_empty()).cloned(),
             primary,
             addresses: addresses.into_iter().map(|(_, address)| address).collect(),

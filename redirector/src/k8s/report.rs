@@ -56,6 +56,8 @@ pub enum Cause {
     HealthCheck,
     /// The agent took itself off the node.
     Detached,
+    /// Nodes do not know which others take flows.
+    Unknown,
 }
 
 impl Cause {
@@ -63,11 +65,12 @@ impl Cause {
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
-            Self::Refused => "PublishRefused",
+            Self::Refused => "Refused",
             Self::Conflict => "PortConflict",
             Self::Discarded => "PortDiscarded",
             Self::HealthCheck => "FailedToStartServiceHealthcheck",
             Self::Detached => "RedirectorDetached",
+            Self::Unknown => "DirectReturnUnavailable",
         }
     }
 }
@@ -224,6 +227,7 @@ const fn object_kind(kind: Kind) -> &'static str {
         Kind::Slice => "EndpointSlice",
         Kind::Node => "Node",
         Kind::Pod => "Pod",
+        Kind::Lease => "Lease",
     }
 }
 

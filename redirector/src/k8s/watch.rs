@@ -7,11 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::runtime::watcher::{self, Event};
@@ -23,17 +23,15 @@ use tokio::time::{sleep, timeout};
 use super::client::Access;
 use super::cluster::Cluster;
 use super::index::{Kind, Record};
+use super::lease::{LABEL, LeaseRecord};
 use super::lenient::Lenient;
 use super::node::NodeRecord;
 use super::object::ObjectName;
+use super::pause::{Pause, REFUSED, spread};
 use super::pod::PodRecord;
 use super::service::ServiceRecord;
 use super::slice::SliceRecord;
 
-/// The first pause after an error.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest one.
-const LAST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a streaming list may be silent before pages are asked for instead. A server that is
 /// too old for streaming lists sends all objects and never says that these were all.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -52,17 +50,22 @@ pub fn start(
 ) {
     let only = |field: &str| watcher::Config::default().fields(&format!("{field}={node}"));
     let everything = watcher::Config::default();
-    follow::<Service>(tasks, access, cluster, Kind::Service, everything.clone(), |object| {
+    follow::<Service>(tasks, access, cluster, Kind::Service, Api::all, &everything, |object| {
         ServiceRecord::read(object).map(Record::Service)
     });
-    follow::<EndpointSlice>(tasks, access, cluster, Kind::Slice, everything.clone(), |object| {
+    follow::<EndpointSlice>(tasks, access, cluster, Kind::Slice, Api::all, &everything, |object| {
         SliceRecord::read(object).map(Record::Slice)
     });
-    follow::<Node>(tasks, access, cluster, Kind::Node, everything, |object| {
+    follow::<Node>(tasks, access, cluster, Kind::Node, Api::all, &everything, |object| {
         NodeRecord::read(object).map(Record::Node)
     });
-    follow::<Pod>(tasks, access, cluster, Kind::Pod, only("spec.nodeName"), |object| {
+    follow::<Pod>(tasks, access, cluster, Kind::Pod, Api::all, &only("spec.nodeName"), |object| {
         PodRecord::read(object).map(Record::Pod)
+    });
+    let agents = watcher::Config::default().labels(LABEL);
+    let own = Api::default_namespaced;
+    follow::<Lease>(tasks, access, cluster, Kind::Lease, own, &agents, |object| {
+        LeaseRecord::read(object).map(Record::Lease)
     });
 }
 
@@ -71,7 +74,8 @@ fn follow<K>(
     access: &Access,
     cluster: &Cluster,
     kind: Kind,
-    config: watcher::Config,
+    api: fn(Client) -> Api<Lenient<K>>,
+    config: &watcher::Config,
     read: fn(K) -> Result<Record, String>,
 ) where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
@@ -80,7 +84,8 @@ fn follow<K>(
         access: access.clone(),
         cluster: cluster.clone(),
         kind,
-        config: config.page_size(PAGE),
+        api,
+        config: config.clone().page_size(PAGE),
         read,
         streams: true,
         pause: Pause::default(),
@@ -100,6 +105,7 @@ struct Watch<K> {
     access: Access,
     cluster: Cluster,
     kind: Kind,
+    api: fn(Client) -> Api<Lenient<K>>,
     config: watcher::Config,
     read: fn(K) -> Result<Record, String>,
     /// Whether the server is believed to know streaming lists.
@@ -123,6 +129,8 @@ enum Cure {
     Restart,
     /// The server refuses streaming lists.
     Page,
+    /// The server refuses the kind, or does not know it, and it can be done without.
+    DoWithout,
 }
 
 impl<K> Watch<K>
@@ -133,8 +141,7 @@ where
     async fn run(&mut self, client: Client) {
         let config =
             if self.streams { self.config.clone().streaming_lists() } else { self.config.clone() };
-        let api: Api<Lenient<K>> = Api::all(client);
-        let mut events = pin!(watcher::watcher(api, config));
+        let mut events = pin!(watcher::watcher((self.api)(client), config));
         // Until the first list is over, which pages of a slow server may make long.
         let mut list = Some(List::default());
         loop {
@@ -163,8 +170,12 @@ where
                     self.take(event, &mut list);
                 }
                 Some(Err(error)) => {
-                    match cure(&error) {
+                    match cure(&error, self.kind) {
                         Cure::Wait => {}
+                        Cure::DoWithout => {
+                            self.do_without(&error);
+                            return sleep(spread(REFUSED)).await;
+                        }
                         Cure::Restart => return,
                         Cure::Page if self.streams => {
                             self.streams = false;
@@ -224,6 +235,16 @@ where
         })
     }
 
+    /// Goes on with what is known of the kind, which may be nothing.
+    fn do_without(&self, error: &watcher::Error) {
+        self.cluster.heard();
+        let text = status(error).map_or_else(|| chain(error), |status| status.message.clone());
+        if self.cluster.with(|index| index.refused(self.kind).is_none()) {
+            tracing::warn!("{}: {text}", self.kind.name());
+        }
+        self.cluster.change(|index| index.refuse(self.kind, text));
+    }
+
     async fn report(&self, error: &watcher::Error) {
         let text = chain(error);
         if is_answer(error) {
@@ -259,7 +280,7 @@ fn is_answer(error: &watcher::Error) -> bool {
     status(error).is_some() || matches!(error, watcher::Error::NoResourceVersion)
 }
 
-fn cure(error: &watcher::Error) -> Cure {
+fn cure(error: &watcher::Error, kind: Kind) -> Cure {
     let Some(status) = status(error) else {
         return Cure::Wait;
     };
@@ -269,6 +290,7 @@ fn cure(error: &watcher::Error) -> Cure {
         410 if started => Cure::Restart,
         401 => Cure::Restart,
         400 | 422 if started => Cure::Page,
+        403 | 404 if kind.is_optional() => Cure::DoWithout,
         _ => Cure::Wait,
     }
 }
@@ -285,31 +307,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// Pauses that double, each a little other than those of other nodes.
-#[derive(Debug)]
-struct Pause {
-    next: Duration,
-}
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self { next: FIRST_PAUSE }
-    }
-}
-
-impl Pause {
-    async fn wait(&mut self) {
-        let random = RandomState::new().hash_one(0) % 1000;
-        let factor = 0.5 + f64::from(u32::try_from(random).unwrap_or_default()) / 1000.0;
-        sleep(self.next.mul_f64(factor)).await;
-        self.next = (self.next * 2).min(LAST_PAUSE);
-    }
-
-    fn is_long(&self) -> bool {
-        self.next >= LAST_PAUSE
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Port};
+use redirector_common::{Address, Backend, Family, FrontendKey, Origin, Peer, Port};
 
 use super::{
     Algorithm, BackendAddress, BackendSpec, BackendState, Forwarding, Service, ServiceKey, Source,
@@ -29,8 +29,8 @@ pub struct Desired {
     /// Addresses of frontends that are not this host's: packets to them have no business here but
     /// with services.
     pub vips: BTreeSet<Address>,
-    /// Addresses of the other nodes that run redirector.
-    pub peers: BTreeSet<Address>,
+    /// What is known of the other nodes, by address.
+    pub peers: BTreeMap<Address, Peer>,
 }
 
 /// A frontend that two services claim.
@@ -156,8 +156,7 @@ impl DesiredBackend {
 /// must be unique; of services with the same key only the first counts.
 #[must_use]
 pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
-    let mut desired =
-        Desired { peers: node.peers().map(Address::from).collect(), ..Desired::default() };
+    let mut desired = Desired { peers: node.peers(), ..Desired::default() };
     let mut claimed = BTreeMap::new();
     let mut claimed_localhost = BTreeSet::new();
     for service in services {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use redirector_common::{Address, Family, FrontendKey};
+use redirector_common::{Address, Family, FrontendKey, Peer};
 
 use super::desired::{
     Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
@@ -28,8 +28,8 @@ pub struct Rank {
 #[derive(Clone, Debug, Default)]
 pub struct State {
     node: NodeAddresses,
-    /// Addresses of the other nodes that run redirector.
-    peers: BTreeSet<Address>,
+    /// What is known of the other nodes, by address.
+    peers: BTreeMap<Address, Peer>,
     services: BTreeMap<ServiceKey, (Rank, Service)>,
     claims: BTreeMap<FrontendKey, Claims>,
     /// Frontends with several claims.
@@ -44,7 +44,7 @@ impl State {
     /// All services of a node. Of services with the same key only the first in rank counts.
     #[must_use]
     pub fn new(node: NodeAddresses, services: impl IntoIterator<Item = (Rank, Service)>) -> Self {
-        let peers = node.peers().map(Address::from).collect();
+        let peers = node.peers();
         let mut state = Self { node, peers, ..Self::default() };
         for (rank, service) in services {
             let is_better =
@@ -120,16 +120,26 @@ impl State {
         self.dirty.insert(key.clone());
     }
 
-    /// Takes in the addresses of all nodes that run redirector.
-    pub fn set_nodes(&mut self, nodes: BTreeSet<IpAddr>) {
-        let changed: BTreeSet<IpAddr> =
-            self.node.nodes.symmetric_difference(&nodes).copied().collect();
-        if changed.is_empty() {
+    /// Takes in the addresses of all nodes, and what is known of them. Services follow addresses
+    /// alone: who takes flows is asked for each packet that opens one.
+    pub fn set_nodes(&mut self, nodes: BTreeMap<IpAddr, Peer>) {
+        if self.node.nodes == nodes {
             return;
         }
+        let is_in = |all: &BTreeMap<IpAddr, Peer>, address| all.contains_key(address);
+        let changed: BTreeSet<IpAddr> = self
+            .node
+            .nodes
+            .keys()
+            .chain(nodes.keys())
+            .filter(|address| is_in(&self.node.nodes, address) != is_in(&nodes, address))
+            .copied()
+            .collect();
         let concerns = |service: &Service| {
             let mut named = service.frontends.iter().filter_map(|frontend| frontend.address);
-            service.forwarding == Forwarding::Dsr || named.any(|address| changed.contains(&address))
+            !changed.is_empty()
+                && (service.forwarding == Forwarding::Dsr
+                    || named.any(|address| changed.contains(&address)))
         };
         let concerned: Vec<(Rank, Service)> =
             self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
@@ -137,7 +147,7 @@ impl State {
             self.remove(&service.key);
         }
         self.node.nodes = nodes;
-        self.peers = self.node.peers().map(Address::from).collect();
+        self.peers = self.node.peers();
         for (rank, service) in concerned {
             self.put(rank, service);
         }
@@ -193,9 +203,9 @@ impl State {
         all.map(|frontend| frontend.address).filter(|address| self.node.is_vip((*address).into()))
     }
 
-    /// Addresses of the other nodes that run redirector.
+    /// What is known of the other nodes, by address.
     #[must_use]
-    pub const fn peers(&self) -> &BTreeSet<Address> {
+    pub const fn peers(&self) -> &BTreeMap<Address, Peer> {
         &self.peers
     }
 

@@ -35,6 +35,8 @@ pub struct Access {
 struct State {
     tokens: BTreeSet<String>,
     rules: Option<Vec<PolicyRule>>,
+    /// Besides, in these namespaces alone.
+    roles: Vec<(String, Vec<PolicyRule>)>,
     asked: Vec<Asked>,
 }
 
@@ -47,6 +49,13 @@ impl Access {
     /// From now on only this is allowed.
     pub fn set_rules(&self, rules: Vec<PolicyRule>) {
         self.lock().rules = Some(rules);
+    }
+
+    /// From now on this is allowed in a namespace, besides what is allowed everywhere.
+    pub fn set_role(&self, namespace: &str, rules: Vec<PolicyRule>) {
+        let roles = &mut self.lock().roles;
+        roles.retain(|(known, _)| known != namespace);
+        roles.push((namespace.to_owned(), rules));
     }
 
     /// All that was asked for so far.
@@ -73,7 +82,10 @@ impl Access {
         };
         let group = wanted.resource.group;
         let allowed = state.rules.as_ref().is_none_or(|rules| {
-            rules.iter().any(|rule| allows(rule, verb, group, &resource, wanted.name.as_deref()))
+            let of_namespace = |(known, _): &&(String, _)| wanted.namespace.as_ref() == Some(known);
+            let roles = state.roles.iter().filter(of_namespace).flat_map(|(_, rules)| rules);
+            let name = wanted.name.as_deref();
+            rules.iter().chain(roles).any(|rule| allows(rule, verb, group, &resource, name))
         });
         let asked = Asked { verb, group, resource, query: query.to_owned(), allowed };
         let result = if allowed {

@@ -18,6 +18,8 @@ pub enum Failure {
     Unauthorized,
     /// 403.
     Forbidden,
+    /// 404: such objects are not served.
+    NotServed,
     /// 429.
     TooMany,
     /// 503.
@@ -195,6 +197,7 @@ impl Failure {
             Self::Gone => Some(ApiError::expired(0, 0)),
             Self::Unauthorized => Some(ApiError::unauthorized()),
             Self::Forbidden => Some(ApiError::forbidden("forbidden: told to".into())),
+            Self::NotServed => Some(ApiError::no_such_path()),
             Self::TooMany => Some(ApiError::too_many()),
             Self::Unavailable => Some(ApiError::unavailable()),
             Self::Cut | Self::CutHalfway | Self::Hang => None,

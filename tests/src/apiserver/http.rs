@@ -148,6 +148,9 @@ async fn reply_with_objects(
             if kind == PatchKind::Apply && options.field_manager.is_empty() {
                 return Err(ApiError::bad_request("fieldManager is required for apply patch"));
             }
+            if kind == PatchKind::Apply && store.get(resource, &key).is_none() {
+                shared.access.check("create", &wanted, "")?;
+            }
             (200, write::patch(store, resource, &key, part, kind, body)?)
         }
         "delete" => (200, write::delete(store, resource, &key, &body)?),

@@ -80,9 +80,16 @@ pub(super) fn update(
         ));
     }
     check(resource, key, &mut body)?;
-    store.modify(resource, key, |old| {
-        let old = old.ok_or_else(|| ApiError::not_found(resource, key))?;
-        changed(resource, key, part, old, body)
+    store.modify(resource, key, |old| match old {
+        // Leases alone are made by the same request, and never replaced unseen.
+        None if resource.kind == "Lease" => Ok(Some(born(body))),
+        None => Err(ApiError::not_found(resource, key)),
+        Some(_) if resource.kind == "Lease" && revision(&body).is_none() => {
+            let problem = "metadata.resourceVersion: Invalid value: 0x0: must be specified for an \
+                           update";
+            Err(ApiError::invalid(resource.kind, problem))
+        }
+        Some(old) => changed(resource, key, part, old, body),
     })
 }
 
@@ -182,7 +189,13 @@ fn check(resource: &Resource, key: &Key, body: &mut Value) -> Result<(), ApiErro
     type_fits.map_err(|error| {
         let (kind, version) = (resource.kind, resource.version);
         ApiError::bad_request(format!("{kind} in version {version:?} cannot be handled: {error}"))
-    })
+    })?;
+    let seconds = body.pointer("/spec/leaseDurationSeconds").and_then(Value::as_i64);
+    if resource.kind == "Lease" && seconds.is_some_and(|seconds| seconds <= 0) {
+        let problem = "spec.leaseDurationSeconds: Invalid value: must be greater than 0";
+        return Err(ApiError::invalid(resource.kind, problem));
+    }
+    Ok(())
 }
 
 /// The object after a change: what nobody may change is as it was.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use k8s_openapi::{
     api::{
+        coordination::v1::Lease,
         core::v1::{Node, Pod, Service, ServicePort},
         discovery::v1::{Endpoint, EndpointHints, EndpointSlice, ForNode, ForZone},
     },
@@ -19,7 +20,8 @@ use crate::{apiserver::Store, topology::FAMILIES};
 /// Names, protocols and numbers of ports: pods for which these differ are in different slices.
 type Ports = Vec<(String, Protocol, u16)>;
 
-/// Writes the slices of all services that select pods, and removes those that are no more.
+/// Writes the slices of all services that select pods, and removes those that are no more, and what
+/// was Nodes' that are no more.
 ///
 /// # Errors
 ///
@@ -43,6 +45,14 @@ pub fn reconcile(store: &Store) -> Result<()> {
     }
     for name in present.iter().filter(|name| !wanted.contains_key(*name)) {
         store.remove::<EndpointSlice>(NAMESPACE, name)?;
+    }
+    let is_there = |uid: &str| nodes.iter().any(|node| node.metadata.uid.as_deref() == Some(uid));
+    for Lease { metadata, .. } in store.all()? {
+        let owners = metadata.owner_references.unwrap_or_default();
+        if !owners.is_empty() && !owners.iter().any(|owner| is_there(&owner.uid)) {
+            let (namespace, name) = (metadata.namespace.as_deref(), metadata.name.as_deref());
+            store.remove::<Lease>(namespace.unwrap_or_default(), name.unwrap_or_default())?;
+        }
     }
     Ok(())
 }
@@ -83,16 +93,19 @@ fn slices(service: &Service, pods: &[Pod], nodes: &[Node]) -> Vec<EndpointSlice>
 }
 
 /// The controller copies a service's labels, so that a proxy that is to ignore the service can
-/// ignore its slices too.
+/// ignore its slices too; but for this one, which it gives by itself to those without an address.
 fn copy_labels(service: &Service, slice: &mut EndpointSlice) {
     let to = slice.metadata.labels.get_or_insert_default();
     for (key, value) in service.metadata.labels.iter().flatten() {
         to.entry(key.clone()).or_insert_with(|| value.clone());
     }
+    const HEADLESS: &str = "service.kubernetes.io/headless";
     let is_headless =
         service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
     if is_headless {
-        to.insert("service.kubernetes.io/headless".into(), String::new());
+        to.insert(HEADLESS.into(), String::new());
+    } else {
+        to.remove(HEADLESS);
     }
 }
 

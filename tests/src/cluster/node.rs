@@ -8,11 +8,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::{
     agent::{ADMIN, get},
     bpffs::Bpffs,
     cli::{Cli, NO_LOCAL_CLIENTS},
+    deployed,
     namespace::Namespace,
     wait,
 };
@@ -48,6 +53,12 @@ impl Node {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The file through which the agent finds the API server.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// Where the agent's maps are pinned.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
@@ -59,6 +70,7 @@ impl Node {
         let pins = self.pins();
         let mut command = Cli::new(host, &pins).command(&["run", "--kubernetes"])?;
         command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command.args(["--namespace", deployed::NAMESPACE]);
         command.args(["--node-name", &self.name, "--interface", "eth0"]).args(options);
         if options.contains(&"--cgroup") {
             command.env_remove(NO_LOCAL_CLIENTS);
@@ -107,6 +119,23 @@ impl Node {
         let mut agent = self.agent.take().context("no agent runs")?;
         agent.kill()?;
         agent.wait()?;
+        Ok(())
+    }
+
+    /// Ends the agent as an operator does, and waits for that.
+    ///
+    /// # Errors
+    ///
+    /// If there is none, or it does not end well.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut agent = self.agent.take().context("no agent runs")?;
+        kill(Pid::from_raw(agent.id().try_into()?), Signal::SIGTERM)?;
+        let ended = wait::until("the agent to end", wait::SOON, || Ok(agent.try_wait()?));
+        if ended.is_err() {
+            agent.kill()?;
+        }
+        let status = ended.with_context(|| format!("its log:\n{}", self.log()))?;
+        ensure!(status.success(), "the agent ended: {status}; its log:\n{}", self.log());
         Ok(())
     }
 

@@ -1,18 +1,20 @@
 //! Writing: what is added, merged, refused.
 
 use anyhow::{Context as _, Result, ensure};
+use futures::{StreamExt as _, TryStreamExt as _};
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{Event as CoreEvent, Node, ObjectReference, Pod, Service},
         events::v1::Event,
+        rbac::v1::PolicyRule,
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
     jiff::Timestamp,
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
 use serde_json::json;
 
@@ -108,6 +110,75 @@ async fn apply_makes_what_is_not_there() -> Result<()> {
     }
     let nobody = leases.patch("a", &PatchParams::default(), &Patch::Apply(lease("n3"))).await;
     ensure!(nobody.is_err());
+    Ok(())
+}
+
+/// Leases as those see them who keep them: made, renewed by whoever has seen the last one, watched.
+#[tokio::test]
+async fn leases() -> Result<()> {
+    let at = fixture().await?;
+    let leases: Api<Lease> = Api::namespaced(at.client.clone(), "a");
+    let lease = |name: &str, seconds: i32| -> Result<Lease> {
+        let time = MicroTime(Timestamp::now());
+        let spec = json!({"leaseDurationSeconds": seconds, "renewTime": time});
+        let metadata = json!({"name": name, "labels": {"kept-by": "n1"}});
+        Ok(serde_json::from_value(json!({"metadata": metadata, "spec": spec}))?)
+    };
+    let post = PostParams::default();
+    ensure!(code(leases.create(&post, &lease("a", 0)?).await) == Some(422));
+    let made = leases.create(&post, &lease("a", 10)?).await?;
+    ensure!(code(leases.create(&post, &lease("a", 10)?).await) == Some(409));
+    let mut renewed = made.clone();
+    renewed.spec.get_or_insert_default().lease_duration_seconds = Some(20);
+    let renewed = leases.replace("a", &post, &renewed).await?;
+    ensure!(code(leases.replace("a", &post, &made).await) == Some(409));
+    let stale = json!({"metadata": {"resourceVersion": made.resource_version()}});
+    let stale = leases.patch("a", &PatchParams::default(), &Patch::Merge(stale)).await;
+    ensure!(code(stale) == Some(409));
+    // Unseen it is not replaced, but it is made where it is not there.
+    ensure!(code(leases.replace("a", &post, &lease("a", 30)?).await) == Some(422));
+    leases.replace("b", &post, &lease("b", 30)?).await?;
+    let of = |label: &str| ListParams::default().labels(label);
+    ensure!(leases.list(&of("kept-by=n1")).await?.items.len() == 2);
+    ensure!(leases.list(&of("kept-by=n2")).await?.items.is_empty());
+    let elsewhere: Api<Lease> = Api::namespaced(at.client.clone(), "b");
+    ensure!(elsewhere.list(&of("kept-by")).await?.items.is_empty());
+    let since = renewed.resource_version().context("no resourceVersion")?;
+    leases.delete("a", &DeleteParams::default()).await?;
+    let watch = leases.watch(&WatchParams::default().labels("kept-by"), &since).await?;
+    let seen: Vec<_> = watch.take(2).try_collect().await?;
+    ensure!(
+        matches!(seen.as_slice(), [WatchEvent::Added(b), WatchEvent::Deleted(a)]
+            if b.name_any() == "b" && a.name_any() == "a"),
+        "{seen:?}"
+    );
+    Ok(())
+}
+
+/// To apply what is not there is to make it, and takes that right too.
+#[tokio::test]
+async fn applying_may_be_making() -> Result<()> {
+    let at = fixture().await?;
+    let rule = |verb: &str| PolicyRule {
+        api_groups: Some(vec!["coordination.k8s.io".to_owned()]),
+        resources: Some(vec!["leases".to_owned()]),
+        verbs: vec![verb.to_owned()],
+        ..PolicyRule::default()
+    };
+    at.server.access().set_rules(Vec::new());
+    let apply = async |namespace| {
+        let leases: Api<Lease> = Api::namespaced(at.client.clone(), namespace);
+        let metadata = ObjectMeta { name: Some("a".into()), ..ObjectMeta::default() };
+        let patch = Patch::Apply(Lease { metadata, spec: None });
+        code(leases.patch("a", &PatchParams::apply("redirector"), &patch).await)
+    };
+    ensure!(apply("a").await == Some(403));
+    at.server.access().set_role("a", vec![rule("patch")]);
+    ensure!(apply("a").await == Some(403));
+    at.server.access().set_role("a", vec![rule("patch"), rule("create")]);
+    ensure!(apply("a").await.is_none() && apply("b").await == Some(403));
+    at.server.access().set_role("a", vec![rule("patch")]);
+    ensure!(apply("a").await.is_none());
     Ok(())
 }
 

@@ -27,7 +27,7 @@ use crate::{on_host, own};
 
 const NODES: u8 = 3;
 
-fn forward(service: &mut Service, how: &str) {
+pub(crate) fn forward(service: &mut Service, how: &str) {
     let annotations = service.metadata.annotations.get_or_insert_default();
     annotations.insert("redirector.io/forwarding".to_owned(), how.to_owned());
 }
@@ -39,10 +39,16 @@ fn web(how: &str) -> Service {
     web
 }
 
-/// Waits until every node has heard how packets are to be forwarded: one that has not takes
-/// nothing from those that have.
-fn await_forwarding(cluster: &Cluster, how: &str) -> Result<()> {
-    for node in 1..=NODES {
+/// Waits until every node has heard how packets are to be forwarded, and that all others take flows:
+/// one that has not takes nothing from those that have.
+pub(crate) fn await_forwarding(cluster: &mut Cluster, how: &str) -> Result<()> {
+    let nodes = u8::try_from(cluster.net.nodes.len())?;
+    for node in 1..=nodes {
+        let pins = cluster.node(node).pins();
+        wait::until_true("the other nodes to take flows", wait::SOON, || {
+            let status = Cli::new(cluster.host(node), &pins).json(&["status"])?;
+            Ok(status["direct"]["nodes"]["taking"] == nodes - 1)
+        })?;
         wait::until_true("every node to forward alike", wait::SOON, || {
             let rows = cluster.rows(node, &["service", "list"])?;
             let mut ours = rows.iter().filter(|row| row["namespace"] == "default").peekable();
@@ -218,8 +224,10 @@ fn nodes_come_and_go() -> Result<()> {
             // Two ports, both families.
             "services": 4,
             "peers": 4,
+            "nodes": {"nodes": 2, "taking": 2},
             "unlisted": [],
             "tunnelMtu": {"eth0": {"ipv4": 1480, "ipv6": 1460}},
+            "mssClamp": true,
         });
         ensure!(told == expected, "{told}");
         // Node 4 has no agent; nobody asks it.

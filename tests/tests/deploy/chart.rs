@@ -103,6 +103,8 @@ fn the_chart_and_the_manifests_say_the_same() -> Result<()> {
         ("DaemonSet", "/spec/updateStrategy"),
         ("ClusterRole", "/rules"),
         ("ClusterRoleBinding", "/subjects"),
+        ("Role", "/rules"),
+        ("RoleBinding", "/subjects"),
         ("ConfigMap", "/data"),
         ("ServiceAccount", "/automountServiceAccountToken"),
     ] {

@@ -19,6 +19,7 @@ pub(crate) fn kustomized() -> Result<Vec<Value>> {
 pub(crate) fn check(objects: &[Value]) -> Result<()> {
     check_agent(only(objects, "DaemonSet")?)?;
     check_rules(&only(objects, "ClusterRole")?["rules"])?;
+    check_leases(objects)?;
     let file = &only(objects, "ConfigMap")?["data"]["redirector.yaml"];
     check_file(file.as_str().context("the ConfigMap has no redirector.yaml")?)
 }
@@ -87,6 +88,25 @@ fn check_rules(rules: &Value) -> Result<()> {
         resources == ["endpointslices", "events", "nodes", "pods", "services"],
         "{resources:?}"
     );
+    Ok(())
+}
+
+/// Leases of the agents' own namespace, and nothing else there.
+fn check_leases(objects: &[Value]) -> Result<()> {
+    let (role, binding) = (only(objects, "Role")?, only(objects, "RoleBinding")?);
+    let rules = json!([{
+        "apiGroups": ["coordination.k8s.io"],
+        "resources": ["leases"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    }]);
+    ensure!(role["rules"] == rules, "{}", role["rules"]);
+    let namespace = &only(objects, "DaemonSet")?["metadata"]["namespace"];
+    for object in [role, binding] {
+        ensure!(object["metadata"]["namespace"] == *namespace, "{}", object["metadata"]);
+    }
+    ensure!(binding["roleRef"]["name"] == role["metadata"]["name"], "{binding}");
+    let cluster_wide = only(objects, "ClusterRoleBinding")?;
+    ensure!(binding["subjects"] == cluster_wide["subjects"], "{binding}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -40,6 +40,8 @@ fn check(object: &Value) -> Result<()> {
         (Some("rbac.authorization.k8s.io/v1"), Some("ClusterRoleBinding")) => {
             keeps::<ClusterRoleBinding>(object)
         }
+        (Some("rbac.authorization.k8s.io/v1"), Some("Role")) => keeps::<Role>(object),
+        (Some("rbac.authorization.k8s.io/v1"), Some("RoleBinding")) => keeps::<RoleBinding>(object),
         (Some("monitoring.coreos.com/v1"), Some("ServiceMonitor")) => {
             keeps::<ServiceMonitor>(object)
         }

@@ -8,8 +8,8 @@
 use anyhow::Result;
 use redirector::dataplane::pins::Hook;
 use redirector_common::{
-    Address, Backend, Family, FlowState, Frontend, FrontendKey, Manner, Port, PortFlags, Protocol,
-    Reason, Service, map_name::MapName, service::MaglevLine,
+    Address, Backend, Family, FlowState, Frontend, FrontendKey, Manner, Peer, Port, PortFlags,
+    Protocol, Reason, Service, map_name::MapName, service::MaglevLine,
 };
 use redirector_tests::{
     namespace::run,
@@ -50,8 +50,9 @@ pub(crate) fn prepare(programs: &mut Programs) -> Result<()> {
             ["neighbour", "add", &router, "lladdr", &lladdr, "dev", "eth1", "nud", "permanent"],
         )?;
         run("ip", ["route", "add", &far, "via", &router])?;
-        for peer in [BACKEND, FAR, NEAR] {
-            programs.insert(MapName::Peers, Address::from(peer.of(family)), 1_u32)?;
+        let (known, taking) = (Peer::known(), Peer::taking());
+        for (node, peer) in [(BACKEND, taking), (FAR, taking), (NEAR, known)] {
+            programs.insert(MapName::Peers, Address::from(node.of(family)), peer)?;
         }
     }
     let mut id = 200;
@@ -305,7 +306,12 @@ fn handed_over_as_they_are() -> Result<()> {
 }
 
 /// `packet` in a tunnel from one host to another.
-fn tunnelled(packet: &Packet, family: Family, from: Addresses, to: Addresses) -> Vec<u8> {
+pub(crate) fn tunnelled(
+    packet: &Packet,
+    family: Family,
+    from: Addresses,
+    to: Addresses,
+) -> Vec<u8> {
     cover(&packet.bytes(), [mac(1, 1), mac(1, 3)], (from.of(family), to.of(family)), 0)
 }
 

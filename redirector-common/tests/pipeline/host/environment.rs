@@ -8,8 +8,8 @@ use redirector_common::packet::environment::Inserted;
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, Port, PortFlags, Protocol, Reason, RingSlot, Service,
-    ServiceId, Taker, TakerKey, Tuple,
+    Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason, RingSlot, Service,
+    ServiceId, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 use super::{CACHE_SETS, Host, IFINDEX, SECOND};
@@ -137,8 +137,8 @@ impl Environment for Host {
         self.vips.contains(address)
     }
 
-    fn is_peer(&self, address: &Address) -> bool {
-        self.peers.contains(address)
+    fn peer(&self, address: &Address) -> Peer {
+        self.peers.get(address).copied().unwrap_or_default()
     }
 
     fn may_answer(&self) -> bool {
@@ -178,6 +178,17 @@ impl Environment for Host {
     fn socket(&self, packet: &Packet) -> Socket {
         self.socket_look_ups.set(self.socket_look_ups.get() + 1);
         self.sockets.borrow().get(&packet.tuple).copied().unwrap_or(Socket::None)
+    }
+
+    fn count_steered(&self, packet: &Packet, service: ServiceId) {
+        let tuple = &packet.tuple;
+        let frontend =
+            FrontendKey::new(tuple.destination, tuple.destination_port, tuple.protocol());
+        *self.steered.borrow_mut().entry(SteeredKey { service, frontend }).or_default() += 1;
+    }
+
+    fn clamp_mss(&self, _: &Packet) {
+        self.clamped.set(self.clamped.get() + 1);
     }
 
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool {

@@ -16,10 +16,11 @@ pub(super) const READS_FIRST: &str = "the API server can be reached only without
      is asked for now was read";
 
 impl Node {
-    /// Looks again at what was refused for a reason that may be over.
+    /// Looks again at what was refused for a reason that may be over, and at what may have run out.
     pub(in crate::agent) fn retry(&self) {
         if let Some(kubernetes) = &self.kubernetes {
             kubernetes.retry();
+            kubernetes.pass_time();
         }
     }
 
@@ -28,6 +29,9 @@ impl Node {
         let snapshot = self.account.shared.snapshot();
         if let Some(kubernetes) = &mut self.kubernetes {
             kubernetes.speak(&snapshot).await;
+            let peers = kubernetes.peers();
+            self.account.change(|status| status.peers = Some(peers));
+            self.account.publish(&mut self.maps.status);
         }
     }
 

@@ -11,7 +11,7 @@ use redirector_common::packet::Memory;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Flow, Frontend, FrontendKey, Interface,
-    NodeConfig, PortFlags, Protocol, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -64,7 +64,7 @@ pub(super) struct Copied {
     pub(super) affinities: BTreeMap<AffinityKey, Affinity>,
     pub(super) takers: BTreeMap<TakerKey, Taker>,
     pub(super) vips: BTreeSet<Address>,
-    pub(super) peers: BTreeSet<Address>,
+    pub(super) peers: BTreeMap<Address, Peer>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) interfaces: BTreeMap<u32, Interface>,
     pub(super) large: Rc<dyn Large>,
@@ -119,7 +119,7 @@ impl Copied {
             affinities: BTreeMap::new(),
             takers: BTreeMap::new(),
             vips: BTreeSet::new(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             large,

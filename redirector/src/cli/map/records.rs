@@ -76,6 +76,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "lookupInterface": interface_name(node.lookup_ifindex),
                 "ringSlots": node.ring_slots,
                 "netnsCookie": node.netns_cookie,
+                "mssClamp": node.clamps_mss(),
             }]
         }
         MapName::Counters => counters(maps)?,
@@ -98,6 +99,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "socket": key.cookie,
                 "asked": endpoint(&asked),
                 "peer": endpoint(&key.peer),
+            }
+        }),
+        MapName::Steered => of(maps.steered()?, |(key, connections)| {
+            record! {
+                "service": key.service,
+                "frontend": format_frontend(&key.frontend),
+                "connections": connections,
             }
         }),
         MapName::Fragments => of(maps.fragments()?, |(key, first)| {
@@ -125,7 +133,9 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
             }
         }),
         MapName::Vips => of(maps.vips()?, |vip| record! {"address": address(vip)}),
-        MapName::Peers => of(maps.peers()?, |peer| record! {"address": address(peer)}),
+        MapName::Peers => of(maps.peers()?, |(at, peer)| {
+            record! {"address": address(at), "takesFlows": peer.takes_flows()}
+        }),
     })
 }
 

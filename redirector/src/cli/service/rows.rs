@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::{
     Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Service, ServiceId, SlotKey,
-    SlotValue, SourceRange, Tuple,
+    SlotValue, SourceRange, SteeredKey, Tuple,
 };
 use serde::Serialize;
 
+use crate::dataplane::connections::Connection;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
 
@@ -22,6 +23,8 @@ pub(super) struct Loaded {
     pub(super) slots: BTreeMap<SlotKey, SlotValue>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) flows: BTreeMap<Tuple, Flow>,
+    pub(super) steered: BTreeMap<SteeredKey, u64>,
+    pub(super) connections: Vec<Connection>,
 }
 
 /// A service, both of its address families together.
@@ -51,10 +54,12 @@ pub(super) struct FrontendRow {
     pub(super) port: u16,
     pub(super) protocol: &'static str,
     pub(super) state: FrontendState,
-    /// Packets of clients, of the flows that live.
+    /// Packets of clients, of the flows and steered connections that live.
     pub(super) packets: u64,
     /// Their IP bytes.
     pub(super) bytes: u64,
+    /// Connections that were steered, those that are over among them.
+    pub(super) steered: u64,
 }
 
 /// Whether a frontend answers.
@@ -86,7 +91,7 @@ pub(super) fn service_rows(maps: &Loaded) -> Vec<ServiceRow> {
     for (id, info) in &maps.infos {
         families.entry(&info.key).or_default().push((*id, info));
     }
-    let traffic = traffic(&maps.flows);
+    let traffic = traffic(&maps.flows, &maps.connections);
     let mut frontends: BTreeMap<ServiceId, Vec<&FrontendKey>> = BTreeMap::new();
     for (key, frontend) in &maps.frontends {
         frontends.entry(frontend.service).or_default().push(key);
@@ -114,7 +119,9 @@ fn service_row(
             if service.table_size > 0 { FrontendState::Active } else { FrontendState::NoEndpoints };
         for key in all_frontends.get(id).into_iter().flatten() {
             let seen = traffic.get(key).copied().unwrap_or_default();
-            frontends.push(frontend_row(key, state, seen));
+            let steered = maps.steered.get(&SteeredKey { service: *id, frontend: **key });
+            let steered = steered.copied().unwrap_or_default();
+            frontends.push(FrontendRow { steered, ..frontend_row(key, state, seen) });
         }
         // What another service has counts for that one.
         for key in &info.conflicts {
@@ -165,6 +172,7 @@ fn frontend_row(
         state,
         packets,
         bytes,
+        steered: 0,
     }
 }
 
@@ -191,16 +199,25 @@ pub(in crate::cli) fn backend_address(backend: &Backend) -> String {
     }
 }
 
-/// What clients have sent to each frontend, by the flows that live.
-fn traffic(flows: &BTreeMap<Tuple, Flow>) -> BTreeMap<FrontendKey, (u64, u64)> {
+/// What clients have sent to each frontend, by the flows and connections that live.
+fn traffic(
+    flows: &BTreeMap<Tuple, Flow>,
+    connections: &[Connection],
+) -> BTreeMap<FrontendKey, (u64, u64)> {
     let mut traffic: BTreeMap<FrontendKey, (u64, u64)> = BTreeMap::new();
+    let mut add = |frontend, more: (u64, u64)| {
+        let (packets, bytes) = traffic.entry(frontend).or_default();
+        *packets = packets.saturating_add(more.0);
+        *bytes = bytes.saturating_add(more.1);
+    };
     for (key, flow) in flows {
         if flow.direction() == Direction::Forward {
             let frontend = FrontendKey::new(key.destination, key.destination_port, key.protocol());
-            let (packets, bytes) = traffic.entry(frontend).or_default();
-            *packets = packets.saturating_add(flow.packets);
-            *bytes = bytes.saturating_add(flow.bytes);
+            add(frontend, (flow.packets, flow.bytes));
         }
+    }
+    for connection in connections {
+        add(connection.frontend, (connection.packets, connection.bytes));
     }
     traffic
 }

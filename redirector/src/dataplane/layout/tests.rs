@@ -1,6 +1,7 @@
 //! Whatever changes in whatever order, what is written bit by bit is what would be laid out.
 
 use proptest::prelude::*;
+use redirector_common::Peer;
 
 use super::*;
 use crate::dataplane::delta::delta;
@@ -19,7 +20,7 @@ fn node() -> NodeAddresses {
     NodeAddresses {
         chosen: vec![ip("192.0.2.10"), ip("2001:db8::10")],
         host: [ip("192.0.2.10"), ip("2001:db8::10")].into(),
-        nodes: [ip("192.0.2.10"), ip("192.0.2.20")].into(),
+        nodes: [ip("192.0.2.10"), ip("192.0.2.20")].map(|node| (node, Peer::taking())).into(),
         ..NodeAddresses::default()
     }
 }
@@ -135,12 +136,14 @@ proptest! {
         kept.check();
         for (service, order, kind) in changes {
             if kind == 4 {
-                // Another node comes or goes.
+                // Another node comes, takes flows, or goes.
                 let node = std::net::IpAddr::from([192, 0, 2, 30]);
                 let mut nodes = kept.state.node().nodes.clone();
-                if !nodes.remove(&node) {
-                    nodes.insert(node);
-                }
+                match nodes.remove(&node) {
+                    None => nodes.insert(node, Peer::known()),
+                    Some(peer) if !peer.takes_flows() => nodes.insert(node, Peer::taking()),
+                    Some(_) => None,
+                };
                 kept.state.set_nodes(nodes);
             } else if kind == 0 {
                 kept.state.remove(&service.key);

@@ -54,6 +54,7 @@ impl Pinned {
             MapName::Peers => self.peers()?.len(),
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
+            MapName::Steered => self.steered()?.len(),
         })
     }
 

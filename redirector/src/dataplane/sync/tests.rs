@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use redirector_common::node::PortBlock;
-use redirector_common::{Address, Family, Origin, Port, PortFlags, Protocol};
+use redirector_common::{Address, Family, Origin, Peer, Port, PortFlags, Protocol};
 
 use super::*;
 use crate::dataplane::encode::{Capacity, EncodeError, encode};
@@ -262,7 +262,7 @@ fn addresses() -> NodeAddresses {
     NodeAddresses {
         host: chosen.iter().copied().collect(),
         chosen,
-        nodes: nodes.map(|node| node.parse().expect("an address")).into(),
+        nodes: nodes.map(|node| (node.parse().expect("an address"), Peer::taking())).into(),
         ..NodeAddresses::default()
     }
 }

@@ -72,6 +72,34 @@ fn another_proxys_objects_are_not_ours() {
     assert!(ours.service(&web()).is_some());
 }
 
+#[test]
+fn another_proxys_slices_are_not_ours() {
+    let labelled = |value: &str| {
+        let mut object = slice("a", "10.0.0.1");
+        object["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!(value);
+        read(Kind::Slice, object)
+    };
+    let count = |index: &Index| index.slices(&web()).count();
+    let mut index = mk_index(mk_service(&json!({})), [slice("a", "10.0.0.1")]);
+    index.take_dirty();
+    // The label that comes later takes it away, and its removal brings it back.
+    for value in ["other", ""] {
+        index.apply(labelled(value));
+        assert_eq!((count(&index), index.take_dirty()), (0, one(&web())), "{value:?}");
+        index.apply(read(Kind::Slice, slice("a", "10.0.0.1")));
+        assert_eq!((count(&index), index.take_dirty()), (1, one(&web())), "{value:?}");
+    }
+    let mut ours = Index::new(NODE, Some("mine".to_owned()));
+    for (slice, expected) in [
+        (read(Kind::Slice, slice("a", "10.0.0.1")), 0),
+        (labelled("other"), 0),
+        (labelled("mine"), 1),
+    ] {
+        ours.apply(slice);
+        assert_eq!(count(&ours), expected);
+    }
+}
+
 /// Of nodes, what matters changes seldom: their reports to the API server come often.
 #[test]
 fn of_other_nodes_only_addresses_matter() {
@@ -95,8 +123,9 @@ fn of_other_nodes_only_addresses_matter() {
         )
     };
     let mut index = Index::new(NODE, None);
-    let known =
-        |index: &Index| index.others().map(|address| address.to_string()).collect::<Vec<_>>();
+    let known = |index: &Index| {
+        index.others().flat_map(|(all, _)| all).map(ToString::to_string).collect::<Vec<_>>()
+    };
     index.apply(node(NODE, "True", &["192.0.2.1", "ExternalIP=203.0.113.1"]));
     assert!(index.take_dirty().all);
     assert_eq!(index.node().map(|node| node.addresses.len()), Some(2));
@@ -132,6 +161,68 @@ fn of_other_nodes_only_addresses_matter() {
     assert!(known(&index).is_empty() && index.node().is_some());
     index.delete(Kind::Node, &ObjectName::new("", NODE));
     assert!(index.take_dirty().all && index.node().is_none());
+}
+
+/// Who takes flows: who has a Lease that holds, by the clock that the index is told.
+#[test]
+fn leases_say_who_takes_flows() {
+    const RENEWED: i64 = 1_767_225_600;
+    let lease = |node: &str, seconds: u32| {
+        let object = json!({
+            "metadata": {"namespace": "kube-system", "name": format!("redirector-{node}")},
+            "spec": {
+                "holderIdentity": node,
+                "leaseDurationSeconds": seconds,
+                "renewTime": "2026-01-01T00:00:00.000000Z",
+            },
+        });
+        read(Kind::Lease, object)
+    };
+    let name = |node: &str| ObjectName::new("kube-system", &format!("redirector-{node}"));
+    let mut index = Index::new(NODE, None);
+    for (node, address) in [(NODE, "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.3")] {
+        let status = json!({"addresses": [{"type": "InternalIP", "address": address}]});
+        let object = json!({"metadata": {"name": node}, "status": status});
+        index.apply(read(Kind::Node, object));
+    }
+    let taking = |index: &Index| {
+        let taking = index.others().filter(|(_, takes_flows)| *takes_flows);
+        taking.flat_map(|(all, _)| all).map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let nodes_alone = Dirty { nodes: true, ..Dirty::default() };
+    index.set_time(RENEWED + 10);
+    index.take_dirty();
+    assert!(taking(&index).is_empty());
+    index.apply(lease("b", 60));
+    index.apply(lease("c", 10));
+    assert_eq!(
+        (taking(&index), index.take_dirty()),
+        (vec!["192.0.2.2".to_owned()], nodes_alone.clone())
+    );
+    // Renewed, or of a node that nobody knows: nobody's flows go another way.
+    index.apply(lease("b", 100));
+    assert!(index.take_dirty().is_empty());
+    index.apply(lease("d", 100));
+    assert_eq!(taking(&index), ["192.0.2.2"]);
+    // It runs out, without a word from anyone; and the clock may be set.
+    index.take_dirty();
+    assert!(!index.set_time(RENEWED + 99));
+    assert!(index.set_time(RENEWED + 100));
+    assert_eq!((taking(&index), index.take_dirty()), (vec![], nodes_alone.clone()));
+    assert!(index.set_time(RENEWED) && taking(&index).len() == 2);
+    index.delete(Kind::Lease, &name("c"));
+    assert_eq!(taking(&index), ["192.0.2.2"]);
+    // What is refused says nothing new.
+    index.take_dirty();
+    index.refuse(Kind::Lease, "no".to_owned());
+    assert_eq!((taking(&index).len(), index.refused(Kind::Lease)), (1, Some("no")));
+    assert!(index.missing().all(|kind| kind != Kind::Lease));
+    index.reset(Kind::Lease, vec![lease(NODE, 100)], &BTreeSet::new());
+    assert_eq!((taking(&index), index.take_dirty()), (vec![], nodes_alone));
+    assert_eq!(index.refused(Kind::Lease), None);
+    assert_eq!(index.losses(), 0);
+    index.delete(Kind::Lease, &name(NODE));
+    assert_eq!(index.losses(), 1);
 }
 
 #[test]

@@ -15,15 +15,21 @@ fn answer(code: u16) -> kube::Error {
 
 #[test]
 fn what_an_answer_means_for_the_watch() {
-    let started = |code| cure(&watcher::Error::WatchStartFailed(answer(code)));
+    let started = |code| cure(&watcher::Error::WatchStartFailed(answer(code)), Kind::Pod);
     assert_eq!(started(410), Cure::Restart);
     assert_eq!(started(401), Cure::Restart);
     assert_eq!(started(422), Cure::Page);
     assert_eq!(started(400), Cure::Page);
     assert_eq!(started(500), Cure::Wait);
-    let listed = |code| cure(&watcher::Error::InitialListFailed(answer(code)));
-    assert_eq!((listed(401), listed(422)), (Cure::Restart, Cure::Wait));
-    assert_eq!(cure(&watcher::Error::NoResourceVersion), Cure::Wait);
+    assert_eq!(started(403), Cure::Wait);
+    let listed = |code, kind| cure(&watcher::Error::InitialListFailed(answer(code)), kind);
+    assert_eq!((listed(401, Kind::Pod), listed(422, Kind::Pod)), (Cure::Restart, Cure::Wait));
+    assert_eq!(
+        (listed(403, Kind::Lease), listed(404, Kind::Lease)),
+        (Cure::DoWithout, Cure::DoWithout)
+    );
+    assert_eq!((listed(401, Kind::Lease), listed(500, Kind::Lease)), (Cure::Restart, Cure::Wait));
+    assert_eq!(cure(&watcher::Error::NoResourceVersion, Kind::Pod), Cure::Wait);
 }
 
 #[test]
@@ -91,7 +97,7 @@ async fn a_silent_connection_is_given_up() {
     let cluster = Cluster::new(Index::new("here", None));
     let mut tasks = JoinSet::new();
     let config = watcher::Config::default();
-    follow::<Pod>(&mut tasks, &access, &cluster, Kind::Pod, config, |object| {
+    follow::<Pod>(&mut tasks, &access, &cluster, Kind::Pod, Api::all, &config, |object| {
         PodRecord::read(object).map(Record::Pod)
     });
     let next_watch = |requests: mpsc::Receiver<String>| async move {

@@ -20,7 +20,7 @@ pub(in crate::model) fn expand(
         return frontends;
     }
     let peers: Vec<IpAddr> =
-        node.peers().filter(|address| Family::of(*address) == family).collect();
+        node.others().filter(|address| Family::of(*address) == family).collect();
     for spec in &service.frontends {
         let addresses = peers.iter().filter(|peer| spec.address.is_none_or(|it| it == **peer));
         for address in addresses {
@@ -46,7 +46,7 @@ pub(super) fn unlisted<'a>(
         .map(|key| key.address)
         .filter(|address| {
             let address = IpAddr::from(*address);
-            node.is_own(address) && !node.nodes.contains(&address)
+            node.is_own(address) && !node.nodes.contains_key(&address)
         })
         .collect()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
-use redirector_common::Family;
+use redirector_common::{Address, Family, Peer};
 
 /// The addresses of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +18,8 @@ pub struct NodeAddresses {
     pub has_kube_proxy: bool,
     /// Networks that this host reaches without another router.
     pub sides: BTreeMap<IpNet, Side>,
-    /// Addresses of all nodes that run redirector, this one's among them.
-    pub nodes: BTreeSet<IpAddr>,
+    /// Addresses of all nodes, this one's among them, and what is known of each.
+    pub nodes: BTreeMap<IpAddr, Peer>,
 }
 
 /// Where a network is, seen from this host.
@@ -66,21 +66,28 @@ impl NodeAddresses {
         around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
     }
 
-    /// Addresses of the other nodes that run redirector.
-    pub fn peers(&self) -> impl Iterator<Item = IpAddr> {
-        self.nodes.iter().copied().filter(|address| !self.is_own(*address))
+    /// Addresses of the other nodes.
+    pub fn others(&self) -> impl Iterator<Item = IpAddr> {
+        self.nodes.keys().copied().filter(|address| !self.is_own(*address))
     }
 
-    /// Whether `address` is another node's that runs redirector.
+    /// What is known of the other nodes, by address.
+    #[must_use]
+    pub fn peers(&self) -> BTreeMap<Address, Peer> {
+        let others = self.nodes.iter().filter(|(address, _)| !self.is_own(**address));
+        others.map(|(address, peer)| (Address::from(*address), *peer)).collect()
+    }
+
+    /// Whether `address` is another node's.
     #[must_use]
     pub fn is_peer(&self, address: IpAddr) -> bool {
-        self.nodes.contains(&address) && !self.is_own(address)
+        self.nodes.contains_key(&address) && !self.is_own(address)
     }
 
     /// Whether only frontends have `address`: no node does.
     #[must_use]
     pub fn is_vip(&self, address: IpAddr) -> bool {
-        !self.is_own(address) && !self.nodes.contains(&address)
+        !self.is_own(address) && !self.nodes.contains_key(&address)
     }
 
     /// Where a local backend is delivered for clients that hit `frontend`.

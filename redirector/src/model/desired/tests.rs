@@ -24,7 +24,7 @@ fn node() -> NodeAddresses {
         sides: [("10.1.0.0/16", Side::Inside), ("10.1.9.0/24", Side::Outside)]
             .map(|(network, side)| (network.parse().expect("a network"), side))
             .into(),
-        nodes: BTreeSet::new(),
+        nodes: BTreeMap::new(),
     }
 }
 

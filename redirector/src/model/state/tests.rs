@@ -24,14 +24,16 @@ fn key(name: u8) -> ServiceKey {
 #[derive(Clone, Debug)]
 enum Change {
     Service(Rank, Service),
-    Nodes(BTreeSet<IpAddr>),
+    Nodes(BTreeMap<IpAddr, Peer>),
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
     let nodes = ["192.0.2.10", "192.0.2.20", "203.0.113.1", "2001:db8::20"];
     let nodes = proptest::sample::subsequence(nodes.to_vec(), 0..=nodes.len());
-    let nodes = nodes.prop_map(|nodes| {
-        Change::Nodes(nodes.iter().map(|text| text.parse().expect("an address")).collect())
+    let nodes = (nodes, any::<bool>()).prop_map(|(nodes, takes_flows)| {
+        let peer = if takes_flows { Peer::taking() } else { Peer::known() };
+        let node = |text: &&str| (text.parse().expect("an address"), peer);
+        Change::Nodes(nodes.iter().map(node).collect())
     });
     prop_oneof![3 => any_service(), 1 => nodes]
 }
@@ -158,11 +160,16 @@ fn other_nodes_concern_those_whose_backends_answer_directly() {
             (rank(4), service(4, Some(ip("203.0.113.4")), Forwarding::Snat)),
         ],
     );
-    state.set_nodes([ip("192.0.2.10"), ip("203.0.113.1")].into());
+    let nodes =
+        |peer| BTreeMap::from([(ip("192.0.2.10"), Peer::known()), (ip("203.0.113.1"), peer)]);
+    state.set_nodes(nodes(Peer::known()));
     // The address of the third turned out to be a node's.
     assert_eq!(state.take_dirty(), BTreeSet::from([key(2), key(3)]));
     assert_eq!(state.all().vips, BTreeSet::from([ip("203.0.113.4").into()]));
-    assert_eq!(*state.peers(), BTreeSet::from([ip("203.0.113.1").into()]));
-    state.set_nodes([ip("192.0.2.10"), ip("203.0.113.1")].into());
+    let peer = |peer| BTreeMap::from([(ip("203.0.113.1").into(), peer)]);
+    assert_eq!(*state.peers(), peer(Peer::known()));
+    // That it takes flows concerns no service.
+    state.set_nodes(nodes(Peer::taking()));
+    assert_eq!(*state.peers(), peer(Peer::taking()));
     assert!(state.take_dirty().is_empty());
 }

@@ -10,7 +10,7 @@ use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, 
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Origin, Port, PortFlags, Protocol, Reason,
+    Frontend, FrontendKey, Interface, NodeConfig, Origin, Peer, Port, PortFlags, Protocol, Reason,
     RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
 };
 
@@ -208,12 +208,17 @@ impl Environment for Copied {
         is_vip
     }
 
-    fn is_peer(&self, address: &Address) -> bool {
-        let is_peer = self.peers.contains(address);
-        let found =
-            if is_peer { "a node that runs redirector" } else { "none of redirector's nodes" };
+    fn peer(&self, address: &Address) -> Peer {
+        let peer = self.peers.get(address).copied().unwrap_or_default();
+        let found = if peer.takes_flows() {
+            "a node that runs redirector"
+        } else if peer.is_known() {
+            "a node that is not known to run redirector: it gets no new flows"
+        } else {
+            "no other node"
+        };
         self.note("peer", format!("{address}: {found}"));
-        is_peer
+        peer
     }
 
     fn may_answer(&self) -> bool {
@@ -252,6 +257,11 @@ impl Environment for Copied {
         self.note("socket", found.to_owned());
         socket
     }
+
+    fn count_steered(&self, _: &Packet, _: ServiceId) {}
+
+    // Only of what leaves, which is not explained.
+    fn clamp_mss(&self, _: &Packet) {}
 
     fn assign(&self, _: &Packet, to: &Tuple) -> bool {
         let listens = sockets::listens(&self.sockets, to);

@@ -44,6 +44,7 @@ fn two_families() -> Loaded {
     flow.packets = 3;
     flow.bytes = 180;
     let reply = Flow::new(Direction::Reply, key, 1, 1, true, 0);
+    let (steered, _) = frontend("[2001:db8::1]:80/tcp", 2);
     Loaded {
         infos: BTreeMap::from([
             (1, info("web", Family::V4, &["192.0.2.1:443/tcp"])),
@@ -66,6 +67,11 @@ fn two_families() -> Loaded {
             (2, Backend::remote(ip("10.0.0.5"), Port::new(8080))),
         ]),
         flows: BTreeMap::from([(key, flow), (key.reversed(), reply)]),
+        steered: BTreeMap::from([
+            (SteeredKey { service: 2, frontend: steered }, 7),
+            (SteeredKey { service: 9, frontend: steered }, 99),
+        ]),
+        connections: vec![Connection { frontend: steered, cookie: 1, packets: 4, bytes: 250 }],
     }
 }
 
@@ -78,11 +84,11 @@ fn json_is_as_the_contract_says() {
         "source": "static",
         "frontends": [
             {"address": "192.0.2.1", "port": 80, "protocol": "TCP", "state": "active",
-             "packets": 3, "bytes": 180},
+             "packets": 3, "bytes": 180, "steered": 0},
             {"address": "192.0.2.1", "port": 443, "protocol": "TCP", "state": "conflict",
-             "packets": 0, "bytes": 0},
+             "packets": 0, "bytes": 0, "steered": 0},
             {"address": "2001:db8::1", "port": 80, "protocol": "TCP",
-             "state": "no-endpoints", "packets": 0, "bytes": 0},
+             "state": "no-endpoints", "packets": 4, "bytes": 250, "steered": 7},
         ],
         "backends": [
             {"address": "10.0.0.5", "port": 8080, "local": false, "state": "active",

@@ -5,7 +5,7 @@ use super::*;
 /// [`node`], one of three.
 fn one_of_three() -> NodeAddresses {
     let nodes = ["192.0.2.10", "192.0.2.20", "192.0.2.30", "2001:db8::10", "2001:db8::20"];
-    NodeAddresses { nodes: nodes.map(ip).into(), ..node() }
+    NodeAddresses { nodes: nodes.map(|text| (ip(text), Peer::known())).into(), ..node() }
 }
 
 fn direct(frontends: &[(Option<&str>, u16)], backends: &[BackendSpec]) -> Service {
@@ -86,8 +86,9 @@ fn nodes_have_the_addresses_that_only_frontends_seem_to_have() {
     let service = mk_service("web", &[(Some("192.0.2.20"), 80), (Some("203.0.113.1"), 80)], &[]);
     let desired = build(&[service], &one_of_three());
     assert_eq!(desired.vips, BTreeSet::from([ip("203.0.113.1").into()]));
-    let peers = ["192.0.2.20", "192.0.2.30", "2001:db8::20"].map(|text| ip(text).into());
-    assert_eq!(desired.peers, BTreeSet::from(peers));
+    let peers =
+        ["192.0.2.20", "192.0.2.30", "2001:db8::20"].map(|text| (ip(text).into(), Peer::known()));
+    assert_eq!(desired.peers, BTreeMap::from(peers));
 }
 
 #[test]
