@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .any(|case| Protocol::ALL.iter().any(|protocol| case.name(*protocol) == name));
         ensure!(known, "--cases {name}: there is no such case");
     }
-    arguments.sampling.start()?;
+    arguments.sampling.start_undisturbed()?;
     node::enter()?;
     let first = arguments.services.first().copied().unwrap_or(1);
     let mut scenes: Vec<(u32, u32)> = arguments.flows.iter().map(|&flows| (flows, first)).collect();

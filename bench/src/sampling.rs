@@ -33,6 +33,21 @@ impl Sampling {
         sched_setaffinity(Pid::from_raw(0), &cpus)
             .with_context(|| format!("cannot run on processor {}", self.cpu))
     }
+
+    /// As [`start`](Self::start), and nobody else gets the processor in the middle of a sample: for
+    /// samples that are taken in one system call. Processes that are started from here do not have
+    /// this.
+    pub(crate) fn start_undisturbed(&self) -> Result<()> {
+        self.start()?;
+        let priority = libc::sched_param { sched_priority: 50 };
+        let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+        // SAFETY: the parameters are valid while the call lasts.
+        if unsafe { libc::sched_setscheduler(0, policy, &raw const priority) } != 0 {
+            let error = std::io::Error::last_os_error();
+            eprintln!("samples may be disturbed: no real-time priority: {error}");
+        }
+        Ok(())
+    }
 }
 
 /// Reads a number of flows.
