@@ -46,10 +46,10 @@ pub(crate) struct Arguments {
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
     /// Services of the cluster, each with a node port
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=30_000))]
     services: u32,
     /// Endpoints of each Service
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=200))]
     endpoints: u32,
     /// Changes of one endpoint, one after the other
     #[arg(long, default_value_t = 10_000)]
@@ -106,8 +106,6 @@ struct Agent {
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let Arguments { output, services, endpoints, changes } = *arguments;
     let mut rows = Rows::default();
-    ensure!(services > 0 && services <= 30_000, "--services: 1 to 30000, one port each");
-    ensure!((1..=200).contains(&endpoints), "--endpoints: 1 to 200");
     let pins = mount_bpffs()?;
     let programs = Programs::load(&pins, &Sizes::of_machine())?;
     drop(programs);

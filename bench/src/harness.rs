@@ -4,10 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{
-    Program, ProgramFd, SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
-};
+use aya::programs::{Program, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
+use redirector_tests::test_run::{self, skb_context, xdp_context};
 
 use crate::floor::Floor;
 use crate::frame::Frame;
@@ -46,8 +45,6 @@ pub(crate) struct Packets {
 
 /// A shift that leaves nothing of a flow's number.
 pub(crate) const CONSTANT: u32 = 31;
-/// Live frames that the kernel makes at once.
-pub(crate) const BATCH: u32 = 64;
 /// Before the first packet.
 const START: u32 = 12345;
 
@@ -236,16 +233,8 @@ impl Harness {
         let before = target.get(&0, 0)?;
         target.set(0, Target { ifindex: ifindex(interface)?, ..before }, 0)?;
         let data = packets.of_flow(0).bytes()?;
-        let context = xdp_context(0, data.len())?;
         let program: &Xdp = self.ebpf.program("l_generate").context("no l_generate")?.try_into()?;
-        let options = TestRunOptions {
-            data_in: Some(&data),
-            ctx_in: Some(&context),
-            repeat: count,
-            attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(count)),
-            ..TestRunOptions::default()
-        };
-        program.test_run(options).context("BPF_PROG_TEST_RUN with live frames")?;
+        test_run::send_live(program, &data, 0, count)?;
         Ok(self.map_mut("TARGET")?.set(0, before, 0)?)
     }
 
@@ -286,47 +275,12 @@ impl Harness {
     /// Runs one of our own programs with nothing in front of it.
     pub(crate) fn run_alone(&self, name: &str, packets: &Packets, repeat: u32) -> Result<Ran> {
         let data = packets.of_flow(0).bytes()?;
-        let mut output = vec![0; 256];
         let context = match packets.hook {
             Hook::Xdp => xdp_context(packets.ifindex, data.len())?,
-            Hook::Tc => skb_context(packets.ifindex),
-        };
-        let options = TestRunOptions {
-            data_in: Some(&data),
-            data_out: Some(&mut output),
-            ctx_in: Some(&context),
-            repeat,
-            ..TestRunOptions::default()
+            Hook::Tc => skb_context(packets.ifindex, packets.ifindex, 0),
         };
         let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
-        let result = match packets.hook {
-            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
-            Hook::Tc => <&SchedClassifier>::try_from(program)?.test_run(options),
-        }
-        .context("BPF_PROG_TEST_RUN")?;
-        output.truncate(usize::try_from(result.data_size_out)?);
-        Ok(Ran {
-            ns: result.duration.as_secs_f64() * 1e9,
-            verdict: result.return_value,
-            packet: output,
-        })
+        let (result, packet) = test_run::run(program, &data, &context, repeat)?;
+        Ok(Ran { ns: result.duration.as_secs_f64() * 1e9, verdict: result.return_value, packet })
     }
-}
-
-/// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-pub(crate) fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
-    let words = [0, u32::try_from(len)?, 0, ifindex, 0, 0];
-    Ok(words.into_iter().flat_map(u32::to_ne_bytes).collect())
-}
-
-/// `struct __sk_buff`, of which only what the kernel lets one choose is not zero.
-fn skb_context(ifindex: u32) -> Vec<u8> {
-    const LEN: usize = 192;
-    const INGRESS_IFINDEX: usize = 36;
-    const IFINDEX: usize = 40;
-    let mut context = vec![0; LEN];
-    for offset in [INGRESS_IFINDEX, IFINDEX] {
-        context[offset..offset + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    }
-    context
 }

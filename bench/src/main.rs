@@ -15,6 +15,7 @@ mod ours;
 mod packet;
 mod report;
 mod rules;
+mod sampling;
 mod scene;
 mod stage;
 mod steer;

@@ -7,9 +7,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
-use nix::unistd::Pid;
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, unshare};
 use redirector_common::Family;
 use redirector_tests::namespace::run;
 
@@ -85,7 +84,6 @@ pub(crate) const LOOKUPS: [&str; 2] =
 
 /// Moves this thread, and what it starts, onto the node.
 pub(crate) fn enter() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "needs root: run it as root");
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     for line in DEVICES.lines().chain(SETTINGS.lines()).filter(|line| !line.is_empty()) {
         run("ip", line.split_whitespace())?;
@@ -95,14 +93,6 @@ pub(crate) fn enter() -> Result<()> {
         std::fs::write(&path, "1").with_context(|| format!("cannot write {path:?}"))?;
     }
     Ok(())
-}
-
-/// Keeps this thread on one processor.
-pub(crate) fn pin(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu).with_context(|| format!("no processor {cpu}"))?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)
-        .with_context(|| format!("cannot run on processor {cpu}"))
 }
 
 /// Index of an interface of the node.

@@ -44,7 +44,7 @@ const TABLE_LINES: u32 = 64;
 const TABLE_SIZE: u32 = 1021;
 
 /// Elements of the flow cache for each CPU, as the agent makes it on a machine with enough memory.
-const CACHE_SETS: u32 = 65536;
+const CACHE_SETS: u32 = 32768;
 
 /// Our programs, with maps of their own. Nothing is attached or pinned.
 pub(crate) struct Ours {

@@ -10,33 +10,27 @@ use crate::floor::Floor;
 use crate::harness::Hook;
 use crate::node;
 use crate::report::{Output, Report, Samples};
+use crate::sampling::{Sampling, flows};
 use crate::scene::{Case, Scene};
 use crate::stage::Stage;
 
 /// Measures what one packet costs in each program, beside programs that do less (needs root).
 #[derive(Args)]
+#[command(mut_arg("rounds", |rounds| rounds.default_value("15")))]
 pub(crate) struct Arguments {
-    /// How to print results.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
     /// Numbers of flows: powers of two.
-    #[arg(long, value_delimiter = ',', default_value = "1,1024,65536,1048576")]
+    #[arg(long, value_delimiter = ',', default_value = "1,1024,65536,1048576",
+          value_parser = flows)]
     flows: Vec<u32>,
     /// Numbers of services; all but the first are measured with 65536 flows of TCP only.
-    #[arg(long, value_delimiter = ',', default_value = "1,100,10000")]
+    #[arg(long, value_delimiter = ',', default_value = "1,100,10000",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
     services: Vec<u32>,
     /// Only these cases, such as established,reply-udp; floors always run [default: all].
     #[arg(long, value_delimiter = ',', hide_default_value = true)]
     cases: Vec<String>,
-    /// Samples of each program, taken by turns.
-    #[arg(long, default_value_t = 15)]
-    rounds: u32,
-    /// The processor to run on.
-    #[arg(long, default_value_t = 1)]
-    cpu: usize,
-    /// Forgets all flows, to show that the checks notice.
-    #[arg(long, hide = true)]
-    spoil: bool,
+    #[command(flatten)]
+    sampling: Sampling,
 }
 
 /// Flows with which other numbers of services are measured.
@@ -55,16 +49,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             .any(|case| Protocol::ALL.iter().any(|protocol| case.name(*protocol) == name));
         ensure!(known, "--cases {name}: there is no such case");
     }
-    for &flows in &arguments.flows {
-        let valid = flows.is_power_of_two() && flows <= 1 << 20;
-        ensure!(valid, "--flows {flows}: not a power of two up to 1048576");
-    }
-    for &services in &arguments.services {
-        ensure!((1..=10_000).contains(&services), "--services {services}: not from 1 to 10000");
-    }
-    ensure!(arguments.rounds > 0, "--rounds 0: there would be nothing to show");
+    arguments.sampling.start()?;
     node::enter()?;
-    node::pin(arguments.cpu)?;
     let first = arguments.services.first().copied().unwrap_or(1);
     let mut scenes: Vec<(u32, u32)> = arguments.flows.iter().map(|&flows| (flows, first)).collect();
     scenes.extend(arguments.services.iter().skip(1).map(|&services| (MANY, services)));
@@ -81,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             report.add(scene, samples);
         }
     }
-    match arguments.output {
+    match arguments.sampling.output {
         Output::Table => report.print_table(),
         Output::Json => report.print_json(),
     }
@@ -119,7 +105,7 @@ impl From<Family> for Family4 {
 /// Runs everything in one scene.
 fn measure(scene: &Scene, arguments: &Arguments) -> Result<BTreeMap<Subject, Samples>> {
     let mut stage = Stage::set(scene)?;
-    if arguments.spoil {
+    if arguments.sampling.spoil {
         stage.spoil()?;
     }
     let mut all = BTreeMap::<Subject, Samples>::new();
@@ -132,7 +118,7 @@ fn measure(scene: &Scene, arguments: &Arguments) -> Result<BTreeMap<Subject, Sam
         stage.check(subject).with_context(|| format!("checking {subject:?}"))?;
     }
     stage.start()?;
-    for _ in 0..arguments.rounds {
+    for _ in 0..arguments.sampling.rounds {
         for &subject in &subjects {
             let ns = stage.sample(subject).with_context(|| format!("running {subject:?}"))?;
             all.entry(subject).or_default().add(ns);

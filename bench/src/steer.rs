@@ -7,7 +7,6 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,8 +15,8 @@ use aya::programs::tc::{SchedClassifierLinkId, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
 use aya::sys::{Stats, enable_stats};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use redirector_tests::connection::one_sided;
 use redirector_tests::namespace::run;
-use socket2::{Domain, Socket, Type};
 
 use crate::harness::{Harness, Packets};
 use crate::node::NODE;
@@ -98,29 +97,9 @@ pub(crate) fn hold() -> Result<()> {
             continue;
         }
         let (from, to) = line.split_once(' ').with_context(|| format!("{line:?}"))?;
-        sockets.push(connection((from.parse()?, to.parse()?))?);
+        sockets.push(one_sided(from.parse()?, to.parse()?)?);
     }
     Ok(())
-}
-
-/// A connection that nobody has to answer for.
-fn connection((from, to): (SocketAddr, SocketAddr)) -> Result<Socket> {
-    let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
-    let on: libc::c_int = 1;
-    // SAFETY: the option is an integer, of the length that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_REPAIR,
-            (&raw const on).cast(),
-            size_of_val(&on).try_into()?,
-        )
-    };
-    ensure!(result == 0, "TCP_REPAIR: {}", std::io::Error::last_os_error());
-    socket.bind(&from.into()).with_context(|| format!("cannot bind to {from}"))?;
-    socket.connect(&to.into()).with_context(|| format!("{from} to {to}"))?;
-    Ok(socket)
 }
 
 /// Makes the interface take live frames, and the kernel answer each SYN without remembering it.

@@ -1,7 +1,7 @@
 //! Finds a compiler for BPF and builds the eBPF object with it.
 //!
-//! Used by `redirector`'s build script and by `cargo xtask`. It has no dependencies, so that a
-//! build script that uses it costs next to nothing.
+//! Used by build scripts of packages that embed such an object, and by `cargo xtask`. It has no
+//! dependencies, so that a build script that uses it costs next to nothing.
 //!
 //! A compiler for BPF is one of:
 //!
@@ -14,12 +14,14 @@ mod cargo;
 mod compiler;
 mod error;
 mod linker;
+mod script;
 
 use std::path::{Path, PathBuf};
 
 pub use compiler::Compiler;
 pub use error::Error;
 pub use linker::find_linker;
+pub use script::embed;
 
 /// The target triple of the object.
 pub const TARGET: &str = "bpfel-unknown-none";
@@ -34,10 +36,6 @@ pub const FLOORS: &str = "redirector-floors";
 /// only: the verifier refuses unoptimised programs, so debug builds of the agent embed the same
 /// object.
 const PROFILE: &str = "bpf";
-
-/// Names of the files and directories of the workspace that the object depends on. A build script
-/// asks Cargo to run it again when one of them changes.
-pub const INPUTS: [&str; 4] = ["Cargo.lock", "Cargo.toml", "redirector-common", "redirector-ebpf"];
 
 /// Everything that building the object takes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -62,6 +62,29 @@ impl Address {
         Self { words }
     }
 
+    /// Both halves, as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn long_words(self) -> [u64; 2] {
+        // SAFETY: as large; made of integers.
+        unsafe { core::mem::transmute(self) }
+    }
+
+    /// An address from both halves, as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn from_long_words(words: [u64; 2]) -> Self {
+        // SAFETY: as large; made of integers.
+        unsafe { core::mem::transmute(words) }
+    }
+
+    /// The four bytes of an IPv4 address, as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4_word(&self) -> u32 {
+        self.words[3]
+    }
+
     /// The last four bytes as on the wire: the IPv4 address, where it is one.
     #[inline(always)]
     #[must_use]
@@ -84,7 +107,7 @@ impl Address {
     #[inline(always)]
     #[must_use]
     pub const fn family(&self) -> Family {
-        if self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED {
+        if self.words[0] | self.words[1] | (self.words[2] ^ MAPPED) == 0 {
             Family::V4
         } else {
             Family::V6

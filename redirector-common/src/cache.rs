@@ -17,8 +17,8 @@ use crate::{Flow, Manner, Reason, Tuple};
 /// the kernel counts 250 in a second, as distributions' kernels do.
 pub const LIFETIME: u32 = 250;
 
-/// Entries with the same hash that have room beside each other.
-pub const WAYS: usize = 2;
+/// Entries that a flow may have, by its hash: a power of two.
+pub const WAYS: usize = 4;
 
 /// Elements of the `EPOCHS` array.
 pub const EPOCHS: u32 = 256;
@@ -60,6 +60,16 @@ const _: () = assert!(size_of::<CachedFlow>() == 128);
 pub struct CacheSet {
     /// Entries with the same hash.
     pub ways: [CachedFlow; WAYS],
+}
+
+impl CacheSet {
+    /// Index of the entry that a flow with this hash has as its `nth` choice. Flows of a set begin
+    /// at different ones, so that most are found in the first cache line that is looked at.
+    #[inline(always)]
+    #[must_use]
+    pub const fn choice(hash: u32, nth: usize) -> usize {
+        ((hash >> 16) as usize ^ nth) % WAYS
+    }
 }
 
 impl CachedFlow {
@@ -160,5 +170,20 @@ impl CachedFlow {
     #[must_use]
     pub const fn pending(&self, flow: &Flow) -> (u64, u64) {
         if self.born == flow.born() { (self.packets as u64, self.bytes) } else { (0, 0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CacheSet, WAYS};
+
+    #[test]
+    fn choices_are_all_entries() {
+        for hash in [0, 1 << 16, 2 << 16, 3 << 16, 0xdead_beef, u32::MAX] {
+            let mut choices: std::vec::Vec<_> =
+                (0..WAYS).map(|nth| CacheSet::choice(hash, nth)).collect();
+            choices.sort_unstable();
+            assert_eq!(choices, [0, 1, 2, 3], "{hash:x}");
+        }
     }
 }

@@ -12,12 +12,12 @@
 //! translation reversed: either half finds the other.
 
 use crate::packet::NextHop;
-use crate::{Address, BackendId, Port, Protocol, ServiceId};
+use crate::{Address, BackendId, Port, Protocol, ServiceId, words};
 
 /// Addresses, ports and protocol of a packet, in the direction that it travels. Aligned, so that
 /// it is copied and compared by long words.
 #[repr(C, align(8))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialOrd, Ord)]
 pub struct Tuple {
     /// Source address.
     pub source: Address,
@@ -58,6 +58,44 @@ impl Tuple {
         if self.protocol == Protocol::Tcp.number() as u32 { Protocol::Tcp } else { Protocol::Udp }
     }
 
+    /// The whole tuple as long words, as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn long_words(&self) -> &[u64; 5] {
+        // SAFETY: as large and aligned alike; made of integers, without padding.
+        unsafe { &*core::ptr::from_ref(self).cast() }
+    }
+
+    /// Notes a packet's: addresses and ports as loaded from memory. By stores that are as wide as
+    /// what is loaded later: a load that spans several stores would wait until they are done.
+    #[inline(always)]
+    pub(crate) fn set(
+        &mut self,
+        protocol: Protocol,
+        source: [u64; 2],
+        destination: [u64; 2],
+        ports: u32,
+    ) {
+        let protocol = u64::from(protocol.number());
+        let ports = u64::from(ports);
+        let last = if cfg!(target_endian = "little") {
+            ports | protocol << 32
+        } else {
+            ports << 32 | protocol
+        };
+        let [a, b] = source;
+        let [c, d] = destination;
+        words::set(self, [a, b, c, d, last]);
+    }
+
+    /// Both ports as they follow each other in a packet, as loaded from memory.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) const fn ports(&self) -> u32 {
+        let [.., last] = *self.long_words();
+        if cfg!(target_endian = "little") { last as u32 } else { (last >> 32) as u32 }
+    }
+
     /// Whether this is `other` seen in the other direction.
     #[inline(always)]
     #[must_use]
@@ -80,6 +118,24 @@ impl Tuple {
             destination_port: self.source_port,
             protocol: self.protocol,
         }
+    }
+}
+
+impl PartialEq for Tuple {
+    /// By long words and without a branch for each.
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let [a, b, c, d, e] = *self.long_words();
+        let [f, g, h, i, j] = *other.long_words();
+        (a ^ f) | (b ^ g) | (c ^ h) | (d ^ i) | (e ^ j) == 0
+    }
+}
+
+impl Eq for Tuple {}
+
+impl core::hash::Hash for Tuple {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.long_words().hash(state);
     }
 }
 
@@ -270,6 +326,7 @@ impl Flow {
     const FIN: u8 = 4;
     const LAYER2: u8 = 8;
     const TUNNEL: u8 = 16;
+    const CLAMP: u8 = 32;
 
     /// A new half that has seen no packet.
     #[inline(always)]
@@ -379,6 +436,19 @@ impl Flow {
             Manner::Tunnel => Self::TUNNEL,
         };
         self.flags = self.flags & !(Self::LAYER2 | Self::TUNNEL) | bit;
+    }
+
+    /// Whether the client is to be told of segments that fit into a tunnel: its packets come by one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.flags & Self::CLAMP != 0
+    }
+
+    /// Has the client told of segments that fit into a tunnel.
+    #[inline(always)]
+    pub const fn set_clamps_mss(&mut self) {
+        self.flags |= Self::CLAMP;
     }
 
     /// Whether the sender of this half's packets has sent FIN.

@@ -59,6 +59,19 @@ impl FrontendKey {
     }
 }
 
+/// Key of the `STEERED` map: a frontend, and the service that had it. The value is how many
+/// connections to it were steered, as a plain number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SteeredKey {
+    /// The service.
+    pub service: ServiceId,
+    /// The frontend.
+    pub frontend: FrontendKey,
+}
+
+const _: () = assert!(size_of::<SteeredKey>() == 24);
+
 /// Value of the `FRONTENDS` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

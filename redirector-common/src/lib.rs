@@ -34,7 +34,7 @@ pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
 pub use fragment::{FirstFragment, FragmentKey};
-pub use frontend::{Frontend, FrontendKey};
+pub use frontend::{Frontend, FrontendKey, SteeredKey};
 pub use node::{Interface, NodeConfig, PortFlags};
 pub use peer::Peer;
 pub use reason::{Reason, Verdict};
@@ -80,6 +80,7 @@ pod!(
     Endpoint,
     RingSlot,
     SocketKey,
+    SteeredKey,
     Interface,
     NodeConfig,
     node::PortBlock,

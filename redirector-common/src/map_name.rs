@@ -52,13 +52,13 @@ maps! {
     /// Which flow was opened when, for making room.
     FlowRing = "FLOW_RING", 1;
     /// What packets of established flows need, for each CPU.
-    FlowCache = "FLOW_CACHE", 2;
+    FlowCache = "FLOW_CACHE", 3;
     /// Raised when what the flow cache repeats has changed.
     Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
     /// Settings of the node.
-    Node = "NODE", 3;
+    Node = "NODE", 4;
     /// Packets and bytes by interface and Reason.
     Counters = "COUNTERS", 1;
     /// Backends of each service with weight and state, for showing.
@@ -84,4 +84,6 @@ maps! {
     Fragments = "FRAGMENTS", 1;
     /// What programs on this machine asked for, by socket and the backend that they got instead.
     Sockets = "SOCKETS", 1;
+    /// Connections that were handed to listening sockets, by service and frontend.
+    Steered = "STEERED", 1;
 }

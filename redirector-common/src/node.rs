@@ -23,9 +23,25 @@ pub struct NodeConfig {
     /// Until when, on the programs' clock, tables are moved: what belongs to no flow may belong
     /// to one that is not found for the moment. It is dropped, and will be sent again.
     pub moving_until: u64,
+    /// Bits of [`NodeFlags`](Self::FLAG_CLAMP_MSS).
+    pub flags: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<NodeConfig>() == 32);
+const _: () = assert!(size_of::<NodeConfig>() == 40);
+
+impl NodeConfig {
+    /// TCP clients whose packets come by a tunnel are told to send segments that fit into it.
+    pub const FLAG_CLAMP_MSS: u32 = 1;
+
+    /// Whether clients whose packets come by a tunnel are told of segments that fit into it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.flags & Self::FLAG_CLAMP_MSS != 0
+    }
+}
 
 /// What a port is used for; bits of one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +62,9 @@ impl PortFlags {
 
     /// Some frontend with this port hands connections to a listening socket of this host. TCP only.
     pub const STEER: Self = Self(32);
+
+    /// What makes a packet that comes in for the port a matter of ours at all.
+    pub const CLAIMED: Self = Self(Self::FRONTEND.0 | Self::SNAT.0 | Self::VIPS.0);
 
     /// Whether any bit of `other` is set.
     #[inline(always)]

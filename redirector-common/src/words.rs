@@ -16,6 +16,17 @@ pub fn copy<T: Copy>(from: &T, to: &mut T) {
     }
 }
 
+/// Makes `to` of long words, eight bytes at a time.
+#[inline(always)]
+pub fn set<T: Copy, const N: usize>(to: &mut T, words: [u64; N]) {
+    const { assert!(align_of::<T>() >= 8 && size_of::<T>() == N * 8, "made of long words") };
+    let to = core::ptr::from_mut(to).cast::<u64>();
+    for (i, word) in words.into_iter().enumerate() {
+        // SAFETY: within `to`, as checked; the caller's type is made of integers.
+        unsafe { to.add(i).write_volatile(word) };
+    }
+}
+
 #[inline(always)]
 fn by<T, Word: Copy>(from: &T, to: &mut T) {
     let from = core::ptr::from_ref(from).cast::<Word>();

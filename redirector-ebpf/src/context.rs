@@ -3,7 +3,9 @@
 use core::arch::asm;
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use aya_ebpf::helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data};
+use aya_ebpf::helpers::generated::{
+    bpf_check_mtu, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_pull_data,
+};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{Delta, Header, Packet, PacketBuf};
 
@@ -140,6 +142,15 @@ impl Skb {
     pub(crate) fn has_vlan_tag(&self) -> bool {
         // SAFETY: the context is valid while the program runs.
         unsafe { (*self.skb).vlan_present != 0 }
+    }
+
+    /// MTU of the interface whose hook this is; `None`: the kernel does not say.
+    #[inline(always)]
+    pub(crate) fn mtu(&self) -> Option<u32> {
+        let mut mtu = 0;
+        // SAFETY: the context is valid; the number is the kernel's to fill in.
+        let code = unsafe { bpf_check_mtu(self.skb.cast(), 0, &raw mut mtu, 0, 0) };
+        (code >= 0).then_some(mtu)
     }
 
     /// Makes the headers directly accessible where they lie in other pages.

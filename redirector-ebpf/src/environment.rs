@@ -4,7 +4,7 @@ use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::{self, NonNull};
 
-use aya_ebpf::bindings::{BPF_NOEXIST, bpf_fib_lookup as FibLookup};
+use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
 };
@@ -16,21 +16,22 @@ use redirector_common::packet::icmp::Message;
 use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, new_flow,
-    pressure,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, mss,
+    new_flow, pressure,
 };
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
+    RingSlot, Service, ServiceId, SourceBits, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
+    words,
 };
 
-use crate::context::exposed;
+use crate::context::{Skb, exposed};
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS,
-    WORKSPACE,
+    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, STEERED, TAKERS,
+    VIPS, WORKSPACE,
 };
 use crate::related::Notes;
 use crate::{counters, redirect, steer};
@@ -52,6 +53,7 @@ pub(crate) struct Workspace {
     message: Message,
     related: Notes,
     sockets: steer::Query,
+    option: u16,
     tunnelled: Tunnelled,
     header: [u32; MAX_WORDS],
 }
@@ -422,10 +424,40 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
+    fn count_steered(&self, _: &Packet, service: ServiceId) {
+        // It stands in the workspace.
+        steer_count(service);
+    }
+
+    #[inline(always)]
+    fn clamp_mss(&self, _: &Packet) {
+        // It stands in the workspace.
+        reply_clamp(self.ctx.cast());
+    }
+
+    #[inline(always)]
     fn scratch(&self) -> Option<NonNull<Scratch>> {
         // SAFETY: a field of a valid element.
         NonNull::new(unsafe { &raw mut (*self.workspace).scratch })
     }
+}
+
+/// Lowers the largest segment that an answer to a SYN announces, as the interface by which it leaves
+/// has it: the client's packets come by a tunnel, as a rule over the same link.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reply_clamp(ctx: *mut __sk_buff) -> u32 {
+    let mut skb = Skb::from_raw(ctx);
+    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
+        return 0;
+    };
+    let Some(limit) = skb.mtu().and_then(|mtu| mss::limit(packet.family(), mtu)) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element, as in `new`; nothing else refers to the field.
+    let cursor = unsafe { &mut (*environment.workspace).option };
+    mss::lower(&mut skb, packet, cursor, limit);
+    0
 }
 
 /// Makes room for the flow that is put together in the workspace. A function of its own, so that
@@ -486,22 +518,50 @@ extern "C" fn flow_vacate() -> u32 {
     pressure::vacate(&environment, reply_key).into()
 }
 
+/// Counts one connection to a service that was handed to a listener: the packet's.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn steer_count(service: u32) -> u32 {
+    let Some((_, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return 0;
+    };
+    let tuple = &packet.tuple;
+    let frontend = FrontendKey::new(tuple.destination, tuple.destination_port, Protocol::Tcp);
+    let key = SteeredKey { service, frontend };
+    // Another CPU may add the same key in between.
+    for _ in 0..2 {
+        if let Some(count) = STEERED.get_ptr_mut(&key) {
+            add_one(count);
+            break;
+        }
+        if STEERED.insert(&key, 1_u64, u64::from(BPF_NOEXIST)) != Err(-EEXIST) {
+            break;
+        }
+    }
+    0
+}
+
 /// Moves one of the ring's hands on, and says where it was.
 #[inline(always)]
 fn next_position(hand: u32) -> u32 {
-    let Some(position) = RING_HANDS.get_ptr_mut(hand) else {
-        return 0;
-    };
+    // Two CPUs never get the same position.
+    RING_HANDS.get_ptr_mut(hand).map_or(0, |position| add_one(position) as u32)
+}
+
+/// Adds one to an aligned word of a map's element that is only ever changed like this, and says what
+/// it was.
+#[inline(always)]
+fn add_one(word: *mut u64) -> u64 {
     let mut was: u64 = 1;
-    // Two CPUs never get the same position. The target has no atomic types.
-    // SAFETY: an aligned word of a map's element, which is only ever changed like this.
+    // The target has no atomic types.
+    // SAFETY: a map's element stays allocated until the program has ended.
     unsafe {
         asm!(
             "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
             inout(reg) was,
-            in(reg) position,
+            in(reg) word,
             options(nostack),
         );
     }
-    was as u32
+    was
 }

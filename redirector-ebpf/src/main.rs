@@ -25,9 +25,10 @@ use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use redirector_common::packet::{
-    Hook, Outcome, Packet, PacketBuf, Step, decide, decide_reply, parse, rewrite,
+    Environment, Hook, Outcome, Packet, PacketBuf, Step, decide, decide_claimed, decide_reply,
+    parse, parse_claimed, rewrite,
 };
-use redirector_common::{Manner, Reason};
+use redirector_common::{Manner, PortFlags, Reason};
 
 use crate::context::{Frame, Skb};
 use crate::environment::Kernel;
@@ -59,14 +60,19 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     let size = frame.size();
     // At most twice: what is taken out of another node's packet is parsed as if it had come alone.
     let mut tunnelled = 0;
-    while let Err(reason) = parse(&frame, packet) {
+    let mut flags = PortFlags::default();
+    let mut is_claimed = |protocol, port| {
+        flags = environment.port_flags(protocol, port);
+        flags.intersects(PortFlags::CLAIMED)
+    };
+    while let Err(reason) = parse_claimed(&frame, packet, &mut is_claimed) {
         if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_frame(ctx.ctx) == 0 {
             return xdp_action::XDP_PASS;
         }
         tunnelled = 1;
     }
     packet.tunnelled = tunnelled;
-    let decision = decide(&environment, packet, Hook::Xdp, packet.ip_len, outcome);
+    let decision = decide_claimed(&environment, packet, flags, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
         Step::Forward => match handover::prepare(&mut frame, packet, outcome) {
             Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),

@@ -12,7 +12,7 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SocketKey, SourceBits, Taker, TakerKey, Tuple, cache,
+    SlotValue, SocketKey, SourceBits, SteeredKey, Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -65,6 +65,8 @@ pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_entries(MAX_SLOTS, 0);
 #[map]
 pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> = LruHashMap::with_max_entries(65536, 0);
+#[map]
+pub(crate) static STEERED: LruHashMap<SteeredKey, u64> = LruHashMap::with_max_entries(16384, 0);
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);

@@ -157,8 +157,11 @@ pub(crate) fn send_skb_to(next_hop: &NextHop, neighbour: &Address) -> Option<i32
 #[inline(always)]
 fn write_link<P: PacketBuf>(packet: &P, next_hop: &NextHop) -> Option<()> {
     let addresses: *mut [u32; 3] = packet.at(0)?;
-    // SAFETY: `at` checked the bounds.
-    unsafe { addresses.write_unaligned(*next_hop.link.words()) };
+    // One by one: for the array the compiler calls a function that copies bytes.
+    for (i, word) in next_hop.link.words().iter().enumerate() {
+        // SAFETY: `at` checked the bounds.
+        unsafe { addresses.cast::<u32>().add(i).write_unaligned(*word) };
+    }
     Some(())
 }
 

@@ -17,9 +17,11 @@ use redirector_common::{Direction, Flow, ring};
 
 use crate::agent::{Programming, Shared, Snapshot, Syncs};
 use crate::cli::counters::{self, CounterRow};
+use crate::dataplane::connections;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::pins::Pins;
-use traffic::{ServiceName, Traffic};
+use crate::dataplane::translation::PortUse;
+use traffic::{Seen, ServiceName, Total, Traffic};
 
 /// The content type of what [`Metrics::scrape`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -60,10 +62,23 @@ impl Metrics {
         let maps = Pinned::open(self.pins.clone())?;
         let flows = maps.flows()?;
         let infos = maps.infos()?;
+        let frontends = maps.frontends()?;
+        let steered = maps.steered()?;
+        let connections =
+            connections::on_frontends(&frontends, &maps.ports()?).unwrap_or_else(|error| {
+                tracing::debug!(%error, "connections of this host's sockets are not counted");
+                Vec::new()
+            });
         let services = {
             // A panic while it was held left at worst an old total.
             let mut traffic = self.traffic.lock().unwrap_or_else(PoisonError::into_inner);
-            traffic.observe(&flows, &infos);
+            traffic.observe(&Seen {
+                infos: &infos,
+                frontends: &frontends,
+                flows: &flows,
+                steered: &steered,
+                connections: &connections,
+            });
             traffic.totals().clone()
         };
         let waiting =
@@ -72,16 +87,18 @@ impl Metrics {
             flows: flows.values().filter(waiting).count(),
             budget: ring::half_open_budget(maps.node()?.ring_slots),
         };
+        let translation = PortUse::of(&flows, &maps.node()?);
         let mut fill = Vec::new();
         for name in MapName::ALL {
             let entries = match name {
                 MapName::Flows => flows.len(),
                 MapName::ServiceInfo => infos.len(),
+                MapName::Frontends => frontends.len(),
+                MapName::Steered => steered.len(),
                 MapName::Ports
                 | MapName::FlowRing
                 | MapName::FlowCache
                 | MapName::Epochs
-                | MapName::Frontends
                 | MapName::Services
                 | MapName::Maglev
                 | MapName::Backends
@@ -106,6 +123,7 @@ impl Metrics {
             services,
             flows: flows.len() / 2,
             half_open,
+            translation,
             fill,
             agent: self.shared.snapshot(),
         };
@@ -117,9 +135,10 @@ impl Metrics {
 #[derive(Debug)]
 struct Scrape {
     counters: Vec<CounterRow>,
-    services: BTreeMap<ServiceName, u64>,
+    services: BTreeMap<ServiceName, Total>,
     flows: usize,
     half_open: HalfOpen,
+    translation: PortUse,
     fill: Vec<MapFill>,
     agent: Snapshot,
 }
@@ -170,12 +189,17 @@ impl Scrape {
         counter(to, "packets", "Packets by what became of them and why", packets)?;
         let bytes = self.counters.iter().map(|row| (labels(row), row.bytes));
         counter(to, "bytes", "Bytes of frames by what became of them and why", bytes)?;
-        let services = self.services.iter().map(|(name, packets)| {
-            let labels = [("namespace", name.namespace.clone()), ("service", name.name.clone())];
-            (labels, *packets)
-        });
-        let help = "Packets from clients by service, of the flows seen when scraped";
-        counter(to, "service_packets", help, services)
+        let services = |count: fn(&Total) -> u64| {
+            self.services.iter().map(move |(name, total)| {
+                let namespace = ("namespace", name.namespace.clone());
+                ([namespace, ("service", name.name.clone())], count(total))
+            })
+        };
+        let help =
+            "Packets from clients by service, of the flows and connections seen when scraped";
+        counter(to, "service_packets", help, services(|total| total.packets))?;
+        let help = "Connections by service that were handed to listening sockets of this host";
+        counter(to, "service_steered", help, services(|total| total.steered))
     }
 
     fn encode_maps(&self, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -184,6 +208,10 @@ impl Scrape {
         gauge(to, "half_open_flows", help, [([], whole(self.half_open.flows))])?;
         let help = "Flows that may be half-open at once; one more takes the oldest one's place";
         gauge(to, "half_open_budget", help, [([], i64::from(self.half_open.budget))])?;
+        let help = "Ports for translation, towards each backend elsewhere";
+        gauge(to, "snat_ports", help, [([], i64::from(self.translation.ports))])?;
+        let help = "Ports for translation in use, towards the backend that has most of them";
+        gauge(to, "snat_ports_used", help, [([], whole(self.translation.used))])?;
         let entries =
             self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));
         gauge(to, "map_entries", "Entries in use", entries)?;

@@ -330,13 +330,27 @@ impl Drop for Lab {
 ///
 /// If it does not answer.
 pub fn get(host: &Namespace, server: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let (status, _, body) = get_with_head(host, server, path)?;
+    Ok((status, body))
+}
+
+/// Asks an HTTP server of a host; returns status, status line with headers, and body.
+///
+/// # Errors
+///
+/// If it does not answer.
+pub fn get_with_head(
+    host: &Namespace,
+    server: SocketAddr,
+    path: &str,
+) -> Result<(u16, String, String)> {
     let mut stream = client::tcp(host, server)?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("not HTTP")?;
     let status = head.split(' ').nth(1).context("no status line")?.parse()?;
-    Ok((status, body.to_owned()))
+    Ok((status, head.to_owned(), body.to_owned()))
 }
 
 /// Waits for a process that should end by itself.

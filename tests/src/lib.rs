@@ -5,10 +5,10 @@
 //! a condition: [`wait::until`] awaits it.
 //!
 //! * [`namespace`], [`topology`]: hosts and the links between them;
-//! * [`server`], [`client`], [`transfer`], [`frame`]: real traffic;
+//! * [`server`], [`client`], [`transfer`], [`frame`], [`connection`]: real traffic;
 //! * [`agent`], [`bpffs`], [`cgroup`], [`cli`]: the program under test;
 //! * [`apiserver`], [`cluster`]: Kubernetes, as far as the program under test meets it;
-//! * [`packet`], [`icmp`], [`program`]: single packets through single programs.
+//! * [`packet`], [`icmp`], [`program`], [`test_run`]: single packets through single programs.
 //! * [`deployed`]: what deploy/ says of the agent's container.
 
 pub mod agent;
@@ -18,6 +18,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod connection;
 pub mod crowd;
 pub mod deployed;
 mod extension;
@@ -29,6 +30,7 @@ pub mod packet;
 pub mod program;
 pub mod server;
 pub mod site;
+pub mod test_run;
 pub mod topology;
 pub mod transfer;
 pub mod tunnel;

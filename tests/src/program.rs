@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRunOptions,
+    Ebpf, EbpfLoader, Pod,
     maps::{
         Array, HashMap, MapData, PerCpuArray,
         lpm_trie::{Key, LpmTrie},
     },
-    programs::{Program, SchedClassifier, TestRun as _, Xdp, XdpMode},
+    programs::{Program, SchedClassifier, Xdp, XdpMode},
 };
 use redirector::dataplane::{loader::OBJECT, pins::Hook};
 use redirector_common::{
@@ -20,11 +20,10 @@ use redirector_common::{
     reason::REASON_CAPACITY,
 };
 
+use crate::test_run::{self, skb_context, xdp_context};
+
 /// Elements of the flow cache for each CPU: few, so that flows meet in them.
 pub const CACHE_SETS: u32 = 16;
-
-/// Larger than any packet that comes out.
-const OUTPUT_LEN: usize = 16 * 1024;
 
 /// What a program answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,29 +162,16 @@ impl Programs {
         segment: u32,
     ) -> Result<Outcome> {
         let before = self.counters()?;
-        let mut output = vec![0; OUTPUT_LEN];
         let context = match hook {
             Hook::Xdp => xdp_context(ifindex, packet.len())?,
             // `ingress_ifindex` is zero at egress: made by a socket of this host.
             Hook::Ingress => skb_context(ifindex, ifindex, segment),
             Hook::Egress => skb_context(ifindex, 0, segment),
         };
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut output),
-            ctx_in: Some(&context),
-            ..TestRunOptions::default()
-        };
         let program = self.ebpf.program(function);
         let program = program.with_context(|| format!("no program {function}"))?;
-        let result = match hook {
-            Hook::Xdp => <&Xdp>::try_from(program)?.test_run(options),
-            Hook::Ingress | Hook::Egress => {
-                <&SchedClassifier>::try_from(program)?.test_run(options)
-            }
-        }
-        .with_context(|| format!("running {} bytes through {}", packet.len(), function))?;
-        output.truncate(usize::try_from(result.data_size_out)?);
+        let (result, output) = test_run::run(program, packet, &context, 1)
+            .with_context(|| format!("running {function}"))?;
         Ok(Outcome {
             verdict: Verdict::from_code(hook, result.return_value)?,
             packet: output,
@@ -368,25 +354,6 @@ fn difference(before: &[Counter], after: &[Counter]) -> BTreeMap<&'static str, C
         (reason.name(), Counted { packets, bytes: after.bytes - before.bytes })
     });
     differences.filter(|(_, counted)| *counted != Counted::default()).collect()
-}
-
-/// `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-fn xdp_context(ifindex: u32, len: usize) -> Result<Vec<u8>> {
-    let words = [0, u32::try_from(len)?, 0, ifindex, 0, 0];
-    Ok(words.into_iter().flat_map(u32::to_ne_bytes).collect())
-}
-
-/// `struct __sk_buff`, of which only what the kernel lets one choose is not zero.
-fn skb_context(ifindex: u32, ingress_ifindex: u32, segment: u32) -> Vec<u8> {
-    const LEN: usize = 192;
-    const INGRESS_IFINDEX: usize = 36;
-    const IFINDEX: usize = 40;
-    const GSO_SIZE: usize = 176;
-    let mut context = vec![0; LEN];
-    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ingress_ifindex.to_ne_bytes());
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
-    context
 }
 
 /// Asserts that every half in `flows` has its partner.

@@ -8,14 +8,14 @@ mod site;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use redirector_common::Family;
 use redirector_tests::namespace::run as run_program;
 
-use crate::node;
 use crate::ours::FAMILIES;
 use crate::report::{Output, Samples};
+use crate::sampling::Sampling;
 use path::{Path, Place};
 use report::{Measured, Metric, PERCENTILES};
 use site::Site;
@@ -26,53 +26,29 @@ use site::Site;
 /// Clients, node and servers share one processor, so that what each way costs is what the others
 /// lack.
 #[derive(Args)]
+#[command(mut_arg("rounds", |rounds| rounds.default_value("7")))]
 pub(crate) struct Arguments {
-    /// How to print results.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
     /// Services of the agent and in kube-proxy's rules.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     services: u16,
     /// Clients at once, for connections a second.
-    #[arg(long, default_value_t = 8)]
-    clients: usize,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..))]
+    clients: u8,
     /// Milliseconds of a sample of connections.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     time: u64,
     /// Requests of a sample of latency.
-    #[arg(long, default_value_t = 10_000)]
-    requests: usize,
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
     /// Megabytes of a sample of throughput.
-    #[arg(long, default_value_t = 128)]
-    bulk: usize,
-    /// Samples of each, taken by turns.
-    #[arg(long, default_value_t = 7)]
-    rounds: u32,
-    /// The processor to run on.
-    #[arg(long, default_value_t = 1)]
-    cpu: usize,
-    /// Puts nothing between client and server, to show that the checks notice.
-    #[arg(long, hide = true)]
-    spoil: bool,
-}
-
-impl Arguments {
-    fn check(&self) -> Result<()> {
-        let Self { services, clients, time, requests, bulk, rounds, .. } = *self;
-        ensure!((1..=10_000).contains(&services), "--services {services}: not from 1 to 10000");
-        ensure!((1..=256).contains(&clients), "--clients {clients}: not from 1 to 256");
-        ensure!(time > 0, "--time 0: nothing would be measured");
-        ensure!(requests > 0, "--requests 0: nothing would be measured");
-        ensure!(bulk > 0, "--bulk 0: nothing would be measured");
-        ensure!(rounds > 0, "--rounds 0: there would be nothing to show");
-        ensure!(nix::unistd::geteuid().is_root(), "needs root: run it as root");
-        Ok(())
-    }
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..))]
+    bulk: u16,
+    #[command(flatten)]
+    sampling: Sampling,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    arguments.check()?;
-    node::pin(arguments.cpu)?;
+    arguments.sampling.start()?;
     let mut all = Vec::new();
     for place in Place::ALL {
         let sites = set_up(place, arguments)?;
@@ -83,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             all.push(Measured { place, family, services: arguments.services, samples });
         }
     }
-    match arguments.output {
+    match arguments.sampling.output {
         Output::Table => report::print_table(&all),
         Output::Json => report::print_json(&all)?,
     }
@@ -92,7 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
 
 /// Whatever can be had here.
 fn set_up(place: Place, arguments: &Arguments) -> Result<Vec<(Path, Site)>> {
-    let Arguments { services, clients, spoil, .. } = *arguments;
+    let Arguments { services, clients, ref sampling, .. } = *arguments;
     let mut sites = Vec::new();
     for &path in place.paths() {
         let name = path.name(place);
@@ -101,7 +77,7 @@ fn set_up(place: Place, arguments: &Arguments) -> Result<Vec<(Path, Site)>> {
             continue;
         }
         eprintln!("setting up {name} for a {} server", place.name());
-        let site = Site::new(place, path, services, clients, spoil);
+        let site = Site::new(place, path, services, clients.into(), sampling.spoil);
         sites.push((path, site.with_context(|| format!("setting up {name}"))?));
     }
     Ok(sites)
@@ -122,7 +98,7 @@ fn measure(
     for (path, site) in sites {
         site.check(family).with_context(|| format!("checking {path:?}"))?;
     }
-    for _ in 0..arguments.rounds {
+    for _ in 0..arguments.sampling.rounds {
         for (path, site) in sites {
             let samples = sample(site, family, arguments);
             for (metric, value) in samples.with_context(|| format!("{path:?}"))? {
@@ -139,10 +115,10 @@ fn sample(site: &Site, family: Family, arguments: &Arguments) -> Result<Vec<(Met
     let Arguments { clients, time, requests, bulk, .. } = *arguments;
     site.lab.net.client.enter(|| {
         let mut samples = vec![
-            (Metric::Connections, way.connections(clients, Duration::from_millis(time))?),
-            (Metric::Bulk, way.bulk(bulk * 1_000_000)?),
+            (Metric::Connections, way.connections(clients.into(), Duration::from_millis(time))?),
+            (Metric::Bulk, way.bulk(usize::from(bulk) * 1_000_000)?),
         ];
-        let latencies = way.latencies(requests)?;
+        let latencies = way.latencies(usize::try_from(requests)?)?;
         for percentile in PERCENTILES {
             let at = (latencies.len() * percentile / 1000).min(latencies.len().saturating_sub(1));
             let latency = latencies.get(at).copied().context("no latencies")?;

@@ -11,9 +11,9 @@ use clap::Args;
 use redirector_common::Family;
 
 use crate::layout::ECHO;
-use crate::node;
 use crate::ours::FAMILIES;
 use crate::report::{Output, Samples};
+use crate::sampling::{Sampling, flows};
 use report::{Measured, Scene};
 use rig::{Rig, packets};
 use subject::{Case, Path};
@@ -24,53 +24,32 @@ use subject::{Case, Path};
 /// Generator, forwarding and reception share one processor: NS is all of its time for each packet.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// How to print results.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
     /// Numbers of established flows: powers of two.
-    #[arg(long, value_delimiter = ',', default_value = "1024,65536")]
+    #[arg(long, value_delimiter = ',', default_value = "1024,65536", value_parser = flows)]
     flows: Vec<u32>,
     /// New flows of a sample: a power of two; 0 leaves new flows out.
-    #[arg(long, default_value_t = 16384)]
+    #[arg(long, default_value_t = 16384, value_parser = new_flows)]
     new: u32,
     /// Numbers of services.
-    #[arg(long, value_delimiter = ',', default_value = "1,100,1000,10000")]
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000,10000",
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
     services: Vec<u32>,
     /// Endpoints of each service in kube-proxy's rules.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     endpoints: u32,
     /// Packets of a sample of established flows, at least.
-    #[arg(long, default_value_t = 1 << 18)]
+    #[arg(long, default_value_t = 1 << 18, value_parser = clap::value_parser!(u32).range(1..))]
     packets: u32,
-    /// Samples of each, taken by turns.
-    #[arg(long, default_value_t = 9)]
-    rounds: u32,
-    /// The processor to run on.
-    #[arg(long, default_value_t = 1)]
-    cpu: usize,
-    /// Takes a link down, to show that the checks notice.
-    #[arg(long, hide = true)]
-    spoil: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+}
+
+/// Reads a number of new flows, or that there are none.
+fn new_flows(text: &str) -> Result<u32, String> {
+    if text == "0" { Ok(0) } else { flows(text) }
 }
 
 impl Arguments {
-    fn check(&self) -> Result<()> {
-        for &flows in self.flows.iter().chain([&self.new]).filter(|flows| **flows > 0) {
-            let valid = flows.is_power_of_two() && flows <= 1 << 20;
-            ensure!(valid, "{flows} flows: not a power of two up to 1048576");
-        }
-        ensure!(!self.flows.contains(&0), "--flows 0: there would be nothing to send");
-        ensure!(!self.services.is_empty(), "--services: there would be nothing to show");
-        for &services in &self.services {
-            ensure!((1..=10_000).contains(&services), "--services {services}: not from 1 to 10000");
-        }
-        ensure!((1..=256).contains(&self.endpoints), "--endpoints: not from 1 to 256");
-        ensure!(self.packets > 0, "--packets 0: there would be nothing to send");
-        ensure!(self.rounds > 0, "--rounds 0: there would be nothing to show");
-        ensure!(nix::unistd::geteuid().is_root(), "needs root: run it as root");
-        Ok(())
-    }
-
     fn cases(&self) -> Vec<Case> {
         let mut cases: Vec<Case> =
             self.flows.iter().map(|&flows| Case::Established(flows)).collect();
@@ -92,8 +71,7 @@ impl Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    arguments.check()?;
-    node::pin(arguments.cpu)?;
+    arguments.sampling.start()?;
     let most = arguments.cases().into_iter().map(Case::flows).max().unwrap_or(1);
     let mut rigs = Vec::new();
     for path in arguments.paths() {
@@ -111,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             scenes.push(Measured { scene, samples });
         }
     }
-    match arguments.output {
+    match arguments.sampling.output {
         Output::Table => report::print_table(&scenes),
         Output::Json => report::print_json(&scenes)?,
     }
@@ -127,13 +105,13 @@ fn measure(
     let Scene { case, family } = scene;
     let mut all = BTreeMap::<Path, Samples>::new();
     for (path, rig) in rigs.iter_mut() {
-        if arguments.spoil && *path != Path::Ends {
+        if arguments.sampling.spoil && *path != Path::Ends {
             rig.spoil()?;
         }
         let checked = rig.forget().and_then(|()| rig.check(&packets(*path, family, 1, 0)));
         checked.with_context(|| format!("checking {path:?}"))?;
     }
-    for _ in 0..arguments.rounds {
+    for _ in 0..arguments.sampling.rounds {
         for (path, rig) in rigs.iter_mut() {
             let sample = match case {
                 Case::Established(flows) => {

@@ -13,14 +13,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::Array;
-use aya::programs::{SchedClassifier, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, Pod};
 use redirector_common::{Family, Protocol};
 use redirector_tests::namespace::{Namespace, run};
+use redirector_tests::test_run;
 
 use crate::forward;
 use crate::frame::{Frame, addressed};
-use crate::harness::{BATCH, Packets, xdp_context};
+use crate::harness::Packets;
 use crate::layout::{CAPTURE, ECHO, End, Plan, Seen, Target};
 use crate::node::{
     BACKENDS, CLIENTS, INSIDE_MAC, LOOKUPS, NODE, NODE_INSIDE, NODE_MAC, ROUTER_A, ROUTER_B,
@@ -160,24 +161,15 @@ impl Rig {
         self.expect(family, flags)?;
         self.array::<Plan>("PLAN")?.set(0, packets.plan()?, 0)?;
         let data = packets.of_flow(0).bytes()?;
-        let context = xdp_context(self.ifindex, data.len())?;
         let late = softirq_daemon_ns()?;
         let program: &Xdp = self.ebpf.program("l_generate").context("no l_generate")?.try_into()?;
-        let result = self.client.enter(|| {
-            let options = TestRunOptions {
-                data_in: Some(&data),
-                ctx_in: Some(&context),
-                repeat: count,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH.min(count)),
-                ..TestRunOptions::default()
-            };
-            program.test_run(options).context("BPF_PROG_TEST_RUN with live frames")
-        })?;
+        let ifindex = self.ifindex;
+        let each = self.client.enter(|| test_run::send_live(program, &data, ifindex, count))?;
         let seen = self.settle(u64::from(count), flags & ECHO != 0)?;
         // What the last packets needed after the generator was done.
         let late = softirq_daemon_ns()? - late;
         let arrived = seen[0].right.iter().sum();
-        let total = result.duration.as_secs_f64() * 1e9 * f64::from(count) + late;
+        let total = each.as_secs_f64() * 1e9 * f64::from(count) + late;
         ensure!(seen[0].wrong == 0, "{} packets to a wrong address or port", seen[0].wrong);
         Ok(Sent {
             ns: total / arrived as f64,

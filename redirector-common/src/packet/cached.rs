@@ -42,7 +42,8 @@ pub(super) fn decide<E: Environment>(
     // SAFETY: this CPU's own, and nothing else refers to it while this packet is handled.
     let set = unsafe { set.as_mut() };
     let ticks = environment.ticks();
-    for way in &mut set.ways {
+    for nth in 0..WAYS {
+        let way = &mut set.ways[CacheSet::choice(place.hash, nth)];
         // A tuple means different things on its way in and out: what comes in with that of a local
         // backend's reply is somebody else's.
         if way.is_current(place.epoch, ticks)
@@ -104,7 +105,7 @@ pub(super) fn keep<E: Environment>(
         return;
     };
     let ticks = environment.ticks();
-    let Some(entry) = make_room(environment, set, packet, flow, ticks) else {
+    let Some(entry) = make_room(environment, set, packet, place, flow, ticks) else {
         return;
     };
     entry.epoch = 0;
@@ -124,23 +125,34 @@ pub(super) fn keep<E: Environment>(
     entry.epoch = place.epoch;
 }
 
-/// The entry to fill in: the flow's own, or else the older one. What it counted goes where it
-/// belongs.
+/// The entry to fill in: the flow's own, or else one that is empty, or else the oldest. What it
+/// counted goes where it belongs.
 #[inline(always)]
 fn make_room<'a, E: Environment>(
     environment: &E,
     mut set: NonNull<CacheSet>,
     packet: &Packet,
+    place: Place,
     flow: FlowEntry,
     ticks: u32,
 ) -> Option<&'a mut CachedFlow> {
     // SAFETY: as in `decide`.
-    let [first, second] = unsafe { &mut set.as_mut().ways };
-    const _: () = assert!(WAYS == 2);
-    let age = |entry: &CachedFlow| ticks.wrapping_sub(entry.filled);
-    let second_goes =
-        second.key == packet.tuple || (first.key != packet.tuple && age(second) > age(first));
-    let entry = if second_goes { second } else { first };
+    let set = unsafe { set.as_mut() };
+    let (mut chosen, mut longest) = (0, 0);
+    for nth in 0..WAYS {
+        let entry = &set.ways[CacheSet::choice(place.hash, nth)];
+        let age = if entry.key == packet.tuple {
+            u64::MAX
+        } else if entry.epoch == 0 {
+            u64::from(u32::MAX) + 1
+        } else {
+            u64::from(ticks.wrapping_sub(entry.filled))
+        };
+        if age > longest {
+            (chosen, longest) = (nth, age);
+        }
+    }
+    let entry = &mut set.ways[CacheSet::choice(place.hash, chosen)];
     if entry.packets != 0 {
         if entry.key == packet.tuple {
             flow.add_cached(entry);

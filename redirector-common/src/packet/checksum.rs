@@ -35,18 +35,27 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
-    /// An address changes. The IPv4-mapped prefix is the same in both and adds nothing.
+    /// A word as loaded from memory changes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn long_word(self, old: u32, new: u32) -> Self {
+        if old == new {
+            return self;
+        }
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// An address changes. Words of it that do not are added all the same: beside one that does,
+    /// a zero more makes no difference.
     #[inline(always)]
     #[must_use]
     pub fn address(self, old: &Address, new: &Address) -> Self {
-        let (old, new) = (old.words(), new.words());
-        let mut sum = self.0;
-        for i in 0..4 {
-            if old[i] != new[i] {
-                sum += u64::from(!old[i]) + u64::from(new[i]);
-            }
+        if old == new {
+            return self;
         }
-        Self(sum)
+        let [a, b, c, d] = *old.words();
+        let inverse = u64::from(!a) + u64::from(!b) + u64::from(!c) + u64::from(!d);
+        Self(self.0 + inverse + sum_of(new))
     }
 
     /// A block of words changes, of which the sums, not folded, were and are these. One comparison
@@ -106,10 +115,9 @@ pub fn sum_of(address: &Address) -> u64 {
 pub const fn fold(sum: u64) -> u16 {
     // The first step leaves at most 33 bits, the second 18, the third 17, the last 16.
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
-    (sum & 0xffff) as u16
+    (sum + (sum >> 16)) as u16
 }
 
 #[cfg(test)]

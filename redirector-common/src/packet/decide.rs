@@ -152,6 +152,19 @@ pub fn decide<E: Environment>(
     outcome: &mut Outcome,
 ) -> Decision {
     let flags = environment.port_flags(packet.tuple.protocol(), packet.tuple.destination_port);
+    decide_claimed(environment, packet, flags, hook, len, outcome)
+}
+
+/// As [`decide`], of a packet to a port of which it is known what it is used for.
+#[inline(always)]
+pub fn decide_claimed<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    flags: PortFlags,
+    hook: Hook,
+    len: u16,
+    outcome: &mut Outcome,
+) -> Decision {
     if !flags.intersects(PortFlags::FRONTEND.union(PortFlags::SNAT)) {
         return unclaimed(environment, packet, flags, Reason::NotOurs);
     }
@@ -243,6 +256,9 @@ pub fn decide_reply<E: Environment>(
     };
     if !entry.is_reply() || !entry.is_local() {
         return Decision::pass(Reason::NotOurs);
+    }
+    if entry.clamps_mss() && packet.flags.answers() {
+        environment.clamp_mss(packet);
     }
     words::copy(entry.translated(), &mut outcome.translated);
     let decision = Decision::deliver(Reason::LocalReply);

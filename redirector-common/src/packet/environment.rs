@@ -3,17 +3,20 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use super::pressure::Slot;
-use super::{Outcome, Packet, Socket, handover};
+use super::pressure::{self, Slot};
+use super::{Outcome, Packet, Socket, handover, new_flow};
 use crate::flow::moment;
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Flow, FlowState,
     Frontend, FrontendKey, Interface, Manner, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
+    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple, words,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
+///
+/// Functions that have a body here are the packet code's own. In the kernel they are functions that
+/// the verifier walks by themselves, and find what they work on in a map.
 pub trait Environment {
     /// `CLOCK_MONOTONIC` in nanoseconds; coarse is good enough.
     fn now(&self) -> u64;
@@ -37,31 +40,57 @@ pub trait Environment {
     fn remove_flow(&self, key: &Tuple);
 
     /// The other half of an entry's flow.
-    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry>;
+    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry> {
+        self.flow(&entry.translated().reversed())
+    }
 
     /// Removes the other half of an entry's flow, if it is there.
-    fn remove_partner(&self, entry: FlowEntry);
+    fn remove_partner(&self, entry: FlowEntry) {
+        self.remove_flow(&entry.translated().reversed());
+    }
 
     /// Makes room for the flow that is put together, and notes that it comes: [`pressure::admit`]
     /// with this packet's tuple.
-    ///
-    /// [`pressure::admit`]: super::pressure::admit
-    fn admit(&self, packet: &Packet, scratch: &Scratch);
+    fn admit(&self, packet: &Packet, scratch: &Scratch)
+    where
+        Self: Sized,
+    {
+        pressure::admit(self, &packet.tuple, scratch.forward.born());
+    }
 
-    /// Makes room in a table that is full, and says whether there is some:
-    /// [`pressure::reclaim`](super::pressure::reclaim).
-    fn reclaim(&self) -> bool;
+    /// Makes room in a table that is full, and says whether there is some: [`pressure::reclaim`].
+    fn reclaim(&self) -> bool
+    where
+        Self: Sized,
+    {
+        pressure::reclaim(self)
+    }
 
     /// Removes the flow that a slot of the ring names, if it has to make room:
-    /// [`pressure::clear`](super::pressure::clear).
-    fn clear_slot(&self, index: u32, is_full: bool) -> Slot;
+    /// [`pressure::clear`].
+    fn clear_slot(&self, index: u32, is_full: bool) -> Slot
+    where
+        Self: Sized,
+    {
+        pressure::clear(self, index, is_full)
+    }
 
     /// Takes the reply half's key of the flow that is put together from a flow that can go, and
-    /// says whether it is free: [`pressure::vacate`](super::pressure::vacate).
-    fn vacate(&self, scratch: &Scratch) -> bool;
+    /// says whether it is free: [`pressure::vacate`].
+    fn vacate(&self, scratch: &Scratch) -> bool
+    where
+        Self: Sized,
+    {
+        pressure::vacate(self, &scratch.reply_key)
+    }
 
-    /// Adds the halves that are put together: [`new_flow::record`](super::new_flow::record).
-    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded;
+    /// Adds the halves that are put together: [`new_flow::record`].
+    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded
+    where
+        Self: Sized,
+    {
+        new_flow::record(self, packet, scratch, keep_port)
+    }
 
     /// A copy of a key that others may write, for as long as none other is held.
     fn hold(&self, key: &Tuple) -> &Tuple;
@@ -162,6 +191,14 @@ pub trait Environment {
     /// of (a SYN cookie). Whether that was done: there may be no such socket, and the kernel may
     /// refuse. At TC ingress alone.
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool;
+
+    /// Counts that the packet was handed to a listening socket, for this service and the frontend
+    /// that it is for.
+    fn count_steered(&self, packet: &Packet, service: ServiceId);
+
+    /// Lowers the largest segment that the packet, a local backend's answer to a SYN, announces to
+    /// what fits into a tunnel: [`mss::lower`](super::mss::lower).
+    fn clamp_mss(&self, packet: &Packet);
 
     /// Memory for making a new flow, of this packet alone.
     fn scratch(&self) -> Option<NonNull<Scratch>>;
@@ -392,6 +429,13 @@ impl FlowEntry {
         self.view().manner()
     }
 
+    /// Whether the client is to be told of segments that fit into a tunnel.
+    #[inline(always)]
+    #[must_use]
+    pub const fn clamps_mss(&self) -> bool {
+        self.view().clamps_mss()
+    }
+
     /// Packets that this half has counted.
     #[inline(always)]
     #[must_use]
@@ -482,7 +526,7 @@ impl FlowEntry {
         let flow = unsafe { &mut *self.0.as_ptr() };
         flow.epoch = 0;
         compiler_fence(Ordering::SeqCst);
-        flow.next_hop = *next_hop;
+        words::copy(next_hop, &mut flow.next_hop);
         flow.routed = moment(now);
         compiler_fence(Ordering::SeqCst);
         flow.epoch = epoch;

@@ -108,6 +108,7 @@ pub(super) fn open<E: Environment>(
             return Decision::pass(Reason::SteeredEstablished);
         }
         remember(environment, scratch.affinity_group, &tuple.source, id);
+        environment.count_steered(packet, frontend.service);
         return Decision::pass(Reason::SteeredNew);
     }
     if !opens {
@@ -252,6 +253,9 @@ pub fn record<E: Environment>(
     // that differ from flow to flow, so that flows do not queue up behind each other.
     let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
     let mut offset = random & 0xffff;
+    if packet.is_tunnelled() && node.clamps_mss() {
+        scratch.reply.set_clamps_mss();
+    }
     let mut own_port = keep_port;
     let mut is_vacated = false;
     for attempt in 0..=PORT_ATTEMPTS {

@@ -62,6 +62,13 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }
 
+    /// Whether this answers one that opens a connection: SYN and ACK, without RST or FIN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN | Self::ACK
+    }
+
     /// Whether this opens a connection: SYN without ACK, RST or FIN.
     #[inline(always)]
     #[must_use]
@@ -164,8 +171,9 @@ impl Packet {
 
 /// The network layer's part.
 pub(super) struct Network {
-    pub(super) source: Address,
-    pub(super) destination: Address,
+    /// Both halves of the address, as loaded from memory.
+    pub(super) source: [u64; 2],
+    pub(super) destination: [u64; 2],
     pub(super) protocol: u8,
     pub(super) transport: usize,
     pub(super) ip_len: usize,
@@ -196,9 +204,19 @@ impl Fragment {
 /// holds is then unspecified.
 #[inline(always)]
 pub fn parse<P: PacketBuf>(bytes: &P, packet: &mut Packet) -> Result<(), Reason> {
+    parse_claimed(bytes, packet, |_, _| true)
+}
+
+/// As [`parse`]. Packets of whose protocol and destination port `is_claimed` says no are none of
+/// ours, and nothing more is spent on them.
+#[inline(always)]
+pub fn parse_claimed<P: PacketBuf>(
+    bytes: &P,
+    packet: &mut Packet,
+    is_claimed: impl FnOnce(Protocol, Port) -> bool,
+) -> Result<(), Reason> {
     let (ether_type, network, vlan_tags) = parse_link(bytes)?;
-    packet.tunnelled = 0;
-    parse_packet(bytes, ether_type, network, vlan_tags, packet)
+    parse_packet(bytes, ether_type, network, vlan_tags, packet, is_claimed)
 }
 
 /// As [`parse`], of the IP packet at `network`.
@@ -209,6 +227,7 @@ pub(super) fn parse_packet<P: PacketBuf>(
     network: usize,
     vlan_tags: u8,
     packet: &mut Packet,
+    is_claimed: impl FnOnce(Protocol, Port) -> bool,
 ) -> Result<(), Reason> {
     let ip = parse_network(bytes, ether_type, network)?;
     if ip.fragment.later {
@@ -221,7 +240,7 @@ pub(super) fn parse_packet<P: PacketBuf>(
             _ => Reason::NotTcpUdp,
         });
     };
-    let (source_port, destination_port, header_len, flags) = match protocol {
+    let (ports, header_len, flags) = match protocol {
         Protocol::Tcp => parse_tcp(bytes, ip.transport)?,
         Protocol::Udp => parse_udp(bytes, ip.transport)?,
     };
@@ -229,8 +248,11 @@ pub(super) fn parse_packet<P: PacketBuf>(
     if header_end > ip.ip_len {
         return Err(Reason::Malformed);
     }
-    packet.tuple =
-        Tuple::new(protocol, (ip.source, source_port), (ip.destination, destination_port));
+    if !is_claimed(protocol, destination_of(ports)) {
+        return Err(Reason::NotOurs);
+    }
+    packet.tunnelled = 0;
+    packet.tuple.set(protocol, ip.source, ip.destination, ports);
     packet.network = network as u16;
     packet.transport = ip.transport as u16;
     packet.ip_len = ip.ip_len as u16;
@@ -307,8 +329,8 @@ fn parse_ipv4<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         return Err(Reason::Malformed);
     }
     Ok(Network {
-        source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]),
-        destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]),
+        source: Address::from_v4_word(read_words::<4, 1>(&header.src_addr)[0]).long_words(),
+        destination: Address::from_v4_word(read_words::<4, 1>(&header.dst_addr)[0]).long_words(),
         protocol: header.proto,
         transport: offset + header_len,
         ip_len,
@@ -347,9 +369,10 @@ fn parse_ipv6<P: PacketBuf>(packet: &P, offset: usize) -> Result<Network, Reason
         return Err(Reason::Malformed);
     }
     let extensions = walk_extensions(packet, header.next_hdr, offset + Ipv6Hdr::LEN)?;
-    let source = Address::from_words(read_words(&header.src_addr));
-    let destination = Address::from_words(read_words(&header.dst_addr));
-    if matches!(source.family(), Family::V4) || matches!(destination.family(), Family::V4) {
+    let source = read_long_words(&header.src_addr);
+    let destination = read_long_words(&header.dst_addr);
+    let is_mapped = |words| matches!(Address::from_long_words(words).family(), Family::V4);
+    if is_mapped(source) || is_mapped(destination) {
         // RFC 4942 §2.2: IPv4-mapped addresses do not belong on the wire, and would be taken
         // for IPv4 from here on.
         return Err(Reason::Malformed);
@@ -434,8 +457,22 @@ pub(super) fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u3
     unsafe { bytes.as_ptr().cast::<[u32; W]>().read_unaligned() }
 }
 
-/// Source port, destination port, header length in bytes, control bits.
-type Transport = (Port, Port, usize, TcpFlags);
+/// As [`read_words`]: both halves of an address.
+#[inline(always)]
+fn read_long_words(bytes: &[u8; 16]) -> [u64; 2] {
+    // SAFETY: as many bytes; the read is unaligned.
+    unsafe { bytes.as_ptr().cast::<[u64; 2]>().read_unaligned() }
+}
+
+/// Both ports as loaded from memory, header length in bytes, control bits.
+type Transport = (u32, usize, TcpFlags);
+
+/// The second of two ports that were loaded together.
+#[inline(always)]
+const fn destination_of(ports: u32) -> Port {
+    let [_, _, high, low] = ports.to_ne_bytes();
+    Port::from_bytes([high, low])
+}
 
 #[inline(always)]
 fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
@@ -447,9 +484,8 @@ fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reaso
     if header_len < 20 {
         return Err(Reason::Malformed);
     }
-    let source = Port::from_bytes([header[0], header[1]]);
-    let destination = Port::from_bytes([header[2], header[3]]);
-    Ok((source, destination, header_len, TcpFlags(header[13])))
+    let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
+    Ok((ports, header_len, TcpFlags(header[13])))
 }
 
 #[inline(always)]
@@ -458,7 +494,6 @@ fn parse_udp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reaso
     let header: *mut [u8; 8] = packet.at(offset).ok_or(Reason::Malformed)?;
     // SAFETY: `at` checked the bounds; bytes are never misaligned.
     let header = unsafe { &*header };
-    let source = Port::from_bytes([header[0], header[1]]);
-    let destination = Port::from_bytes([header[2], header[3]]);
-    Ok((source, destination, 8, TcpFlags(0)))
+    let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
+    Ok((ports, 8, TcpFlags(0)))
 }

@@ -6,7 +6,7 @@ use super::fragment::{find_first, rewrite_later};
 use super::parse::{parse_link, parse_network};
 use super::quoted::{ICMP_LEN, Quoted, is_error, parse_quoted, rewrite_error};
 use super::{Environment, FlowEntry, Packet, PacketBuf, Route, TcpFlags, handover};
-use crate::{Port, PortFlags, Protocol, Reason, Tuple, words};
+use crate::{Address, PortFlags, Protocol, Reason, Tuple, words};
 
 /// What the packet is.
 #[repr(u32)]
@@ -45,13 +45,13 @@ pub(super) fn parse_related_packet<P: PacketBuf>(
         let [kind, ..]: [u8; ICMP_LEN] = bytes.read(ip.transport).ok_or(Reason::Icmp)?;
         // Nobody sends errors in pieces.
         let is_whole = ip.fragment.identification == 0;
-        if !is_whole || !is_error(ip.source.family(), ip.protocol, kind) {
+        if !is_whole || !is_error(Address::from_long_words(ip.source).family(), ip.protocol, kind) {
             return Err(Reason::Icmp);
         }
         // Of the quoted packet; which, is not known yet.
         (Kind::Error, Protocol::Udp)
     };
-    packet.tuple = Tuple::new(protocol, (ip.source, Port::ZERO), (ip.destination, Port::ZERO));
+    packet.tuple.set(protocol, ip.source, ip.destination, 0);
     packet.network = network as u16;
     packet.transport = ip.transport as u16;
     packet.ip_len = ip.ip_len as u16;

@@ -23,8 +23,8 @@ pub fn rewrite<P: PacketBuf>(
     let network = usize::from(packet.network);
     let transport = usize::from(packet.transport);
 
-    let ports: *mut [u8; 4] = bytes.at(transport)?;
-    match packet.family() {
+    let ports: *mut u32 = bytes.at(transport)?;
+    let addresses = match packet.family() {
         Family::V4 => {
             let header: *mut Ipv4Hdr = bytes.at(network)?;
             // SAFETY: `at` checked the bounds of both; accesses are unaligned.
@@ -32,6 +32,7 @@ pub fn rewrite<P: PacketBuf>(
                 write_ipv4(header, from, to, decrement_ttl);
                 write_ports(ports, to);
             }
+            ipv4_addresses(from, to)
         }
         Family::V6 => {
             let header: *mut Ipv6Hdr = bytes.at(network)?;
@@ -40,11 +41,11 @@ pub fn rewrite<P: PacketBuf>(
                 write_ipv6(header, to, decrement_ttl);
                 write_ports(ports, to);
             }
+            Delta::NONE
+                .address(&from.source, &to.source)
+                .address(&from.destination, &to.destination)
         }
-    }
-
-    let addresses =
-        Delta::NONE.address(&from.source, &to.source).address(&from.destination, &to.destination);
+    };
     let ports = Delta::NONE
         .word(from.source_port.raw(), to.source_port.raw())
         .word(from.destination_port.raw(), to.destination_port.raw());
@@ -55,6 +56,14 @@ pub fn rewrite<P: PacketBuf>(
     bytes.update_transport_checksum(offset, addresses, ports, udp)
 }
 
+/// The change of both addresses: of an IPv4 address only one word can.
+#[inline(always)]
+fn ipv4_addresses(from: &Tuple, to: &Tuple) -> Delta {
+    Delta::NONE
+        .long_word(from.source.v4_word(), to.source.v4_word())
+        .long_word(from.destination.v4_word(), to.destination.v4_word())
+}
+
 /// # Safety
 ///
 /// `header` is valid for reads and writes.
@@ -62,8 +71,7 @@ pub fn rewrite<P: PacketBuf>(
 unsafe fn write_ipv4(header: *mut Ipv4Hdr, from: &Tuple, to: &Tuple, decrement_ttl: bool) {
     // SAFETY: the caller's promise; the fields are bytes, so nothing is misaligned.
     let ip = unsafe { &mut *header };
-    let mut delta =
-        Delta::NONE.address(&from.source, &to.source).address(&from.destination, &to.destination);
+    let mut delta = ipv4_addresses(from, to);
     if decrement_ttl {
         let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         ip.ttl = ip.ttl.wrapping_sub(1);
@@ -92,9 +100,7 @@ pub(super) unsafe fn write_ipv6(header: *mut Ipv6Hdr, to: &Tuple, decrement_ttl:
 ///
 /// `ports` is valid for writes.
 #[inline(always)]
-unsafe fn write_ports(ports: *mut [u8; 4], to: &Tuple) {
-    let [a, b] = to.source_port.bytes();
-    let [c, d] = to.destination_port.bytes();
+unsafe fn write_ports(ports: *mut u32, to: &Tuple) {
     // SAFETY: the caller's promise.
-    unsafe { ports.write_unaligned([a, b, c, d]) };
+    unsafe { ports.write_unaligned(to.ports()) };
 }

@@ -192,7 +192,7 @@ pub fn parse_inner<P: PacketBuf>(
     packet: &mut Packet,
 ) -> Result<(), Reason> {
     let ether_type = ether_type(tunnelled.destination.family());
-    parse_packet(bytes, ether_type, tunnelled.inner as usize, 0, packet)
+    parse_packet(bytes, ether_type, tunnelled.inner as usize, 0, packet, |_, _| true)
 }
 
 /// As [`parse_inner`], of a later fragment or an ICMP error.

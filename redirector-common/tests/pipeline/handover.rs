@@ -3,8 +3,8 @@
 
 use redirector_common::packet::{Hook, IcmpError, Packet, Route, Step, TcpFlags};
 use redirector_common::{
-    Address, Backend, FlowState, Frontend, FrontendKey, Interface, Manner, Origin, Peer, Port,
-    PortFlags, Protocol, Reason, Service, Tuple,
+    Address, Backend, FlowState, Frontend, FrontendKey, Interface, Manner, NodeConfig, Origin,
+    Peer, Port, PortFlags, Protocol, Reason, Service, Tuple,
 };
 
 use crate::deciding::{client, node, packet, remote, tcp, udp};
@@ -191,6 +191,31 @@ fn flows_that_look_alike() {
     let (decision, _) = a.ingress(&tcp(remote(8080), client(4000), SYN | ACK));
     assert_eq!((decision.step, decision.reason), (Step::Pass, Reason::NotOurs));
     a.assert_whole();
+}
+
+/// B tells clients of segments that fit into the tunnel, where there is one, and once.
+#[test]
+fn segments_that_fit_into_the_tunnel() {
+    for (flag, by_tunnel, clamped) in [
+        (NodeConfig::FLAG_CLAMP_MSS, true, 1),
+        (NodeConfig::FLAG_CLAMP_MSS, false, 0),
+        (0, true, 0),
+    ] {
+        let mut b = b(Protocol::Tcp);
+        b.node.flags = flag;
+        let there = |flags| {
+            let packet = tcp(client(4000), node(80), flags);
+            if by_tunnel { tunnelled(packet) } else { packet }
+        };
+        assert_eq!(b.ingress(&there(SYN)).0.reason, Reason::LocalNew);
+        let back = |flags| tcp(remote(8080), client(4000), flags);
+        assert_eq!(b.egress(&back(SYN | ACK)).0.reason, Reason::LocalReply);
+        for flags in [ACK, ACK, FIN | ACK, TcpFlags::RST] {
+            let _ = b.ingress(&there(ACK));
+            assert_eq!(b.egress(&back(flags)).0.reason, Reason::LocalReply);
+        }
+        assert_eq!(b.clamped.get(), clamped, "{flag}, {by_tunnel}");
+    }
 }
 
 #[test]

@@ -1,27 +1,25 @@
 //! A node made of ordinary collections.
 
+mod environment;
+
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ptr::NonNull;
 
 use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
-use redirector_common::packet::environment::{Inserted, Recorded};
-use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
-    Decision, Environment, FlowEntry, Hook, NextHop, Outcome, Packet, Route, Scratch, Socket,
-    decide, decide_reply, new_flow, pressure,
+    Decision, Hook, Memory, Outcome, Packet, Route, Socket, decide, decide_reply,
 };
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, Direction,
-    FirstFragment, Flow, FragmentKey, Frontend, FrontendKey, Interface, Peer, Port, PortFlags,
-    Protocol, Reason, RingSlot, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
+    FragmentKey, Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason,
+    RingSlot, Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
 pub(crate) const IFINDEX: u32 = 7;
 /// Sets of the flow cache: few, so that flows meet in them.
-const CACHE_SETS: usize = 4;
+const CACHE_SETS: usize = 2;
 /// Slots of the ring of flows, where a test asks for one.
 pub(crate) const RING_SLOTS: u32 = 64;
 /// Seconds, as the clock counts.
@@ -64,13 +62,16 @@ pub(crate) struct Host {
     cache: Box<[UnsafeCell<CacheSet>]>,
     epochs: Box<[Cell<u32>]>,
     pub(crate) fragments: RefCell<BTreeMap<FragmentKey, FirstFragment>>,
-    held: UnsafeCell<Tuple>,
     ring: Box<[UnsafeCell<RingSlot>]>,
     admitted: Cell<u32>,
     reclaimed: Cell<u32>,
     /// What was counted that is no packet.
     pub(crate) counted: RefCell<BTreeMap<Reason, u32>>,
-    scratch: UnsafeCell<Scratch>,
+    memory: Memory,
+    /// Connections that were handed to listeners.
+    pub(crate) steered: RefCell<BTreeMap<SteeredKey, u64>>,
+    /// Answers to SYNs whose segment size was to be lowered.
+    pub(crate) clamped: Cell<u32>,
 }
 
 pub(crate) fn v4(last: u8) -> Address {
@@ -80,7 +81,6 @@ pub(crate) fn v4(last: u8) -> Address {
 impl Host {
     /// A node with the address 192.0.2.1 and the translation ports 50000 to 50003.
     pub(crate) fn new() -> Self {
-        let empty = Flow::new(Direction::Forward, Packet::EMPTY.tuple, 0, 0, false, 0);
         Self {
             now: Cell::new(1000 * SECOND),
             random: Cell::new(12345),
@@ -119,19 +119,13 @@ impl Host {
                 .collect(),
             epochs: (0..cache::EPOCHS).map(|_| Cell::new(1)).collect(),
             fragments: RefCell::default(),
-            held: UnsafeCell::new(Packet::EMPTY.tuple),
             ring: (0..RING_SLOTS).map(|_| UnsafeCell::new(RingSlot::EMPTY)).collect(),
             admitted: Cell::default(),
             reclaimed: Cell::default(),
             counted: RefCell::default(),
-            scratch: UnsafeCell::new(Scratch {
-                forward: empty,
-                reply: empty,
-                reply_key: Packet::EMPTY.tuple,
-                affinity_group: 0,
-                wanted: 0,
-                source: Address::UNSPECIFIED,
-            }),
+            memory: Memory::default(),
+            steered: RefCell::default(),
+            clamped: Cell::default(),
         }
     }
 
@@ -234,211 +228,5 @@ impl Host {
             assert_ne!(partner.direction(), flow.direction());
             assert_eq!(partner.state(), flow.state(), "{key:?}");
         }
-    }
-}
-
-impl Environment for Host {
-    fn now(&self) -> u64 {
-        self.now.get()
-    }
-
-    fn random(&self) -> u32 {
-        self.random.set(self.random.get().wrapping_mul(1_664_525).wrapping_add(1_013_904_223));
-        self.random.get()
-    }
-
-    fn node(&self) -> NodeConfig {
-        self.node
-    }
-
-    fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
-        let first = self.node.snat_first;
-        let everywhere = if self.vips.is_empty() { PortFlags(0) } else { PortFlags::VIPS };
-        if (first..first + self.node.snat_count).contains(&port.number()) {
-            return PortFlags::SNAT.union(everywhere);
-        }
-        let ports = self.ports.borrow();
-        let flags = ports.get(&(protocol.number(), port.number())).copied().unwrap_or_default();
-        flags.union(everywhere)
-    }
-
-    fn flow(&self, key: &Tuple) -> Option<FlowEntry> {
-        self.flow_look_ups.set(self.flow_look_ups.get() + 1);
-        let flows = self.flows.borrow();
-        let flow = NonNull::new(flows.get(key)?.get())?;
-        // SAFETY: boxed, and removed only between packets or by the packet that holds it.
-        Some(unsafe { FlowEntry::new(flow) })
-    }
-
-    fn insert_flow(&self, key: &Tuple, flow: &Flow) -> Inserted {
-        let mut flows = self.flows.borrow_mut();
-        if flows.contains_key(key) {
-            return Inserted::Exists;
-        }
-        if flows.len() >= self.flow_capacity.get() {
-            return Inserted::Full;
-        }
-        flows.insert(*key, Box::new(UnsafeCell::new(*flow)));
-        Inserted::Done
-    }
-
-    fn remove_flow(&self, key: &Tuple) {
-        self.flows.borrow_mut().remove(key);
-    }
-
-    fn partner(&self, entry: FlowEntry) -> Option<FlowEntry> {
-        self.flow(&entry.translated().reversed())
-    }
-
-    fn remove_partner(&self, entry: FlowEntry) {
-        self.remove_flow(&entry.translated().reversed());
-    }
-
-    fn admit(&self, packet: &Packet, scratch: &Scratch) {
-        pressure::admit(self, &packet.tuple, scratch.forward.born());
-    }
-
-    fn reclaim(&self) -> bool {
-        pressure::reclaim(self)
-    }
-
-    fn clear_slot(&self, index: u32, is_full: bool) -> Slot {
-        pressure::clear(self, index, is_full)
-    }
-
-    fn vacate(&self, scratch: &Scratch) -> bool {
-        pressure::vacate(self, &scratch.reply_key)
-    }
-
-    fn record(&self, packet: &Packet, scratch: &mut Scratch, keep_port: bool) -> Recorded {
-        new_flow::record(self, packet, scratch, keep_port)
-    }
-
-    fn hold(&self, key: &Tuple) -> &Tuple {
-        // SAFETY: nobody holds another one.
-        let held = unsafe { &mut *self.held.get() };
-        *held = *key;
-        held
-    }
-
-    fn next_admitted(&self) -> u32 {
-        self.admitted.replace(self.admitted.get().wrapping_add(1))
-    }
-
-    fn next_reclaimed(&self) -> u32 {
-        self.reclaimed.replace(self.reclaimed.get().wrapping_add(1))
-    }
-
-    fn ring_slot(&self, index: u32) -> Option<NonNull<RingSlot>> {
-        self.ring.get(index as usize).and_then(|slot| NonNull::new(slot.get()))
-    }
-
-    fn count(&self, reason: Reason) {
-        *self.counted.borrow_mut().entry(reason).or_default() += 1;
-    }
-
-    fn ticks(&self) -> u32 {
-        (self.now.get() * 250 / SECOND) as u32
-    }
-
-    fn cache_set(&self, hash: u32) -> Option<NonNull<CacheSet>> {
-        let set = self.caches.then(|| self.cache[hash as usize % CACHE_SETS].get());
-        set.and_then(NonNull::new)
-    }
-
-    fn epoch(&self, hash: u32) -> u32 {
-        self.epochs[(hash >> 24) as usize].get()
-    }
-
-    fn raise_epoch(&self, hash: u32) {
-        let epoch = &self.epochs[(hash >> 24) as usize];
-        epoch.set(epoch.get() + 1);
-    }
-
-    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        self.frontends.get(key).copied()
-    }
-
-    fn service(&self, id: ServiceId) -> Option<Service> {
-        self.services.get(&id).copied()
-    }
-
-    fn source_allowed(&self, service: ServiceId, client: &Address) -> bool {
-        let limits = self.services.get(&service).is_some_and(Service::limits_sources);
-        assert!(limits, "asked about a service that admits everyone");
-        self.sources.iter().any(|range| range.admits(service, client))
-    }
-
-    fn table_entry(&self, index: u32) -> Option<BackendId> {
-        self.table.get(index as usize).copied()
-    }
-
-    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
-        self.affinities.borrow().get(key).copied()
-    }
-
-    fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
-        self.affinities.borrow_mut().insert(*key, *affinity);
-    }
-
-    fn taker(&self, key: &TakerKey) -> Taker {
-        self.takers.get(key).copied().unwrap_or_default()
-    }
-
-    fn is_vip(&self, address: &Address) -> bool {
-        assert!(!self.vips.is_empty(), "asked for nothing");
-        self.vips.contains(address)
-    }
-
-    fn peer(&self, address: &Address) -> Peer {
-        self.peers.get(address).copied().unwrap_or_default()
-    }
-
-    fn may_answer(&self) -> bool {
-        let left = self.errors.get();
-        self.errors.set(left.saturating_sub(1));
-        left > 0
-    }
-
-    fn backend(&self, id: BackendId) -> Option<Backend> {
-        self.backends.get(&id).copied()
-    }
-
-    fn interface(&self, ifindex: u32) -> Option<Interface> {
-        self.interface.filter(|_| ifindex == IFINDEX)
-    }
-
-    fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {
-        self.fragments.borrow().get(key).copied()
-    }
-
-    fn note_fragment(&self, key: &FragmentKey, first: &FirstFragment) {
-        self.fragments.borrow_mut().insert(*key, *first);
-    }
-
-    fn route(&self, _: &Packet, to: &Tuple, _: u16, next_hop: &mut NextHop) -> Route {
-        self.asked.set(self.asked.get() + 1);
-        self.gateway.set(self.router.get().unwrap_or(to.destination));
-        next_hop.ifindex = IFINDEX;
-        next_hop.mtu = 1280;
-        self.route.get()
-    }
-
-    fn gateway(&self) -> Address {
-        self.gateway.get()
-    }
-
-    fn socket(&self, packet: &Packet) -> Socket {
-        self.socket_look_ups.set(self.socket_look_ups.get() + 1);
-        self.sockets.borrow().get(&packet.tuple).copied().unwrap_or(Socket::None)
-    }
-
-    fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
-        let listener = (to.destination, to.destination_port.number());
-        self.listeners.borrow().contains(&listener) && (packet.flags.opens() || self.cookies.get())
-    }
-
-    fn scratch(&self) -> Option<NonNull<Scratch>> {
-        NonNull::new(self.scratch.get())
     }
 }

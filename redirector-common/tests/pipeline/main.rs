@@ -13,5 +13,6 @@ mod parsing;
 mod pressure;
 mod related;
 mod rewriting;
+mod segments;
 mod sockets;
 mod steering;

@@ -1,7 +1,9 @@
 //! Which packets go to sockets of the node as they are, and what they cost.
 
 use redirector_common::packet::{Hook, Packet, Socket, Step, TcpFlags};
-use redirector_common::{Address, Backend, Port, PortFlags, Protocol, Reason, Tuple};
+use redirector_common::{
+    Address, Backend, FrontendKey, Port, PortFlags, Protocol, Reason, SteeredKey, Tuple,
+};
 
 use crate::host::{Host, v4};
 
@@ -34,6 +36,32 @@ fn a_syn_goes_to_the_listener_and_leaves_no_flow() {
     let host = steering();
     assert_eq!(at_ingress(&host, &tcp(SYN)), (Step::Pass, Reason::SteeredNew));
     assert!(host.flows().is_empty());
+}
+
+/// A connection counts for its service and frontend when its SYN is handed over, and only then.
+#[test]
+fn connections_are_counted_once() {
+    let host = steering();
+    let steered = || host.steered.borrow().values().sum::<u64>();
+    let _ = host.at(Hook::Xdp, &tcp(SYN));
+    assert_eq!(steered(), 0);
+    let _ = host.ingress(&tcp(SYN));
+    assert_eq!(steered(), 1);
+    host.sockets.borrow_mut().insert(tcp(ACK).tuple, Socket::Open);
+    for flags in [SYN, ACK, RST] {
+        let _ = host.ingress(&tcp(flags));
+    }
+    host.sockets.borrow_mut().clear();
+    host.cookies.set(true);
+    let _ = host.ingress(&tcp(ACK));
+    assert_eq!(steered(), 1);
+    let _ = host.ingress(&tcp(SYN));
+    let frontend = FrontendKey::new(v4(1), Port::new(80), Protocol::Tcp);
+    assert_eq!(*host.steered.borrow(), [(SteeredKey { service: 1, frontend }, 2)].into());
+    // What is translated is a flow, which counts by itself.
+    host.listeners.borrow_mut().clear();
+    let _ = host.ingress(&tcp(SYN));
+    assert_eq!(steered(), 2);
 }
 
 #[test]

@@ -17,8 +17,9 @@ use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_inter
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
-use crate::dataplane::direct::Direct;
+use crate::dataplane::direct::{Direct, describe_mtu};
 use crate::dataplane::epochs::Epochs;
+use crate::dataplane::ethtool;
 use crate::dataplane::gc::KernelFlows;
 use crate::dataplane::ids::Cursors;
 use crate::dataplane::kube_proxy;
@@ -152,7 +153,11 @@ impl Node {
         self.account.in_sync();
         self.account.shared.update(|snapshot| snapshot.ready = snapshot.waiting_for.is_empty());
         self.account.publish(&mut self.maps.status);
-        tracing::info!("the data path is up on {}", self.chosen.join(", "));
+        let budgets = self.chosen.iter().map(|name| match ethtool::read(name) {
+            Ok(driver) => describe_mtu(name, driver.mtu),
+            Err(_) => name.clone(),
+        });
+        tracing::info!("the data path is up on {}", budgets.collect::<Vec<_>>().join(", "));
         Ok(())
     }
 

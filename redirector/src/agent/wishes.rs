@@ -83,8 +83,17 @@ impl Wishes {
         self.options.xdp_mode.unwrap_or(self.config.xdp_mode)
     }
 
+    /// Whether clients are reset when their backend is removed.
+    pub(super) const fn resets_clients(&self) -> bool {
+        self.config.resets_clients
+    }
+
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    pub(super) const fn mss_clamp(&self) -> bool {
+        self.config.mss_clamp
     }
 
     /// Entries of the maps whose size was chosen.

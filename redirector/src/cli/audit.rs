@@ -98,9 +98,9 @@ async fn find(args: &AuditArgs) -> Result<Vec<Finding>> {
         }));
     }
     for service in &services {
-        let problems = publish::of_service(service).problems;
-        findings
-            .extend(problems.into_iter().map(|problem| wrong("Service", &service.name, problem)));
+        let problems = service.problems.iter().cloned();
+        let problems = problems.chain(publish::of_service(service).problems);
+        findings.extend(problems.map(|problem| wrong("Service", &service.name, problem)));
     }
     findings.sort();
     Ok(findings)
@@ -113,7 +113,7 @@ fn wrong(kind: &'static str, name: &crate::k8s::object::ObjectName, problem: Str
         name: name.name.clone(),
         node: None,
         problem,
-        advice: "correct the annotation".to_owned(),
+        advice: "correct it".to_owned(),
         annotation: None,
     }
 }

@@ -1,5 +1,6 @@
 //! `redirector map list` and `dump`: the raw maps, decoded.
 
+mod record;
 mod records;
 
 use anyhow::Result;
@@ -96,7 +97,7 @@ pub fn run(command: &MapCommand) -> Result<()> {
         }
         MapCommand::Dump(args) => {
             let records = records::load(&args.read.open()?, args.name)?;
-            render::print_document(args.read.output, &records, || records::table(&records))
+            render::print_document(args.read.output, &records, || record::table(&records))
         }
     }
 }

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::ReadArgs;
 use super::render::{self, Row, age, columns, count, fields};
+use crate::dataplane::connections;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 pub(super) use rows::backend_address;
 use rows::{Loaded, ServiceRow, service_rows};
@@ -60,6 +61,11 @@ fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
     // They say again, for the node's own programs and for what other nodes hand over, what the
     // others say.
     frontends.retain(|key, frontend| !key.is_localhost() && !frontend.is_foreign());
+    let connections =
+        connections::on_frontends(&frontends, &maps.ports()?).unwrap_or_else(|error| {
+            eprintln!("connections of this host's sockets are not counted: {error}");
+            Vec::new()
+        });
     Ok(Loaded {
         infos: maps.infos()?,
         services: maps.services()?,
@@ -68,6 +74,8 @@ fn load(maps: &Pinned) -> Result<Loaded, PinnedError> {
         slots: maps.slots()?,
         backends: maps.backends()?,
         flows: maps.flows()?,
+        steered: maps.steered()?,
+        connections,
     })
 }
 
@@ -136,7 +144,7 @@ fn describe(row: &ServiceRow) -> String {
     ]);
     text.push_str("\nFrontends:\n");
     text.push_str(&indented(&columns(
-        &["ADDRESS", ">PORT", "PROTOCOL", "STATE", ">PACKETS", ">BYTES"],
+        &["ADDRESS", ">PORT", "PROTOCOL", "STATE", ">PACKETS", ">BYTES", ">STEERED"],
         row.frontends.iter().map(|frontend| {
             vec![
                 frontend.address.to_string(),
@@ -145,6 +153,7 @@ fn describe(row: &ServiceRow) -> String {
                 frontend.state.name().to_owned(),
                 count(frontend.packets),
                 render::bytes(frontend.bytes),
+                count(frontend.steered),
             ]
         }),
     )));

@@ -20,6 +20,7 @@ use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::sizes;
 use crate::dataplane::status::{PeersStatus, Status};
+use crate::dataplane::translation::PortUse;
 use report::{AgentState, Fill, Loaded, Report, report};
 
 /// Options of `redirector status`.
@@ -86,6 +87,7 @@ fn load(maps: &Pinned) -> Result<Loaded> {
         infos: maps.infos()?,
         fill: fill(maps, halves.len())?,
         flows,
+        translation: PortUse::of(&halves, &maps.node()?),
         node: maps.node()?,
         now: SystemTime::now(),
     })
@@ -103,7 +105,8 @@ fn direct(
     });
     let services = maps.services()?;
     let frontends = maps.frontends()?;
-    Ok(Direct::of(services.values(), frontends.iter(), maps.peers()?.len(), nodes, mtus.collect()))
+    let (peers, clamps) = (maps.peers()?.len(), maps.node()?.clamps_mss());
+    Ok(Direct::of(services.values(), frontends.iter(), peers, nodes, mtus.collect(), clamps))
 }
 
 fn fill(maps: &Pinned, halves: usize) -> Result<Vec<Fill>, PinnedError> {
@@ -220,7 +223,11 @@ fn clients(report: &Report) -> String {
 
 fn snat_ports(report: &Report) -> String {
     match report.snat_ports {
-        Some([first, last]) => format!("{first}-{last}"),
+        Some([first, last]) => {
+            let PortUse { ports, used, backend } = &report.translation;
+            let busiest = backend.as_ref().map(|it| format!(", {used} of {ports} in use for {it}"));
+            format!("{first}-{last}{}", busiest.unwrap_or_default())
+        }
         None => String::new(),
     }
 }

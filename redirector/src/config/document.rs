@@ -9,7 +9,7 @@ use redirector_common::map_name::MapName;
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
+use super::{DEFAULT_MSS_CLAMP, DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
 use crate::dataplane::sizes;
 use crate::model::Service;
 
@@ -18,7 +18,9 @@ use crate::model::Service;
 pub(super) struct Document {
     pub(super) interfaces: Option<Vec<String>>,
     pub(super) xdp_mode: XdpMode,
+    pub(super) resets_clients: bool,
     pub(super) snat_ports: SnatPorts,
+    pub(super) mss_clamp: bool,
     pub(super) tables: BTreeMap<MapName, u32>,
     pub(super) nodes: BTreeSet<IpAddr>,
     pub(super) services: Vec<Placed>,
@@ -56,7 +58,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     let mut document = Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
+        resets_clients: false,
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services: Vec::new(),
@@ -73,10 +77,21 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
     {
         document.xdp_mode = mode;
     }
+    if let Some(node) = fields.get("removedBackends")
+        && let Some(resets) =
+            reader.word(node, "removedBackends", &[("keep", false), ("reset", true)])
+    {
+        document.resets_clients = resets;
+    }
     if let Some(node) = fields.get("snatPorts")
         && let Some(range) = read_snat_ports(node, reader)
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
+    }
+    if let Some(node) = fields.get("mssClamp")
+        && let Some(clamps) = reader.boolean(node, "mssClamp")
+    {
+        document.mss_clamp = clamps;
     }
     document.tables = read_tables(&fields, reader);
     document.nodes = nodes::read(&fields, reader);

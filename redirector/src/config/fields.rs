@@ -150,6 +150,14 @@ impl Reader<'_> {
         meant.map(|(_, value)| *value)
     }
 
+    pub(super) fn boolean(&mut self, node: &Node, path: &str) -> Option<bool> {
+        if let Value::Bool(value) = node.value {
+            return Some(value);
+        }
+        self.mismatch(node, path, "true, false");
+        None
+    }
+
     pub(super) fn integer(
         &mut self,
         node: &Node,

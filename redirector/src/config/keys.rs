@@ -3,8 +3,17 @@
 use crate::dataplane::sizes;
 
 /// Keys of the file itself.
-pub(super) const FILE: &[&str] =
-    &["interfaces", "nodes", "publish", "services", "snatPorts", "tables", "xdpMode"];
+pub(super) const FILE: &[&str] = &[
+    "interfaces",
+    "mssClamp",
+    "nodes",
+    "publish",
+    "removedBackends",
+    "services",
+    "snatPorts",
+    "tables",
+    "xdpMode",
+];
 
 /// Keys of `tables`.
 pub(super) const TABLES: &[&str] = &{

@@ -36,6 +36,9 @@ use fields::Reader;
 /// Ports for translation where the file names none.
 pub const DEFAULT_SNAT_PORTS: RangeInclusive<u16> = 49152..=57343;
 
+/// Whether clients are told of segments that fit into tunnels, where the file does not say.
+pub const DEFAULT_MSS_CLAMP: bool = true;
+
 /// Longest file.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -46,9 +49,13 @@ pub struct Config {
     pub interfaces: Option<Vec<String>>,
     /// How XDP programs are attached.
     pub xdp_mode: XdpMode,
+    /// Whether TCP connections end with their backend, by a reset, rather than when they time out.
+    pub resets_clients: bool,
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Whether clients whose packets come by a tunnel are told of segments that fit into it.
+    pub mss_clamp: bool,
     /// Entries of the maps whose size was chosen.
     pub tables: BTreeMap<MapName, u32>,
     /// Addresses of all nodes that run redirector, this one's perhaps among them.
@@ -65,7 +72,9 @@ impl Default for Config {
         Self {
             interfaces: None,
             xdp_mode: XdpMode::default(),
+            resets_clients: false,
             snat_ports: DEFAULT_SNAT_PORTS,
+            mss_clamp: DEFAULT_MSS_CLAMP,
             tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
             services: Vec::new(),
@@ -190,7 +199,9 @@ pub fn from_arguments<S: AsRef<str>>(
     let document = Document {
         interfaces: None,
         xdp_mode: XdpMode::default(),
+        resets_clients: false,
         snat_ports: SnatPorts::default(),
+        mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
         services,
@@ -209,7 +220,9 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
     problems.finish(Config {
         interfaces: document.interfaces,
         xdp_mode: document.xdp_mode,
+        resets_clients: document.resets_clients,
         snat_ports: document.snat_ports.range,
+        mss_clamp: document.mss_clamp,
         tables: document.tables,
         nodes: document.nodes,
         services,

@@ -32,6 +32,13 @@ impl TunnelMtu {
     }
 }
 
+/// An interface and what fits through it, for people.
+#[must_use]
+pub fn describe_mtu(name: &str, mtu: u32) -> String {
+    let TunnelMtu { ipv4, ipv6 } = TunnelMtu::of(mtu);
+    format!("{name} (MTU {mtu}; by tunnel {ipv4}, IPv6 {ipv6})")
+}
+
 /// Direct server return on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -48,6 +55,8 @@ pub struct Direct {
     pub unlisted: BTreeSet<IpAddr>,
     /// Interfaces, by name.
     pub tunnel_mtu: BTreeMap<String, TunnelMtu>,
+    /// Whether clients are told of TCP segments that fit into tunnels which end here.
+    pub mss_clamp: bool,
 }
 
 impl Direct {
@@ -59,6 +68,7 @@ impl Direct {
         peers: usize,
         nodes: Option<PeersStatus>,
         mtus: BTreeMap<String, u32>,
+        mss_clamp: bool,
     ) -> Self {
         let unlisted = frontends.filter(|(_, frontend)| frontend.is_unlisted());
         Self {
@@ -67,6 +77,7 @@ impl Direct {
             nodes,
             unlisted: unlisted.map(|(key, _)| key.address.into()).collect(),
             tunnel_mtu: mtus.into_iter().map(|(name, mtu)| (name, TunnelMtu::of(mtu))).collect(),
+            mss_clamp,
         }
     }
 
@@ -83,6 +94,9 @@ impl Direct {
         parts.extend(self.tunnel_mtu.iter().map(|(name, mtu)| {
             format!("by tunnel from {name} packets of up to {} bytes (IPv6 {})", mtu.ipv4, mtu.ipv6)
         }));
+        if !self.mss_clamp {
+            parts.push("TCP segments are not clamped to that".to_owned());
+        }
         if !self.unlisted.is_empty() {
             let all: Vec<String> = self.unlisted.iter().map(ToString::to_string).collect();
             parts.push(format!(
@@ -113,16 +127,22 @@ mod tests {
     use redirector_common::{Address, Port, Protocol};
 
     #[test]
+    fn what_fits() {
+        assert_eq!(describe_mtu("eth0", 1500), "eth0 (MTU 1500; by tunnel 1480, IPv6 1460)");
+    }
+
+    #[test]
     fn what_is_told_of_it() {
         let direct = Service { flags: Service::FLAG_DSR, ..Service::default() };
         let own = Address::from_v4([192, 0, 2, 10]);
         let key = FrontendKey::new(own, Port::new(80), Protocol::Tcp);
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
-        let tell = |services: &[Service], frontend: Frontend, peers, nodes| {
+        let told = |services: &[Service], frontend: Frontend, peers, nodes, clamps| {
             let frontends = [(&key, &frontend)].into_iter();
-            Direct::of(services.iter(), frontends, peers, nodes, mtus()).describe()
+            Direct::of(services.iter(), frontends, peers, nodes, mtus(), clamps).describe()
         };
-        let describe = |services: &[_], frontend, peers| tell(services, frontend, peers, None);
+        let describe =
+            |services: &[Service], frontend, peers| told(services, frontend, peers, None, true);
         let frontend = Frontend::new(1, own);
         assert_eq!(describe(&[Service::default()], frontend, 0), "not used");
         assert_eq!(describe(&[], frontend, 2), "no service; 2 addresses of other nodes");
@@ -137,9 +157,14 @@ mod tests {
              (IPv6 1460); what comes to 192.0.2.10 is translated, because that is no address of \
              `nodes`"
         );
+        assert_eq!(
+            told(&[direct], frontend, 1, None, false),
+            "1 service; 1 address of other nodes; by tunnel from eth0 packets of up to 1480 bytes \
+             (IPv6 1460); TCP segments are not clamped to that"
+        );
         let nodes = PeersStatus { known: 3, taking: 2, error: Some("some cannot".to_owned()) };
         assert_eq!(
-            tell(&[direct], frontend, 6, Some(nodes)),
+            told(&[direct], frontend, 6, Some(nodes), true),
             "1 service; 2 of 3 other nodes take flows; by tunnel from eth0 packets of up to 1480 \
              bytes (IPv6 1460); some cannot"
         );

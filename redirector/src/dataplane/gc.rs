@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
 
 use super::contents::Ports;
+use super::dead_end::DeadEnd;
 use super::epochs::Epochs;
 use super::maps;
 use super::pins::Pins;
@@ -23,6 +24,8 @@ pub struct Collected {
     pub expired: u64,
     /// Halves removed because their backend is no longer one of their service.
     pub orphaned: u64,
+    /// Halves led to the dead end because their backend is no longer one of their service.
+    pub led: u64,
     /// Ports that the flows that are left need looked up.
     pub in_use: Ports,
 }
@@ -42,6 +45,13 @@ pub trait FlowTable {
     ///
     /// If the kernel refuses.
     fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError>;
+
+    /// Writes a half, in place of what has its key.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or there is no room.
+    fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError>;
 
     /// Removes a half; none is no error. `early`: packets may still come.
     ///
@@ -77,6 +87,11 @@ impl FlowTable for KernelFlows {
         self.table.get(key)
     }
 
+    fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+        self.table.set(key, flow)?;
+        self.epochs.raise(key)
+    }
+
     fn remove_half(&mut self, key: &Tuple, early: bool) -> Result<(), TableError> {
         self.table.remove(key)?;
         // What is idle for longer than the cache believes anything needs no word of it.
@@ -92,15 +107,25 @@ pub fn now() -> u64 {
     now.map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Removes flows both of whose halves are idle for too long, and UDP flows whose backend is not
-/// `listed` any more: a UDP client would go on to send to it for ever.
+/// Whose flows live on.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep<'a> {
+    /// Backends of services. A UDP flow of any other goes: its client would go on to send to that
+    /// backend for ever.
+    pub listed: &'a BTreeSet<(ServiceId, BackendId)>,
+    /// Where TCP flows of other backends are led; `None`: they are left alone.
+    pub dead_end: Option<DeadEnd>,
+}
+
+/// Removes flows both of whose halves are idle for too long, and UDP flows that have lost their
+/// backend; leads TCP flows that have to the dead end.
 ///
 /// # Errors
 ///
 /// If the kernel refuses.
 pub fn collect(
     table: &mut dyn FlowTable,
-    listed: &BTreeSet<(ServiceId, BackendId)>,
+    keep: Keep<'_>,
     now: u64,
 ) -> Result<Collected, TableError> {
     let mut collected = Collected::default();
@@ -108,7 +133,7 @@ pub fn collect(
     let mut outcome = Ok(());
     table.read(&mut |chunk| {
         for (key, flow) in chunk {
-            match judge(&*table, &key, &flow, listed, now) {
+            match judge(&*table, &key, &flow, keep, now) {
                 Ok(Fate::Lives) => {
                     collected.halves += 1;
                     note_ports(&mut collected.in_use, &key, &flow);
@@ -124,9 +149,22 @@ pub fn collect(
         let Some(flow) = table.half(&key)? else {
             continue;
         };
-        if judge(&*table, &key, &flow, listed, now)? != fate {
+        if judge(&*table, &key, &flow, keep, now)? != fate {
             collected.halves += 1;
             note_ports(&mut collected.in_use, &key, &flow);
+            continue;
+        }
+        if fate == Fate::Stranded {
+            collected.halves += 1;
+            let dead_end = keep.dead_end;
+            if let Some(halves) = dead_end.and_then(|it| it.lead(table, &key, &flow).transpose()) {
+                collected.led += 2;
+                for (key, half) in halves? {
+                    note_ports(&mut collected.in_use, &key, &half);
+                }
+            } else {
+                note_ports(&mut collected.in_use, &key, &flow);
+            }
             continue;
         }
         let partner = flow.translated.reversed();
@@ -149,25 +187,27 @@ enum Fate {
     Lives,
     Expired,
     Orphaned,
+    Stranded,
 }
 
 fn judge(
     table: &dyn FlowTable,
     key: &Tuple,
     flow: &Flow,
-    listed: &BTreeSet<(ServiceId, BackendId)>,
+    keep: Keep<'_>,
     now: u64,
 ) -> Result<Fate, TableError> {
-    if key.protocol() == Protocol::Udp && !listed.contains(&(flow.service, flow.backend)) {
+    let is_listed = keep.listed.contains(&(flow.service, flow.backend));
+    if key.protocol() == Protocol::Udp && !is_listed {
         return Ok(Fate::Orphaned);
     }
-    if !flow.is_expired(now) {
-        return Ok(Fate::Lives);
+    if flow.is_expired(now)
+        && find_partner(table, key, flow)?.is_none_or(|partner| partner.is_expired(now))
+    {
+        return Ok(Fate::Expired);
     }
-    match find_partner(table, key, flow)? {
-        Some(partner) if !partner.is_expired(now) => Ok(Fate::Lives),
-        _ => Ok(Fate::Expired),
-    }
+    let is_stranded = !is_listed && keep.dead_end.is_some_and(|it| it.is_for(key, flow));
+    Ok(if is_stranded { Fate::Stranded } else { Fate::Lives })
 }
 
 /// The other half, if what stands in its place belongs to this one.
@@ -222,10 +262,19 @@ mod tests {
             Ok(self.get(key).copied())
         }
 
+        fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+            self.insert(*key, *flow);
+            Ok(())
+        }
+
         fn remove_half(&mut self, key: &Tuple, _: bool) -> Result<(), TableError> {
             self.remove(key);
             Ok(())
         }
+    }
+
+    fn keep(listed: &BTreeSet<(ServiceId, BackendId)>) -> Keep<'_> {
+        Keep { listed, dead_end: None }
     }
 
     fn end(host: u8, port: u16) -> (Address, Port) {
@@ -252,7 +301,8 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         add(&mut table, Protocol::Tcp, 1001, (0, 60 * SECOND));
         add(&mut table, Protocol::Tcp, 1002, (60 * SECOND, 0));
-        let collected = collect(&mut table, &BTreeSet::new(), 61 * SECOND).expect("collected");
+        let collected =
+            collect(&mut table, keep(&BTreeSet::new()), 61 * SECOND).expect("collected");
         assert_eq!((collected.halves, collected.expired), (4, 2));
         assert_eq!(table.len(), 4);
         let flags = collected.in_use.get(Protocol::Tcp, Port::new(80));
@@ -268,8 +318,8 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         table.pop_first();
         let listed = BTreeSet::new();
-        assert_eq!(collect(&mut table, &listed, 60 * SECOND).expect("collected").expired, 0);
-        assert_eq!(collect(&mut table, &listed, 61 * SECOND).expect("collected").expired, 1);
+        assert_eq!(collect(&mut table, keep(&listed), 60 * SECOND).expect("collected").expired, 0);
+        assert_eq!(collect(&mut table, keep(&listed), 61 * SECOND).expect("collected").expired, 1);
         assert!(table.is_empty());
     }
 
@@ -279,9 +329,44 @@ mod tests {
         add(&mut table, Protocol::Tcp, 1000, (0, 0));
         add(&mut table, Protocol::Udp, 1000, (0, 0));
         let listed = BTreeSet::from([(1, 1)]);
-        assert_eq!(collect(&mut table, &listed, 1).expect("collected").orphaned, 0);
-        let collected = collect(&mut table, &BTreeSet::new(), 1).expect("collected");
+        assert_eq!(collect(&mut table, keep(&listed), 1).expect("collected").orphaned, 0);
+        let collected = collect(&mut table, keep(&BTreeSet::new()), 1).expect("collected");
         assert_eq!((collected.halves, collected.orphaned), (2, 2));
         assert!(table.keys().all(|key| key.protocol() == Protocol::Tcp));
+    }
+
+    #[test]
+    fn tcp_flows_that_lose_their_backend_are_led_to_the_dead_end() {
+        let mut table = BTreeMap::new();
+        add(&mut table, Protocol::Tcp, 1000, (0, 0));
+        add(&mut table, Protocol::Tcp, 1001, (0, 0));
+        for (_, flow) in table.iter_mut().filter(|(key, _)| {
+            key.source_port == Port::new(1000) || key.destination_port == Port::new(1000)
+        }) {
+            flow.set_state(FlowState::Established);
+        }
+        let (none, listed) = (BTreeSet::new(), BTreeSet::from([(1, 1)]));
+        let (address, port) = end(1, 49152);
+        let dead_end = Some(DeadEnd { v4: Some(address), v6: None, port });
+        let mut led = |listed, dead_end| {
+            collect(&mut table, Keep { listed, dead_end }, 1).expect("collected")
+        };
+        assert_eq!(led(&none, None).led, 0);
+        assert_eq!(led(&listed, dead_end).led, 0);
+        // The one that is not established will not be waited for.
+        let collected = led(&none, dead_end);
+        assert_eq!((collected.led, collected.halves), (2, 4));
+        let flags = collected.in_use.get(Protocol::Tcp, port);
+        assert_eq!(flags.union(PortFlags::LOCAL_BACKEND), flags);
+        // It stays there.
+        assert_eq!(led(&none, dead_end).led, 0);
+        assert_eq!(table.len(), 4);
+        let forward = Tuple::new(Protocol::Tcp, end(9, 1000), end(1, 80));
+        let half = table[&forward];
+        assert_eq!(half.translated, Tuple::new(Protocol::Tcp, end(9, 1000), (address, port)));
+        assert!(half.is_local() && half.state() == FlowState::Established);
+        let reply = table[&half.translated.reversed()];
+        assert_eq!((reply.translated, reply.is_local()), (forward.reversed(), true));
+        assert_eq!(reply.direction(), Direction::Reply);
     }
 }

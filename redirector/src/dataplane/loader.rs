@@ -14,7 +14,7 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple, cache, ring,
+    SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, cache, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
@@ -278,6 +278,9 @@ impl Spec {
             MapName::Takers => Self::hash::<TakerKey, Taker>(sizes.takers),
             MapName::Vips => Self::hash::<Address, u32>(sizes.vips),
             MapName::Peers => Self::hash::<Address, Peer>(sizes.peers),
+            MapName::Steered => {
+                Self { kind: MapType::LruHash, ..Self::hash::<SteeredKey, u64>(sizes.steered) }
+            }
             MapName::Sockets => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
             }

@@ -3,7 +3,9 @@
 pub mod attach;
 pub mod attached;
 pub mod batch;
+pub mod connections;
 pub mod contents;
+pub mod dead_end;
 pub mod delta;
 pub mod detach;
 pub mod direct;
@@ -27,6 +29,7 @@ pub mod pinned;
 pub mod pins;
 pub mod ports;
 pub mod prerequisites;
+pub mod proc_net;
 mod regions;
 pub mod resize;
 pub mod routes;
@@ -36,5 +39,6 @@ pub mod sync;
 pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
+pub mod translation;
 
 pub use detach::detach;

@@ -1,5 +1,6 @@
 //! Questions to the kernel that are so small that they are spelled out byte by byte.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use rtnetlink::sys::{Socket, SocketAddr};
@@ -73,6 +74,33 @@ fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, next))
 }
 
+/// Attributes of a message, by their kind.
+pub(super) type Attributes<'a> = BTreeMap<u16, &'a [u8]>;
+
+/// Appends an attribute.
+pub(super) fn push_attribute(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let len = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    message.extend(len.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(value);
+    message.resize(message.len().next_multiple_of(4), 0);
+}
+
+/// The attributes that follow each other in `bytes`.
+pub(super) fn parse_attributes(mut bytes: &[u8]) -> Attributes<'_> {
+    let mut attributes = BTreeMap::new();
+    while let Some(([a, b, c, d], _)) = bytes.split_first_chunk::<4>() {
+        let len = usize::from(u16::from_ne_bytes([*a, *b]));
+        let kind = u16::from_ne_bytes([*c, *d]);
+        let Some(value) = bytes.get(4..len) else {
+            break;
+        };
+        attributes.insert(kind, value);
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or(&[]);
+    }
+    attributes
+}
+
 fn outcome(body: &[u8]) -> io::Result<()> {
     match body.first_chunk::<4>().map(|code| i32::from_ne_bytes(*code)) {
         Some(0) => Ok(()),
@@ -96,5 +124,10 @@ mod tests {
     #[test]
     fn cut_messages_end_the_reading() {
         assert_eq!(split(&[20, 0, 0, 0, 3, 0]), None);
+    }
+
+    #[test]
+    fn cut_attributes_end_the_reading() {
+        assert!(parse_attributes(&[200, 0, 1, 0, 9]).is_empty());
     }
 }

@@ -3,15 +3,15 @@
 //! Everything is read into ordered maps of plain values, so that what is made of them needs no
 //! kernel and comes out in the same order each time.
 
-mod cache;
 mod error;
+mod facts;
+mod flows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use aya::Pod;
-use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapType, PerCpuArray};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{
     Counter, CounterBlock, PORTS_PER_BLOCK, PortBlock, SysctlKey, SysctlValue, Text,
@@ -19,36 +19,21 @@ use redirector_common::node::{
 use redirector_common::reason::REASON_CAPACITY;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, Flow, FragmentKey,
+    Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, Taker, TakerKey, Tuple,
+    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey,
 };
 
 use super::batch::{self, BatchError};
-use super::epochs::Epochs;
 use super::info::Info;
 use super::pins::Pins;
 use super::ports;
 use super::regions::Regions;
-use super::table::{TableError, read_ranges};
-use error::{chain, is_gone, os_error, unreadable};
+use super::table::read_ranges;
+use error::{os_error, refused, unreadable};
 
 pub use error::PinnedError;
-
-/// What the kernel says of a map.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Facts {
-    /// `hash`, `array`, …
-    pub kind: &'static str,
-    /// Bytes of a key.
-    pub key_size: u32,
-    /// Bytes of a value.
-    pub value_size: u32,
-    /// Entries that there is room for.
-    pub capacity: u32,
-    /// Bytes of memory, where the kernel says so.
-    pub memory: Option<u64>,
-}
+pub use facts::Facts;
 
 /// The maps under one bpffs directory.
 #[derive(Clone, Debug)]
@@ -145,10 +130,8 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn source_ranges(&self) -> Result<BTreeSet<SourceRange>, PinnedError> {
         let name = MapName::SourceRanges;
-        let refused = |error: MapError| unreadable(name, chain(&error));
-        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
-        let map = LpmTrie::try_from(map).map_err(refused)?;
-        Ok(read_ranges(&map).map_err(refused)?.into_keys().collect())
+        let ranges = read_ranges(&self.open_as(name)?).map_err(|error| refused(name, &error))?;
+        Ok(ranges.into_keys().collect())
     }
 
     /// What sockets on this machine asked for, by what they got.
@@ -158,6 +141,15 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn sockets(&self) -> Result<BTreeMap<SocketKey, Endpoint>, PinnedError> {
         self.table(MapName::Sockets)
+    }
+
+    /// Connections that were handed to listening sockets.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn steered(&self) -> Result<BTreeMap<SteeredKey, u64>, PinnedError> {
+        self.table(MapName::Steered)
     }
 
     /// Clients that are remembered, and the backends that they stay with; also those past their
@@ -225,30 +217,11 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn maglev_line(&self, line: u32) -> Result<Option<MaglevLine>, PinnedError> {
         let name = MapName::Maglev;
-        let refused = |error: MapError| unreadable(name, chain(&error));
-        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
-        let map = Array::<_, MaglevLine>::try_from(map).map_err(refused)?;
+        let map: Array<_, MaglevLine> = self.open_as(name)?;
         match map.get(&line, 0) {
             Ok(found) => Ok(Some(found)),
             Err(MapError::OutOfBounds { .. }) => Ok(None),
-            Err(error) => Err(refused(error)),
-        }
-    }
-
-    /// The half of a flow that packets with this tuple belong to.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn flow(&self, key: &Tuple) -> Result<Option<Flow>, PinnedError> {
-        let name = MapName::Flows;
-        let refused = |error: MapError| unreadable(name, chain(&error));
-        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
-        let map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
-        match map.get(key, 0) {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if is_gone(&error) => Ok(None),
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(refused(name, &error)),
         }
     }
 
@@ -309,12 +282,10 @@ impl Pinned {
     /// If the map cannot be read.
     pub fn counters(&self) -> Result<BTreeMap<u32, CounterBlock>, PinnedError> {
         let name = MapName::Counters;
-        let refused = |error: MapError| unreadable(name, chain(&error));
-        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
-        let map = PerCpuArray::<_, CounterBlock>::try_from(map).map_err(refused)?;
+        let map: PerCpuArray<_, CounterBlock> = self.open_as(name)?;
         let mut counters = BTreeMap::new();
         for slot in 0..map.len() {
-            let sum = sum(map.get(&slot, 0).map_err(refused)?.iter());
+            let sum = sum(map.get(&slot, 0).map_err(|error| refused(name, &error))?.iter());
             if sum.reasons.iter().any(|counter| counter.packets != 0) {
                 counters.insert(slot, sum);
             }
@@ -346,86 +317,6 @@ impl Pinned {
             .collect())
     }
 
-    /// Entries in use.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be read.
-    pub fn entries(&self, name: MapName) -> Result<usize, PinnedError> {
-        Ok(match name {
-            MapName::Ports => self.port_blocks()?.len(),
-            MapName::Frontends => self.frontends()?.len(),
-            MapName::Services | MapName::ServiceInfo => self.services()?.len(),
-            // The map is large and this is asked often: it is not read.
-            MapName::Maglev => Regions::of(self.services()?.values(), u32::MAX).len(),
-            MapName::Backends => self.backends()?.len(),
-            MapName::Flows => self.table::<Tuple, Flow>(name)?.len(),
-            MapName::FlowRing => self.flow_ring()?.len(),
-            MapName::FlowCache => self.cached_flows()?.len(),
-            MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
-            MapName::Interfaces => self.interfaces()?.len(),
-            MapName::Node => usize::from(self.node()?.snat_count != 0),
-            MapName::Counters => self.counters()?.len(),
-            MapName::Slots => self.slots()?.len(),
-            MapName::Status => usize::from(!self.status_text()?.is_empty()),
-            MapName::Sysctls => self.sysctls()?.len(),
-            MapName::SourceRanges => self.source_ranges()?.len(),
-            MapName::Affinity => self.affinities()?.len(),
-            MapName::Takers => self.takers()?.len(),
-            MapName::Vips => self.vips()?.len(),
-            MapName::Peers => self.peers()?.len(),
-            MapName::Fragments => self.fragments()?.len(),
-            MapName::Sockets => self.sockets()?.len(),
-        })
-    }
-
-    /// What the kernel says of a map.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be opened.
-    pub fn facts(&self, name: MapName) -> Result<Facts, PinnedError> {
-        let data = self.data(name)?;
-        let info = data.info().map_err(|error| unreadable(name, chain(&error)))?;
-        let kind = info.map_type().map_err(|error| unreadable(name, chain(&error)))?;
-        Ok(Facts {
-            kind: kind_name(kind),
-            key_size: info.key_size(),
-            value_size: info.value_size(),
-            capacity: info.max_entries(),
-            memory: memory(&data),
-        })
-    }
-
-    /// Removes halves of flows; one that is gone already is no error. Says how many were there.
-    ///
-    /// # Errors
-    ///
-    /// If the map cannot be written.
-    pub fn remove_flows(
-        &self,
-        keys: impl IntoIterator<Item = Tuple>,
-    ) -> Result<usize, PinnedError> {
-        let name = MapName::Flows;
-        let refused = |error: MapError| unreadable(name, chain(&error));
-        let map = Map::from_map_data(self.data(name)?).map_err(refused)?;
-        let mut map = HashMap::<_, Tuple, Flow>::try_from(map).map_err(refused)?;
-        let stale = |error: TableError| unreadable(MapName::Epochs, error.to_string());
-        let mut epochs = Epochs::open(&self.pins).map_err(stale)?;
-        let mut removed = 0;
-        for key in keys {
-            match map.remove(&key) {
-                Ok(()) => {
-                    removed += 1;
-                    epochs.raise(&key).map_err(stale)?;
-                }
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(refused(error)),
-            }
-        }
-        Ok(removed)
-    }
-
     fn table<K: Pod + Ord, V: Pod>(&self, name: MapName) -> Result<BTreeMap<K, V>, PinnedError> {
         Ok(self.entries_of(name)?.into_iter().collect())
     }
@@ -435,6 +326,14 @@ impl Pinned {
         batch::read_all(&data).map_err(|error: BatchError| unreadable(name, error.to_string()))
     }
 
+    fn open_as<M>(&self, name: MapName) -> Result<M, PinnedError>
+    where
+        M: TryFrom<Map, Error = MapError>,
+    {
+        let map = Map::from_map_data(self.data(name)?);
+        map.and_then(M::try_from).map_err(|error| refused(name, &error))
+    }
+
     fn data(&self, name: MapName) -> Result<MapData, PinnedError> {
         let path = self.pins.map(name);
         MapData::from_pin(&path).map_err(|error| match os_error(&error) {
@@ -442,7 +341,7 @@ impl Pinned {
                 PinnedError::Version { dir: self.pins.maps(), file: Pins::map_file(name) }
             }
             Some(libc::EACCES | libc::EPERM) => PinnedError::Denied { path },
-            _ => unreadable(name, chain(&error)),
+            _ => refused(name, &error),
         })
     }
 }
@@ -457,32 +356,6 @@ fn sum<'a>(cpus: impl Iterator<Item = &'a CounterBlock>) -> CounterBlock {
         }
     }
     sum
-}
-
-/// Memory of a map as the kernel accounts for it.
-fn memory(data: &MapData) -> Option<u64> {
-    use std::os::fd::{AsFd, AsRawFd};
-    let fd = data.fd().as_fd().as_raw_fd();
-    let facts = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    let memory = facts.lines().find_map(|line| line.strip_prefix("memlock:"))?;
-    memory.trim().parse().ok()
-}
-
-fn kind_name(kind: MapType) -> &'static str {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "not our own enum, and an open one: the kinds that the data path uses, and the rest"
-    )]
-    match kind {
-        MapType::Hash => "hash",
-        MapType::Array => "array",
-        MapType::PerCpuArray => "per-CPU array",
-        MapType::PerCpuHash => "per-CPU hash",
-        MapType::LruHash => "LRU hash",
-        MapType::LpmTrie => "LPM trie",
-        MapType::RingBuf => "ring buffer",
-        _ => "other",
-    }
 }
 
 #[cfg(test)]

@@ -42,6 +42,8 @@ pub struct Sizes {
     pub fragments: u32,
     /// `SOCKETS`.
     pub sockets: u32,
+    /// `STEERED`; when it is full, what was not hit for longest is forgotten.
+    pub steered: u32,
 }
 
 impl Default for Sizes {
@@ -52,7 +54,7 @@ impl Default for Sizes {
             backends: 262_144,
             maglev_lines: 262_144,
             flows: 262_144,
-            cache_sets: 4096,
+            cache_sets: 2048,
             cpus: 1,
             slots: 262_144,
             source_ranges: 65536,
@@ -62,6 +64,7 @@ impl Default for Sizes {
             peers: MAX_PEERS,
             fragments: 8192,
             sockets: 65536,
+            steered: 16384,
         }
     }
 }
@@ -70,10 +73,10 @@ impl Default for Sizes {
 const CACHE_SHARE: u64 = 256;
 
 /// Elements of the flow cache that a CPU gets at most: 16 MiB, where 65 536 flows fit well.
-const MAX_CACHE_SETS: u64 = 65536;
+const MAX_CACHE_SETS: u64 = 32768;
 
 /// And at least: 64 KiB.
-const MIN_CACHE_SETS: u64 = 256;
+const MIN_CACHE_SETS: u64 = 128;
 
 /// Of the machine's memory, the flow table gets one part in so many.
 const FLOW_SHARE: u64 = 256;
@@ -152,6 +155,7 @@ impl Sizes {
             | MapName::Counters
             | MapName::ServiceInfo
             | MapName::Status
+            | MapName::Steered
             | MapName::Sysctls => return None,
         })
     }
@@ -238,10 +242,10 @@ mod tests {
     #[test]
     fn the_cache_fits_the_machine() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(cache_sets(24 * GIB, 2), 65536);
-        assert_eq!(cache_sets(GIB, 4), 4096);
-        assert_eq!(cache_sets(256 * GIB, 128), 32768);
-        assert_eq!(cache_sets(0, 0), 256);
+        assert_eq!(cache_sets(24 * GIB, 2), 32768);
+        assert_eq!(cache_sets(GIB, 4), 2048);
+        assert_eq!(cache_sets(256 * GIB, 128), 16384);
+        assert_eq!(cache_sets(0, 0), 128);
         assert!(read_memory() > 0 && count_cpus() > 0);
     }
 }

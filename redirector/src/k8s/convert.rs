@@ -11,7 +11,7 @@ use super::index::Index;
 use super::object::ObjectName;
 use super::pod::PodRecord;
 use super::publish;
-use super::service::{ServiceKind, ServicePort, ServiceRecord};
+use super::service::{RangeScope, ServiceKind, ServicePort, ServiceRecord};
 use crate::model::{
     BackendAddress, BackendSpec, FrontendSpec, Service, ServiceKey, Source, TrafficPolicy,
 };
@@ -66,7 +66,8 @@ impl Rules {
             return converted;
         }
         let wishes = publish::of_service(record);
-        converted.problems = wishes.problems;
+        converted.problems.clone_from(&record.problems);
+        converted.problems.extend(wishes.problems);
         let external_ips = self.external_ips(record, &mut converted.problems);
         for port in &record.ports {
             let published = wishes.wishes.iter().filter(|wish| wish.target == port);
@@ -96,18 +97,18 @@ impl Rules {
                     affinity_group: Some(group(&key)),
                     affinity_seconds: record.affinity_seconds,
                     only: record.only,
+                    source_ranges: source_ranges(record, source),
                     ..Service::new(key)
                 };
                 converted.services.push(match source {
-                    Source::LoadBalancer => {
-                        Service { source_ranges: record.source_ranges.clone(), ..service }
-                    }
                     Source::NodePort => {
                         Service { node_networks: self.node_networks(index), ..service }
                     }
-                    Source::Publish | Source::Static | Source::ExternalIp | Source::Annotation => {
-                        service
-                    }
+                    Source::Publish
+                    | Source::Static
+                    | Source::ExternalIp
+                    | Source::LoadBalancer
+                    | Source::Annotation => service,
                 });
             }
         }
@@ -207,6 +208,16 @@ fn node_port(record: &ServiceRecord, port: &ServicePort) -> Vec<FrontendSpec> {
     let frontend =
         |port_number| FrontendSpec { address: None, port: port_number, protocol: port.protocol };
     number.map(frontend).into_iter().collect()
+}
+
+/// The networks that clients of these frontends may come from.
+fn source_ranges(record: &ServiceRecord, source: Source) -> Vec<IpNet> {
+    match (record.range_scope, source) {
+        (RangeScope::All, _) | (RangeScope::LoadBalancer, Source::LoadBalancer) => {
+            record.source_ranges.clone()
+        }
+        (RangeScope::LoadBalancer, _) => Vec::new(),
+    }
 }
 
 /// Services of one port of a Service share namespace and name; `web`, or `web:http` where the

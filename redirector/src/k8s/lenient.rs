@@ -50,6 +50,7 @@ const SPEC: &[&str] = &[
     "holderIdentity",
     "hostNetwork",
     "initContainers",
+    "ipFamilies",
     "leaseDurationSeconds",
     "loadBalancerSourceRanges",
     "nodeName",

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::index::{Index, Kind, Record};
 use super::lease::LeaseRecord;
+use super::lenient::Lenient;
 use super::node::NodeRecord;
 use super::object::ObjectName;
 use super::pod::PodRecord;
@@ -72,10 +73,11 @@ pub(crate) fn merge(object: &mut Value, changes: &Value) {
     }
 }
 
-/// Reads an object.
+/// Reads an object, as a watch does: what records are made of must outlive the pruning.
 pub(crate) fn read(kind: Kind, object: Value) -> Record {
     fn typed<K: serde::de::DeserializeOwned>(object: Value) -> K {
-        serde_json::from_value(object).expect("an object of its kind")
+        let object: Lenient<K> = serde_json::from_value(object).expect("an object");
+        object.object.expect("an object of its kind")
     }
     match kind {
         Kind::Service => ServiceRecord::read(typed(object)).map(Record::Service),

@@ -41,5 +41,9 @@ pub const PUBLISH: &str = "redirector.io/publish";
 pub const FORWARDING: &str = "redirector.io/forwarding";
 /// Annotation of a Service: `maglev` or `random`.
 pub const ALGORITHM: &str = "redirector.io/algorithm";
+/// Annotation of a Service: for which of its frontends source ranges hold, `load-balancer` or `all`.
+pub const SOURCE_RANGES: &str = "redirector.io/source-ranges";
+/// Label of what no proxy serves, of Services as well as of slices.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Label that hands an object to another proxy.
 pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";

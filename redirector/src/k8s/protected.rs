@@ -1,10 +1,11 @@
 //! Ports of the node that an annotation must not take.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::ops::RangeInclusive;
 
 use redirector_common::Protocol;
+
+use crate::dataplane::proc_net::{self, ListedSocket, SocketState};
 
 /// Ports without which a node cannot be reached or kept, and what they are.
 const PROTECTED: [(u16, &str); 6] = [
@@ -15,11 +16,6 @@ const PROTECTED: [(u16, &str); 6] = [
     (10250, "of the kubelet"),
     (10256, "of the health of the node's proxy"),
 ];
-
-/// State of a TCP socket that listens, in `/proc/net/tcp`.
-const LISTENS: &str = "0A";
-/// State of a UDP socket without a peer, in `/proc/net/udp`.
-const UNCONNECTED: &str = "07";
 
 /// What says whether a port may be taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,37 +69,27 @@ impl Guard {
 /// Ports that programs of this network namespace listen on, on any address but loopback ones.
 #[must_use]
 pub fn read_listening() -> BTreeSet<(Protocol, u16)> {
-    let mut ports = BTreeSet::new();
-    for (protocol, state, tables) in [
-        (Protocol::Tcp, LISTENS, ["/proc/self/net/tcp", "/proc/self/net/tcp6"]),
-        (Protocol::Udp, UNCONNECTED, ["/proc/self/net/udp", "/proc/self/net/udp6"]),
-    ] {
-        for table in tables {
-            // Without IPv6 there is no table of it.
-            let text = fs::read_to_string(table).unwrap_or_default();
-            ports.extend(parse(&text, state).map(|port| (protocol, port)));
-        }
-    }
-    ports
+    let listening = |protocol| {
+        proc_net::sockets(protocol)
+            .filter(is_reachable)
+            .map(move |it| (protocol, it.local.1.number()))
+    };
+    listening(Protocol::Tcp).chain(listening(Protocol::Udp)).collect()
 }
 
-fn parse(table: &str, state: &str) -> impl Iterator<Item = u16> {
-    table.lines().skip(1).filter_map(move |line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (local, _, found) = (fields.next()?, fields.next()?, fields.next()?);
-        let (address, port) = local.split_once(':')?;
-        // Loopback addresses, as the kernel prints their words.
-        let is_loopback = (address.len() == 8 && address.ends_with("7F"))
-            || address == "00000000000000000000000001000000"
-            || (address.len() == 32
-                && address.starts_with("0000000000000000FFFF0000")
-                && address.ends_with("7F"));
-        (found == state && !is_loopback).then(|| u16::from_str_radix(port, 16).ok()).flatten()
-    })
+fn is_reachable(socket: &ListedSocket) -> bool {
+    let (address, _) = socket.local;
+    let is_reachable = address.is_unspecified() || !address.is_loopback();
+    is_reachable && socket.state == SocketState::Listens
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+    use redirector_common::{Address, Port};
+
     use super::*;
 
     #[test]
@@ -123,15 +109,22 @@ mod tests {
 
     #[test]
     fn sockets_that_listen() {
-        let table = "\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 00000000:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
-   1: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2
-   2: 0200000A:0051 0100000A:C350 01 00000000:00000000 00:00000000 00000000     0        0 3
-";
-        assert_eq!(parse(table, LISTENS).collect::<Vec<_>>(), [8080]);
-        let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("listens");
-        let port = listener.local_addr().expect("an address").port();
-        assert!(read_listening().contains(&(Protocol::Tcp, port)));
+        let socket = |ip: [u8; 4], state| ListedSocket {
+            local: (Address::from_v4(ip), Port::new(80)),
+            remote: (Address::UNSPECIFIED, Port::new(0)),
+            state,
+        };
+        assert!(is_reachable(&socket([192, 0, 2, 1], SocketState::Listens)));
+        assert!(!is_reachable(&socket([192, 0, 2, 1], SocketState::Connected)));
+        assert!(!is_reachable(&socket([127, 0, 0, 1], SocketState::Listens)));
+
+        let listener = TcpListener::bind("0.0.0.0:0").expect("listens");
+        let hidden = TcpListener::bind("127.0.0.1:0").expect("listens");
+        let answers = UdpSocket::bind("[::]:0").expect("is bound");
+        let port = |address: io::Result<SocketAddr>| address.expect("an address").port();
+        let found = read_listening();
+        assert!(found.contains(&(Protocol::Tcp, port(listener.local_addr()))));
+        assert!(!found.contains(&(Protocol::Tcp, port(hidden.local_addr()))));
+        assert!(found.contains(&(Protocol::Udp, port(answers.local_addr()))));
     }
 }

@@ -65,7 +65,7 @@ impl Cause {
     #[must_use]
     pub const fn reason(self) -> &'static str {
         match self {
-            Self::Refused => "PublishRefused",
+            Self::Refused => "Refused",
             Self::Conflict => "PortConflict",
             Self::Discarded => "PortDiscarded",
             Self::HealthCheck => "FailedToStartServiceHealthcheck",

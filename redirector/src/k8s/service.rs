@@ -4,10 +4,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use redirector_common::{Family, Protocol};
 
 use super::object::{self, ObjectName, annotation};
-use super::{ALGORITHM, FORWARDING, PUBLISH};
+use super::{ALGORITHM, FORWARDING, HEADLESS, PUBLISH, SOURCE_RANGES};
 use crate::model::{Algorithm, Forwarding, TrafficPolicy};
 
 /// Seconds of session affinity where the Service does not say.
@@ -19,6 +20,8 @@ const MAX_AFFINITY: u32 = 86_400;
 const FORWARDINGS: [(&str, Forwarding); 2] = [("snat", Forwarding::Snat), ("dsr", Forwarding::Dsr)];
 const ALGORITHMS: [(&str, Algorithm); 2] =
     [("maglev", Algorithm::Maglev), ("random", Algorithm::Random)];
+const SCOPES: [(&str, RangeScope); 2] =
+    [("load-balancer", RangeScope::LoadBalancer), ("all", RangeScope::All)];
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +44,10 @@ pub struct ServiceRecord {
     pub external_ips: Vec<IpAddr>,
     /// Addresses of a load balancer that leaves them as they are.
     pub load_balancer_ips: Vec<IpAddr>,
-    /// Networks that clients of the load balancer may come from; none: everyone.
+    /// Networks that clients may come from; none: everyone.
     pub source_ranges: Vec<IpNet>,
+    /// What they hold for.
+    pub range_scope: RangeScope,
     /// Which endpoints clients from outside may get.
     pub policy: TrafficPolicy,
     /// How packets reach endpoints elsewhere.
@@ -55,6 +60,18 @@ pub struct ServiceRecord {
     pub health_check_port: Option<u16>,
     /// The annotation that publishes ports.
     pub publish: Option<String>,
+    /// What of it cannot be used, one sentence for each.
+    pub problems: Vec<String>,
+}
+
+/// Which clients source ranges hold for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RangeScope {
+    /// Those of the load balancer.
+    #[default]
+    LoadBalancer,
+    /// All that come from outside.
+    All,
 }
 
 /// How a Service is to be reached.
@@ -93,7 +110,9 @@ impl ServiceRecord {
         let meta = &service.metadata;
         let name = ObjectName::of(meta).ok_or("it has no name")?;
         let spec = service.spec.unwrap_or_default();
-        let kind = read_kind(&spec);
+        let is_headless = meta.labels.as_ref().is_some_and(|labels| labels.contains_key(HEADLESS));
+        let kind = if is_headless { ServiceKind::Unreachable } else { read_kind(&spec) };
+        let mut problems = Vec::new();
         let ingress = service.status.and_then(|status| status.load_balancer?.ingress);
         Ok(Self {
             uid: meta.uid.clone().unwrap_or_default(),
@@ -106,18 +125,23 @@ impl ServiceRecord {
                 Some(_) | None => None,
             },
             ports: read_ports(&spec),
-            external_ips: addresses(&name, spec.external_ips.iter().flatten().map(String::as_str)),
-            load_balancer_ips: addresses(&name, ingress.iter().flatten().filter_map(vip)),
-            source_ranges: read_ranges(&name, &spec),
+            external_ips: addresses(
+                spec.external_ips.iter().flatten().map(String::as_str),
+                &mut problems,
+            ),
+            load_balancer_ips: addresses(ingress.iter().flatten().filter_map(vip), &mut problems),
+            source_ranges: read_ranges(&spec, &mut problems),
+            range_scope: read_word(meta, SOURCE_RANGES, &SCOPES, &mut problems),
             policy: match spec.external_traffic_policy.as_deref() {
                 Some("Local") => TrafficPolicy::Local,
                 Some(_) | None => TrafficPolicy::Cluster,
             },
-            forwarding: read_word(&name, FORWARDING, annotation(meta, FORWARDING), &FORWARDINGS),
-            algorithm: read_word(&name, ALGORITHM, annotation(meta, ALGORITHM), &ALGORITHMS),
+            forwarding: read_word(meta, FORWARDING, &FORWARDINGS, &mut problems),
+            algorithm: read_word(meta, ALGORITHM, &ALGORITHMS, &mut problems),
             affinity_seconds: read_affinity(&spec),
             health_check_port: object::port(spec.health_check_node_port),
             publish: annotation(meta, PUBLISH),
+            problems,
             name,
         })
     }
@@ -166,7 +190,7 @@ fn vip(ingress: &LoadBalancerIngress) -> Option<&str> {
 }
 
 /// Addresses that clients can send to.
-fn addresses<'a>(name: &ObjectName, texts: impl Iterator<Item = &'a str>) -> Vec<IpAddr> {
+fn addresses<'a>(texts: impl Iterator<Item = &'a str>, problems: &mut Vec<String>) -> Vec<IpAddr> {
     let mut all = Vec::new();
     for text in texts.map(str::trim).filter(|text| !text.is_empty()) {
         match text.parse::<IpAddr>().map(|address| address.to_canonical()) {
@@ -176,7 +200,7 @@ fn addresses<'a>(name: &ObjectName, texts: impl Iterator<Item = &'a str>) -> Vec
                 }
             }
             Ok(_) | Err(_) => {
-                tracing::warn!("service {name}: clients cannot send to {text:?}: it is left out");
+                problems.push(format!("clients cannot send to {text:?}: it is not served"));
             }
         }
     }
@@ -193,12 +217,15 @@ fn is_usable(address: IpAddr) -> bool {
 
 /// The networks that clients may come from. Each family is a table of its own: one for which no
 /// network is named admits everyone, as with kube-proxy.
-fn read_ranges(name: &ObjectName, spec: &ServiceSpec) -> Vec<IpNet> {
+fn read_ranges(spec: &ServiceSpec, problems: &mut Vec<String>) -> Vec<IpNet> {
     let mut ranges: Vec<IpNet> = Vec::new();
     for text in spec.load_balancer_source_ranges.iter().flatten() {
         match text.trim().parse::<IpNet>() {
             Ok(range) => ranges.push(range.trunc()),
-            Err(_) => tracing::warn!("service {name}: {text:?} is no network: it is left out"),
+            Err(_) => problems.push(format!(
+                "loadBalancerSourceRanges: {text:?} is no network, such as 192.0.2.0/24: it \
+                 admits nobody"
+            )),
         }
     }
     if ranges.is_empty() {
@@ -229,19 +256,19 @@ fn read_affinity(spec: &ServiceSpec) -> Option<u32> {
 
 /// What a word of an annotation means; one that means nothing is as none.
 fn read_word<T: Copy + Default>(
-    service: &ObjectName,
-    annotation: &str,
-    text: Option<String>,
+    meta: &ObjectMeta,
+    name: &str,
     words: &[(&str, T)],
+    problems: &mut Vec<String>,
 ) -> T {
-    let Some(text) = text else {
+    let Some(text) = annotation(meta, name) else {
         return T::default();
     };
     let meaning = words.iter().find(|(word, _)| *word == text.trim());
     if meaning.is_none() {
         let allowed: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let allowed = allowed.join(", ");
-        tracing::warn!("service {service}: {annotation}: {text:?} is none of {allowed}");
+        let allowed = allowed.join(" or ");
+        problems.push(format!("{name}: {text:?} is not known: write {allowed}"));
     }
     meaning.map(|(_, meaning)| *meaning).unwrap_or_default()
 }

@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use k8s_openapi::api::discovery::v1::{self, EndpointSlice};
 use redirector_common::Protocol;
 
+use super::HEADLESS;
 use super::object::{self, ObjectName, annotation};
 
 /// Label that names the Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-/// Label of slices of Services without an address of their own.
-const HEADLESS: &str = "service.kubernetes.io/headless";
 /// Annotation: when what the slice says came to be.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 

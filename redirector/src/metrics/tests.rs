@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use redirector_common::{Address, Direction, Family, Flow, Port, Protocol, Reason, Tuple};
+use redirector_common::{
+    Address, Direction, Family, Flow, Frontend, FrontendKey, Port, Protocol, Reason, ServiceId,
+    SteeredKey, Tuple,
+};
 
 use super::*;
+use crate::dataplane::connections::Connection;
 use crate::dataplane::info::Info;
 use crate::dataplane::status::{InterfaceStatus, Status, TcState, XdpState};
 use crate::model::{Forwarding, ServiceKey, Source, TrafficPolicy};
@@ -56,8 +60,9 @@ fn scrape() -> Scrape {
             packets: 5,
             bytes: 300,
         }],
-        services: BTreeMap::from([(web, 9)]),
+        services: BTreeMap::from([(web, Total { packets: 9, steered: 2 })]),
         half_open: HalfOpen { flows: 3, budget: 32768 },
+        translation: PortUse { ports: 8192, used: 7, backend: None },
         flows: 3,
         fill: vec![MapFill { map: "FLOWS", entries: 6, capacity: 131_072 }],
         agent: shared.snapshot(),
@@ -93,7 +98,10 @@ fn every_metric_has_its_name_and_labels() {
         (r#"redirector_packets_total{reason="local-new",verdict="deliver",interface="eth0"}"#, 5.0),
         (r#"redirector_bytes_total{reason="local-new",verdict="deliver",interface="eth0"}"#, 300.0),
         (r#"redirector_service_packets_total{namespace="shop",service="we\"b"}"#, 9.0),
+        (r#"redirector_service_steered_total{namespace="shop",service="we\"b"}"#, 2.0),
         ("redirector_flows", 3.0),
+        ("redirector_snat_ports", 8192.0),
+        ("redirector_snat_ports_used", 7.0),
         (r#"redirector_map_entries{map="FLOWS"}"#, 6.0),
         (r#"redirector_map_capacity{map="FLOWS"}"#, 131_072.0),
         ("redirector_sync_duration_seconds_count", 2.0),
@@ -111,8 +119,7 @@ fn every_metric_has_its_name_and_labels() {
     }
 }
 
-#[test]
-fn totals_never_fall() {
+fn infos() -> BTreeMap<ServiceId, Info> {
     let info = Info {
         key: ServiceKey { source: Source::Static, namespace: None, name: "web".to_owned() },
         family: Family::V4,
@@ -124,7 +131,12 @@ fn totals_never_fall() {
         conflicts: Vec::new(),
         omitted: 0,
     };
-    let infos = BTreeMap::from([(1, info)]);
+    BTreeMap::from([(1, info)])
+}
+
+#[test]
+fn totals_never_fall() {
+    let infos = infos();
     let flow = |created, packets| {
         let client = (Address::from_v4([198, 51, 100, 7]), Port::new(4000));
         let frontend = (Address::from_v4([192, 0, 2, 1]), Port::new(80));
@@ -135,8 +147,14 @@ fn totals_never_fall() {
     };
     let mut traffic = Traffic::default();
     let mut total_after = |flows: BTreeMap<Tuple, Flow>| {
-        traffic.observe(&flows, &infos);
-        traffic.totals().values().sum::<u64>()
+        traffic.observe(&Seen {
+            infos: &infos,
+            frontends: &BTreeMap::new(),
+            flows: &flows,
+            steered: &BTreeMap::new(),
+            connections: &[],
+        });
+        traffic.totals().values().map(|total| total.packets).sum::<u64>()
     };
     assert_eq!(total_after(flow(1, 10)), 10);
     assert_eq!(total_after(flow(1, 15)), 15);
@@ -144,4 +162,35 @@ fn totals_never_fall() {
     assert_eq!(total_after(flow(2, 3)), 18);
     // The same tuple again, in one look: the earlier flow's end was not seen.
     assert_eq!(total_after(flow(3, 2)), 20);
+}
+
+/// Every SYN counts when its connection was steered, what follows while the connection lives.
+#[test]
+fn steered_connections_count_once() {
+    let infos = infos();
+    let own = (Address::from_v4([192, 0, 2, 1]), Port::new(80));
+    let frontend = FrontendKey::new(own.0, own.1, Protocol::Tcp);
+    let frontends = BTreeMap::from([(frontend, Frontend::new(1, own.0))]);
+    let mut traffic = Traffic::default();
+    let mut totals_after = |steered: u64, connections: &[(u64, u64)]| {
+        let connections: Vec<_> = connections
+            .iter()
+            .map(|&(cookie, packets)| Connection { frontend, cookie, packets, bytes: 0 })
+            .collect();
+        traffic.observe(&Seen {
+            infos: &infos,
+            frontends: &frontends,
+            flows: &BTreeMap::new(),
+            steered: &BTreeMap::from([(SteeredKey { service: 1, frontend }, steered)]),
+            connections: &connections,
+        });
+        traffic.totals().values().map(|total| (total.packets, total.steered)).collect::<Vec<_>>()
+    };
+    assert_eq!(totals_after(1, &[(7, 3)]), [(3, 1)]);
+    assert_eq!(totals_after(1, &[(7, 5)]), [(5, 1)]);
+    // One goes on, one came and went, one is new.
+    assert_eq!(totals_after(3, &[(7, 5), (8, 2)]), [(8, 3)]);
+    assert_eq!(totals_after(3, &[]), [(8, 3)]);
+    // The map had no room, and counts anew.
+    assert_eq!(totals_after(2, &[]), [(10, 5)]);
 }

@@ -93,16 +93,19 @@ fn slices(service: &Service, pods: &[Pod], nodes: &[Node]) -> Vec<EndpointSlice>
 }
 
 /// The controller copies a service's labels, so that a proxy that is to ignore the service can
-/// ignore its slices too.
+/// ignore its slices too; but for this one, which it gives by itself to those without an address.
 fn copy_labels(service: &Service, slice: &mut EndpointSlice) {
     let to = slice.metadata.labels.get_or_insert_default();
     for (key, value) in service.metadata.labels.iter().flatten() {
         to.entry(key.clone()).or_insert_with(|| value.clone());
     }
+    const HEADLESS: &str = "service.kubernetes.io/headless";
     let is_headless =
         service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None"));
     if is_headless {
-        to.insert("service.kubernetes.io/headless".into(), String::new());
+        to.insert(HEADLESS.into(), String::new());
+    } else {
+        to.remove(HEADLESS);
     }
 }
 

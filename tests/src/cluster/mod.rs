@@ -11,10 +11,10 @@ pub mod node;
 pub mod pod;
 pub mod probe;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
+use k8s_openapi::api::core::v1::{Event, Node as NodeObject, Service};
 use redirector_common::Family;
 use serde::{Serialize, de::DeserializeOwned};
 use tempfile::TempDir;
@@ -25,10 +25,14 @@ use crate::{
     cli::Cli,
     deployed,
     namespace::{Namespace, prefix},
+    wait,
 };
 use build::{NAMESPACE, mk_node};
 use network::{API, Network, node_address};
 use node::Node;
+
+/// How long it may take until something is said: agents look at some things only now and then.
+const EVENT: Duration = Duration::from_secs(20);
 
 /// Nodes, an API server, and who is outside. Nodes count from 1.
 #[derive(Debug)]
@@ -147,6 +151,16 @@ impl Cluster {
         self.nodes[index].await_ready(host)
     }
 
+    /// Starts an agent again that was killed, without waiting until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started.
+    pub fn start_agent_without_waiting(&mut self, number: u8) -> Result<()> {
+        let index = usize::from(number) - 1;
+        self.nodes[index].start(&self.net.nodes[index], &[])
+    }
+
     /// Removes what a node's agent has installed.
     ///
     /// # Errors
@@ -255,6 +269,41 @@ impl Cluster {
     pub fn rows(&self, number: u8, arguments: &[&str]) -> Result<Vec<serde_json::Value>> {
         let pins = self.nodes[usize::from(number) - 1].pins();
         Cli::new(self.host(number), &pins).rows(arguments)
+    }
+
+    /// Runs a command about a node's maps that prints one object.
+    ///
+    /// # Errors
+    ///
+    /// If it fails.
+    pub fn show(&self, number: u8, arguments: &[&str]) -> Result<serde_json::Value> {
+        let pins = self.nodes[usize::from(number) - 1].pins();
+        Cli::new(self.host(number), &pins).json(arguments)
+    }
+
+    /// Waits until an Event about an object says all this.
+    ///
+    /// # Errors
+    ///
+    /// If none does: says what was said instead.
+    pub fn await_event(&self, kind: &str, name: &str, words: &[&str]) -> Result<()> {
+        let mut last = Vec::new();
+        let said = wait::until_true("an Event", EVENT, || {
+            let events = self.api.store().all::<Event>()?.into_iter();
+            last = events
+                .filter(|event| {
+                    let about = &event.involved_object;
+                    about.kind.as_deref() == Some(kind) && about.name.as_deref() == Some(name)
+                })
+                .map(|event| {
+                    let [kind, reason, text] =
+                        [event.type_, event.reason, event.message].map(Option::unwrap_or_default);
+                    format!("{kind} {reason}: {text}")
+                })
+                .collect();
+            Ok(last.iter().any(|said| words.iter().all(|word| said.contains(word))))
+        });
+        said.with_context(|| format!("{kind} {name}: wanted {words:?}, was told {last:#?}"))
     }
 
     /// Asks an agent's admin server.

@@ -53,6 +53,12 @@ impl Node {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
+    /// The file through which the agent finds the API server.
+    #[must_use]
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
     /// Where the agent's maps are pinned.
     #[must_use]
     pub fn pins(&self) -> PathBuf {

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long it takes, unless told otherwise.
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 60;
 
 /// Between two changes.
 const PAUSE: Duration = Duration::from_millis(20);

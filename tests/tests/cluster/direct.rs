@@ -227,6 +227,7 @@ fn nodes_come_and_go() -> Result<()> {
             "nodes": {"known": 2, "taking": 2},
             "unlisted": [],
             "tunnelMtu": {"eth0": {"ipv4": 1480, "ipv6": 1460}},
+            "mssClamp": true,
         });
         ensure!(told == expected, "{told}");
         // Node 4 has no agent; nobody asks it.

@@ -1,18 +1,26 @@
 //! Health checks of load balancers.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result, ensure};
-use redirector_common::Protocol::Tcp;
+use k8s_openapi::{
+    api::core::v1::{Node, Taint},
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::Timestamp,
+};
+use redirector_common::{Family, Protocol::Tcp};
 use redirector_tests::{
-    agent::get,
+    agent::{get, get_with_head},
     cluster::{
         Cluster,
         build::{balance, mk_port, mk_service, spec},
         probe::await_servers,
     },
+    server::{Server, Service},
     topology::FAMILIES,
     wait,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::on_host;
 
@@ -28,10 +36,10 @@ fn put(cluster: &Cluster, policy: &str) -> Result<()> {
 }
 
 /// Asks node `node`, from outside; `None`: nobody answers.
-fn ask(cluster: &Cluster, node: u8, family: redirector_common::Family) -> Option<(u16, Value)> {
-    let (status, body) =
-        get(&cluster.net.client, cluster.at(node, family, HEALTH), "/whatever").ok()?;
-    Some((status, serde_json::from_str(&body).ok()?))
+fn ask(cluster: &Cluster, node: u8, family: Family) -> Option<(u16, String, Value)> {
+    let to = cluster.at(node, family, HEALTH);
+    let (status, head, body) = get_with_head(&cluster.net.client, to, "/whatever").ok()?;
+    Some((status, head.to_lowercase(), serde_json::from_str(&body).ok()?))
 }
 
 fn await_status(cluster: &Cluster, node: u8, expected: Option<u16>) -> Result<()> {
@@ -39,7 +47,7 @@ fn await_status(cluster: &Cluster, node: u8, expected: Option<u16>) -> Result<()
         let mut last = None;
         let met = wait::until_true("the node's health", wait::SOON, || {
             last = ask(cluster, node, family);
-            Ok(last.as_ref().map(|(status, _)| *status) == expected)
+            Ok(last.as_ref().map(|(status, _, _)| *status) == expected)
         });
         met.with_context(|| format!("node {node}: wanted {expected:?}, met {last:?}"))?;
     }
@@ -56,15 +64,21 @@ fn health_check_node_port() -> Result<()> {
         put(cluster, "Local")?;
         await_status(cluster, 1, Some(200))?;
         await_status(cluster, 2, Some(503))?;
-        let (_, body) = ask(cluster, 1, FAMILIES[0]).context("no answer")?;
-        ensure!(
-            body == serde_json::json!({
+        for (node, endpoints) in [(1, 1), (2, 0)] {
+            let (_, head, body) = ask(cluster, node, FAMILIES[0]).context("no answer")?;
+            let wanted = json!({
                 "service": {"namespace": "default", "name": "web"},
-                "localEndpoints": 1,
+                "localEndpoints": endpoints,
                 "serviceProxyHealthy": true,
-            }),
-            "{body}"
-        );
+            });
+            ensure!(body == wanted, "{body}");
+            let weight = format!("x-load-balancing-endpoint-weight: {endpoints}");
+            for header in
+                [&*weight, "content-type: application/json", "x-content-type-options: nosniff"]
+            {
+                ensure!(head.lines().any(|line| line == header), "no {header}: {head}");
+            }
+        }
         cluster.terminate("pod")?;
         await_status(cluster, 1, Some(503))?;
         // It serves on all the same.
@@ -75,5 +89,57 @@ fn health_check_node_port() -> Result<()> {
         await_status(cluster, 1, Some(503))?;
         cluster.remove_service("web")?;
         await_status(cluster, 1, None)
+    })
+}
+
+/// A port that another program has: the Service is told, and it is tried again.
+#[test]
+fn a_health_check_port_that_is_taken() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        let _pod = cluster.start_pod(on_host("pod", "web", 1))?;
+        let taken = Server::tcp(cluster.host(1), HEALTH, Service::Echo)?;
+        put(cluster, "Local")?;
+        let said = ["Warning FailedToStartServiceHealthcheck", "32700", "in use"];
+        cluster.await_event("Service", "web", &said)?;
+        drop(taken);
+        await_status(cluster, 1, Some(200))
+    })
+}
+
+/// The node's own health, as its usual proxy has it: one that is about to go lives, but wants no
+/// traffic.
+#[test]
+fn health_of_the_node() -> Result<()> {
+    let address = "[::]:10256";
+    Cluster::run_with_options(1, &["--healthz-address", address], |cluster| {
+        let answers = |expected: [u16; 2]| {
+            let mut last = Vec::new();
+            let met = wait::until_true("the node's health", wait::SOON, || {
+                last.clear();
+                for family in FAMILIES {
+                    let to: SocketAddr = cluster.at(1, family, 10256);
+                    for path in ["/healthz", "/livez"] {
+                        last.push(get(&cluster.net.client, to, path)?.0);
+                    }
+                }
+                Ok(last == expected.repeat(2))
+            });
+            met.with_context(|| format!("wanted {expected:?}, met {last:?}"))
+        };
+        answers([200, 200])?;
+        let taint = |key: &str| {
+            let taint = Taint { key: key.into(), effect: "NoSchedule".into(), ..Taint::default() };
+            move |node: &mut Node| {
+                node.spec.get_or_insert_default().taints = Some(vec![taint]);
+            }
+        };
+        cluster.change_node(1, taint("ToBeDeletedByClusterAutoscaler"))?;
+        answers([503, 200])?;
+        cluster.change_node(1, taint("example.org/other"))?;
+        answers([200, 200])?;
+        cluster.change_node(1, |node| {
+            node.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        })?;
+        answers([503, 200])
     })
 }

@@ -8,6 +8,9 @@ mod chaos_server;
 mod conntrack;
 mod direct;
 mod endpoints;
+mod first_sync;
+mod flows;
+mod frontends;
 mod health;
 mod leases;
 mod load_balancers;
@@ -17,6 +20,7 @@ mod networking;
 mod policies;
 mod publishing;
 mod services;
+mod told;
 mod topology;
 mod watches;
 

@@ -1,18 +1,23 @@
 //! `[sig-network] Services` and `LoadBalancers ExternalTrafficPolicy: Local`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use redirector_common::Protocol::{Tcp, Udp};
 use redirector_tests::{
+    agent::get,
     cluster::{
         Cluster,
-        build::{mk_port, mk_service, spec},
+        build::{balance, mk_port, mk_service, spec},
         network::{CLIENT, node_address},
         probe::{Outcome, await_outcome, await_servers, expect_server, probe},
     },
     topology::FAMILIES,
+    wait,
 };
 
 use crate::{on_host, own};
+
+/// A load balancer asks here.
+const HEALTH: u16 = 32_701;
 
 /// "should support externalTrafficPolicy=Local for type=NodePort": only the endpoint's node
 /// answers, and it shows the client's own address.
@@ -49,14 +54,32 @@ fn node_port_when_the_policy_changes() -> Result<()> {
             cluster.start_pod(on_host("one", "web", 1))?,
             cluster.start_pod(on_host("two", "web", 2))?,
         ];
-        cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, 30080)]))?;
+        let mut web = mk_service("web", vec![mk_port(Tcp, 80, 8080, 30080)]);
+        balance(&mut web, &["203.0.113.50".parse()?, "2001:db8:113::50".parse()?]);
+        cluster.put_service(web)?;
         let client = &cluster.net.client;
         let set = |policy: &str| {
-            let policy = Some(policy.to_owned());
-            cluster.change_service("web", |web| spec(web).external_traffic_policy = policy)
+            let health = (policy == "Local").then_some(HEALTH.into());
+            cluster.change_service("web", |web| {
+                spec(web).external_traffic_policy = Some(policy.to_owned());
+                spec(web).health_check_node_port = health;
+            })
         };
         for family in FAMILIES {
             let at = |node| cluster.at(node, family, 30080);
+            let healths = |expected: [Option<u16>; 3]| {
+                let mut last = Vec::new();
+                let met = wait::until_true("the nodes' health", wait::SOON, || {
+                    last.clear();
+                    for node in 1..=3 {
+                        let said = get(client, cluster.at(node, family, HEALTH), "/healthz");
+                        last.push(said.ok().map(|(status, _)| status));
+                    }
+                    Ok(last == expected)
+                });
+                met.with_context(|| format!("wanted {expected:?}, met {last:?}"))
+            };
+            healths([None; 3])?;
             for node in [1, 2, 3] {
                 await_servers(client, Tcp, at(node), &["one", "two"])?;
             }
@@ -69,8 +92,10 @@ fn node_port_when_the_policy_changes() -> Result<()> {
             await_servers(client, Tcp, at(1), &["one"])?;
             await_servers(client, Tcp, at(2), &["two"])?;
             await_outcome(client, Tcp, at(3), &Outcome::Silence)?;
+            healths([Some(200), Some(200), Some(503)])?;
             set("Cluster")?;
             await_servers(client, Tcp, at(3), &["one", "two"])?;
+            healths([None; 3])?;
         }
         Ok(())
     })

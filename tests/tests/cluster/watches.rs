@@ -128,7 +128,21 @@ fn malformed_objects() -> Result<()> {
         serves(cluster, 30002, "web")?;
         cluster.api.faults().order(Order::Expire, None);
         put(cluster, "web", 30003)?;
-        serves(cluster, 30003, "web")
+        serves(cluster, 30003, "web")?;
+        // Each is named, with what is wrong with it.
+        for name in ["a-first", "b-watched"] {
+            for kind in ["services", "pods", "endpointslices"] {
+                let log = cluster.node(1).log();
+                let mut lines = log.lines().filter(|line| line.contains("malformed"));
+                ensure!(
+                    lines.any(|line| line.contains(kind)
+                        && line.contains(&format!("default/{name}"))
+                        && line.contains("invalid type")),
+                    "{kind} {name} is not named: {log}"
+                );
+            }
+        }
+        Ok(())
     })
 }
 

@@ -1,9 +1,9 @@
 //! Which backend a new flow goes to, and that flows that are there stay.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use redirector_tests::{
     client::{self, Pulse},
     crowd::{self, TCP, UDP, all, apply, ask_tcp, config},
     server::{Server, Service},
-    topology::{FAMILIES, NODE1},
+    topology::{FAMILIES, NODE1, NODE2},
     wait,
 };
 
@@ -129,6 +129,90 @@ fn ending_backends() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Addresses that no node has.
+const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
+
+/// A backend that is removed keeps its connections, unless the file says that their clients are
+/// to be reset, at addresses of the node and at those that no node has; those of others go on either
+/// way.
+#[test]
+fn connections_of_backends_that_are_removed() -> Result<()> {
+    let file = |mode: &str, removed: &str, member: fn(&str) -> Option<&'static str>| {
+        let [v4, v6] = VIPS.map(|vip| format!("      - {{address: '{vip}', port: 443}}\n"));
+        let frontends = format!("    frontends:\n{v4}{v6}");
+        let services = config("", member).replace("    frontends:\n", &frontends);
+        format!("xdpMode: {mode}\nremovedBackends: {removed}\n{services}")
+    };
+    let without = |name: &str| (name != "there").then_some("");
+    Lab::run_with(&file("native", "keep", all), |lab| {
+        lab.net.client.ip("route add 203.0.113.0/24 via 198.18.1.1
+             route add 2001:db8:113::/64 via 2001:db8:1::1")?;
+        let mut servers = Vec::new();
+        for (host, port) in [(&lab.net.node1, 8080), (&lab.net.node2, 8080), (&lab.net.node2, 8081)]
+        {
+            servers.push(Server::tcp(host, port, Service::Echo)?);
+        }
+        for (mode, removed) in
+            [("native", "keep"), ("native", "reset"), ("off", "keep"), ("off", "reset")]
+        {
+            for (family, vip) in FAMILIES.into_iter().zip(VIPS) {
+                apply(lab, &file(mode, removed, all))?;
+                let there = SocketAddr::new(NODE2.of(family), 8080).to_string();
+                let mut streams = open_to_everyone(lab, (NODE1.of(family), TCP[0]).into())?;
+                streams.extend(open_to_everyone(lab, (vip.parse::<IpAddr>()?, 443).into())?);
+                apply(lab, &file(mode, removed, without))?;
+                if removed == "reset" {
+                    wait::until_true("nobody to be led to what was removed", wait::SOON, || {
+                        Ok(!backends(lab)?.values().any(|backend| *backend == there))
+                    })?;
+                }
+                for (backend, stream) in &streams {
+                    let end = client::echo(stream, b"still there?");
+                    let which =
+                        || format!("{mode}, {removed}: {:?} {backend:?}", stream.peer_addr());
+                    if removed == "reset" && *backend == there {
+                        let error = end.err().context("it goes on").with_context(which)?;
+                        let kind = error.downcast_ref().map(std::io::Error::kind);
+                        ensure!(kind == Some(ErrorKind::ConnectionReset), "{}: {error:#}", which());
+                    } else {
+                        end.with_context(which)?;
+                        client::finish(stream)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Connections to every backend, with the address of each backend; none for the program here,
+/// whose connections are in no table.
+fn open_to_everyone(lab: &Lab, frontend: SocketAddr) -> Result<Vec<(String, TcpStream)>> {
+    let mut streams = Vec::new();
+    for _ in 0..30 {
+        let stream = client::tcp(&lab.net.client, frontend)?;
+        client::echo(&stream, b"hello")?;
+        streams.push(stream);
+    }
+    let backends = backends(lab)?;
+    let mut found = Vec::new();
+    for stream in streams {
+        let client = stream.local_addr()?.to_string();
+        found.push((backends.get(&client).cloned().unwrap_or_default(), stream));
+    }
+    let different: BTreeSet<&str> = found.iter().map(|(backend, _)| backend.as_str()).collect();
+    ensure!(different.len() == 3, "{different:?}");
+    Ok(found)
+}
+
+/// Backends of established flows, by client.
+fn backends(lab: &Lab) -> Result<BTreeMap<String, String>> {
+    let rows = lab.cli().rows(&["flow", "list"])?;
+    let established = rows.iter().filter(|row| row["state"] == "established");
+    let text = |row: &serde_json::Value, key: &str| row[key].as_str().map(str::to_owned);
+    Ok(established.filter_map(|row| Some((text(row, "client")?, text(row, "backend")?))).collect())
 }
 
 /// Within a second, a client that keeps its socket hears of another backend, also where there was

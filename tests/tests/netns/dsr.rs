@@ -19,6 +19,7 @@ use redirector_tests::{
     topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
     transfer, wait,
 };
+use socket2::SockRef;
 
 const SEGMENT_A: Addresses = Addresses::new(4, 1);
 const B: Addresses = Addresses::new(4, 2);
@@ -202,6 +203,72 @@ fn changes(pair: &Pair, mode: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Bytes that timestamps take from each segment.
+const TIMESTAMPS: u32 = 12;
+
+/// The client knows from the answer to its SYN how much fits into the tunnel, and nobody has to tell
+/// it; on a common segment everything fits. Without the clamp it has to be told.
+fn segments(between: Between, mode: &str) -> Result<()> {
+    Pair::run(between, mode, |pair| {
+        let _server = Server::tcp(&pair.b.net.node1, 8083, Service::Bulk)?;
+        for clamps in [true, false] {
+            if !clamps {
+                do_not_clamp(pair, mode)?;
+            }
+            for family in FAMILIES {
+                transfers(pair, family, between, clamps).with_context(|| {
+                    format!("{family:?}, {between:?}, XDP {mode}, clamps: {clamps}")
+                })?;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn do_not_clamp(pair: &Pair, mode: &str) -> Result<()> {
+    let config = format!("mssClamp: false\n{}", config("dsr", mode));
+    for lab in [&pair.a, &pair.b] {
+        lab.write_config(&config)?;
+        wait::until_true("the change", wait::SOON, || {
+            Ok(lab.cli().json(&["status"])?["direct"]["mssClamp"] == false)
+        })?;
+    }
+    Ok(())
+}
+
+fn transfers(pair: &Pair, family: Family, between: Between, clamps: bool) -> Result<()> {
+    let too_big = || pair.a.cli().packets("too-big");
+    let before = too_big()?;
+    let stream = client::tcp(pair.client(), at(NODE1.of(family), 83))?;
+    let is_tunnel = between == Between::Router;
+    let (segment, header) = match family {
+        Family::V4 => (1500 - 40, 20),
+        Family::V6 => (1500 - 60, 40),
+    };
+    let expected = if is_tunnel && clamps { segment - header } else { segment };
+    let found = SockRef::from(&stream).tcp_mss()?;
+    ensure!(found == expected - TIMESTAMPS, "segments of {found} bytes, not {expected}");
+    transfer::exchange(&stream, 4 << 20, 4 << 20)?;
+    let told = too_big()? - before;
+    ensure!((told > 0) == (is_tunnel && !clamps), "told {told} times");
+    Ok(())
+}
+
+#[test]
+fn segments_that_fit_into_tunnels_native() -> Result<()> {
+    segments(Between::Router, "native")
+}
+
+#[test]
+fn segments_that_fit_into_tunnels_off() -> Result<()> {
+    segments(Between::Router, "off")
+}
+
+#[test]
+fn segments_on_a_common_segment() -> Result<()> {
+    segments(Between::Nothing, "native")
 }
 
 #[test]

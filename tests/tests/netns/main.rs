@@ -5,6 +5,7 @@ mod affinity;
 mod check;
 mod choosing;
 mod connections;
+mod counting;
 mod deployed;
 mod dsr;
 mod edges;

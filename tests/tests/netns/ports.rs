@@ -8,7 +8,7 @@ use redirector_tests::{
     agent::Lab,
     client,
     server::{Server, Service},
-    site::{CONFIG, PLACES, Place, serve_echo, serve_names},
+    site::{CONFIG, PLACES, Place, node2, serve_echo, serve_names},
     topology::{FAMILIES, NODE1},
     wait,
 };
@@ -119,6 +119,13 @@ fn every_port_in_use() -> Result<()> {
         let came_through: Result<bool> = try_third(Duration::from_millis(300));
         ensure!(!came_through?, "a third flow came through");
         ensure!(lab.cli().packets("snat-exhausted")? > 0, "it was not counted");
+        let gauges = ["redirector_snat_ports", "redirector_snat_ports_used"];
+        let [ports, used] = gauges.map(|gauge| lab.metric(gauge));
+        let (ports, used) = (ports?.context("no gauge")?, used?.context("no gauge")?);
+        ensure!(ports == 2.0 && used == 2.0, "{used} of {ports}");
+        let status = lab.cli().text(&["status"])?;
+        let busiest = format!("2 of 2 in use for {}", node2(Family::V4, 8080));
+        ensure!(status.contains(&busiest), "not {busiest}: {status}");
         client::echo(&one, b"still here")?;
         client::echo(&two, b"still here")?;
 

@@ -31,6 +31,7 @@ pub(crate) struct Given {
     backend: SocketAddr,
     local: bool,
     manner: Manner,
+    clamps_mss: bool,
     state: FlowState,
     fins: [bool; 2],
     /// How long both halves have been idle, in seconds.
@@ -63,6 +64,7 @@ impl Given {
             backend: at(BACKEND, family, world::REMOTE_PORT),
             local: false,
             manner: Manner::Translate,
+            clamps_mss: false,
             state,
             fins: [false; 2],
             idle: 0,
@@ -73,6 +75,11 @@ impl Given {
     pub(crate) fn handed_over(protocol: Protocol, family: Family, manner: Manner) -> Self {
         let source = at(CLIENT, family, CLIENT_PORT);
         Self { manner, source, ..Self::remote(protocol, family) }
+    }
+
+    /// Of a client whose packets come by a tunnel.
+    pub(crate) fn by_tunnel(self) -> Self {
+        Self { clamps_mss: true, ..self }
     }
 
     /// In this state.
@@ -140,7 +147,10 @@ impl Given {
         let there = self.tuple(self.source, self.backend);
         let back = self.tuple(self.frontend, self.client);
         let forward = half(Direction::Forward, there, client_fin);
-        let reply = half(Direction::Reply, back, backend_fin);
+        let mut reply = half(Direction::Reply, back, backend_fin);
+        if self.clamps_mss {
+            reply.set_clamps_mss();
+        }
         programs.insert(MapName::Flows, there.reversed(), reply)?;
         programs.insert(MapName::Flows, self.forward_key(), forward)
     }

@@ -306,7 +306,12 @@ fn handed_over_as_they_are() -> Result<()> {
 }
 
 /// `packet` in a tunnel from one host to another.
-fn tunnelled(packet: &Packet, family: Family, from: Addresses, to: Addresses) -> Vec<u8> {
+pub(crate) fn tunnelled(
+    packet: &Packet,
+    family: Family,
+    from: Addresses,
+    to: Addresses,
+) -> Vec<u8> {
     cover(&packet.bytes(), [mac(1, 1), mac(1, 3)], (from.of(family), to.of(family)), 0)
 }
 

@@ -14,6 +14,7 @@ mod headers;
 mod loading;
 mod quoted;
 mod refused;
+mod segments;
 mod sources;
 mod states;
 mod steering;

@@ -4,16 +4,17 @@
 //! which then refuses: what opens a connection takes the way that is left. That it is handed over
 //! is shown between hosts, in the netns tier.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
 use anyhow::{Context as _, Result};
 use redirector::dataplane::pins::Hook;
 use redirector_common::{Family, FlowState, Protocol, Reason};
 use redirector_tests::{
+    connection::one_sided,
     packet::{Flags, Transport},
     topology::FAMILIES,
 };
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 
 use crate::{
     case::{Case, INWARD, check_all_with},
@@ -24,33 +25,11 @@ use crate::{
 /// Both kinds of frontend: where nothing goes elsewhere, and where something may.
 const PORTS: [u16; 2] = [STEERED, STEERED_MIXED];
 
-/// A connection of the node's that nobody has to answer for.
-fn connection(from: SocketAddr, to: SocketAddr) -> Result<Socket> {
-    use std::os::fd::AsRawFd as _;
-    let socket = Socket::new(Domain::for_address(from), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    let on: libc::c_int = 1;
-    // SAFETY: the option is an integer, of the length that is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_REPAIR,
-            (&raw const on).cast(),
-            size_of_val(&on).try_into()?,
-        )
-    };
-    anyhow::ensure!(result == 0, "repairing: {}", std::io::Error::last_os_error());
-    socket.bind(&from.into())?;
-    socket.connect(&to.into()).with_context(|| format!("{from} to {to}"))?;
-    Ok(socket)
-}
-
 fn connections() -> Result<Vec<Socket>> {
     let mut sockets = Vec::new();
     for family in FAMILIES {
         for port in PORTS {
-            sockets.push(connection(at(NODE, family, port), at(CLIENT, family, CLIENT_PORT))?);
+            sockets.push(one_sided(at(NODE, family, port), at(CLIENT, family, CLIENT_PORT))?);
         }
     }
     Ok(sockets)
@@ -118,7 +97,7 @@ fn flows_go_on() -> Result<()> {
     let sockets = || {
         FAMILIES
             .map(|family| {
-                connection(at(NODE, family, STEERED_MIXED), at(CLIENT, family, CLIENT_PORT))
+                one_sided(at(NODE, family, STEERED_MIXED), at(CLIENT, family, CLIENT_PORT))
             })
             .into_iter()
             .collect::<Result<Vec<_>>>()

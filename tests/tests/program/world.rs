@@ -261,6 +261,7 @@ pub(crate) fn set_block(programs: &mut Programs, count: u16) -> Result<()> {
         snat_count: count,
         lookup_ifindex: ifindex("lo")?,
         cache_sets: redirector_tests::program::CACHE_SETS,
+        flags: NodeConfig::FLAG_CLAMP_MSS,
         ..NodeConfig::default()
     };
     programs.set(MapName::Node, 0, node)

@@ -1,20 +1,22 @@
 //! Keeping the maps of services in line with what all sources ask for.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use redirector_common::Peer;
 use redirector_common::node::{MAX_PEERS, NodeConfig};
+use redirector_common::{Address, Family, Peer, Port};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
 use super::super::wishes::Wishes;
 use super::Node;
+use crate::dataplane::dead_end::DeadEnd;
 use crate::dataplane::direct::Direct;
 use crate::dataplane::encode::encode;
 use crate::dataplane::ethtool;
-use crate::dataplane::gc;
+use crate::dataplane::gc::{self, Keep};
 use crate::dataplane::layout::Layout;
 use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
@@ -138,6 +140,8 @@ impl Node {
                 ring_slots: self.ring_slots,
                 netns_cookie: self.netns_cookie,
                 moving_until: 0,
+                flags: if self.wishes.mss_clamp() { NodeConfig::FLAG_CLAMP_MSS } else { 0 },
+                reserved: 0,
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
@@ -167,7 +171,8 @@ impl Node {
         let mtu = |name: &String| Some((name.clone(), ethtool::read(name).ok()?.mtu));
         let mtus = self.chosen.iter().filter_map(mtu).collect();
         let (services, frontends) = (contents.services.values(), contents.frontends.iter());
-        let direct = Direct::of(services, frontends, contents.peers.len(), None, mtus);
+        let peers = contents.peers.len();
+        let direct = Direct::of(services, frontends, peers, None, mtus, self.wishes.mss_clamp());
         if direct.services > 0 && self.told.as_ref() != Some(&direct) {
             tracing::info!("direct server return: {}", direct.describe());
             self.told = Some(direct);
@@ -221,12 +226,18 @@ impl Node {
             Some(layout) => (layout.listed(), layout.wanted_ports()),
             None => (&self.listed, &self.wanted_ports),
         };
-        let outcome = gc::collect(&mut self.flows, listed, gc::now()).and_then(|collected| {
+        let dead_end = self.dead_end();
+        let wanted = match dead_end {
+            Some(dead_end) => Cow::Owned(wanted.union(&dead_end.ports())),
+            None => Cow::Borrowed(wanted),
+        };
+        let keep = Keep { listed, dead_end };
+        let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
             match &mut self.actual {
                 Some(actual) => {
                     let in_use = &collected.in_use;
-                    self.maps.services.release_ports(actual, wanted, in_use).map(drop)
+                    self.maps.services.release_ports(actual, &wanted, in_use).map(drop)
                 }
                 None => Ok(()),
             }
@@ -236,6 +247,17 @@ impl Node {
             self.made_from = None;
             self.account.failed(&error.to_string());
         }
+    }
+
+    /// Where clients are led whose backend was removed, if they are to hear of it.
+    fn dead_end(&self) -> Option<DeadEnd> {
+        let addresses = self.made_from.as_ref().filter(|_| self.wishes.resets_clients())?;
+        let first = |family| addresses.published(family).next().map(Address::from);
+        Some(DeadEnd {
+            v4: first(Family::V4),
+            v6: first(Family::V6),
+            port: Port::new(*self.wishes.snat_ports().start()),
+        })
     }
 
     /// UDP clients of backends that went must not wait for the next pass; but a pass looks at

@@ -7,36 +7,14 @@ use redirector_common::{
     Address, Backend, CachedFlow, Direction, Endpoint, Family, Flow, Interface, Origin, PortFlags,
     Reason, ServiceId, SlotValue, Tuple,
 };
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::record::{Record, record};
 use crate::cli::counters::interface_name;
-use crate::cli::render;
 use crate::cli::service::backend_address;
 use crate::dataplane::gc;
 use crate::dataplane::info::{Info, format_frontend, format_range};
 use crate::dataplane::pinned::{Pinned, PinnedError};
-
-/// One entry: fields in the order in which they are shown.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Record(Vec<(&'static str, Value)>);
-
-impl Serialize for Record {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut map = to.serialize_map(Some(self.0.len()))?;
-        for (name, value) in &self.0 {
-            map.serialize_entry(name, value)?;
-        }
-        map.end()
-    }
-}
-
-/// Fields from `name: value` pairs.
-macro_rules! record {
-    ($($name:literal: $value:expr),+ $(,)?) => {
-        Record(vec![$(($name, json!($value))),+])
-    };
-}
 
 /// The entries in use.
 pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedError> {
@@ -98,6 +76,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "lookupInterface": interface_name(node.lookup_ifindex),
                 "ringSlots": node.ring_slots,
                 "netnsCookie": node.netns_cookie,
+                "mssClamp": node.clamps_mss(),
             }]
         }
         MapName::Counters => counters(maps)?,
@@ -120,6 +99,13 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "socket": key.cookie,
                 "asked": endpoint(&asked),
                 "peer": endpoint(&key.peer),
+            }
+        }),
+        MapName::Steered => of(maps.steered()?, |(key, connections)| {
+            record! {
+                "service": key.service,
+                "frontend": format_frontend(&key.frontend),
+                "connections": connections,
             }
         }),
         MapName::Fragments => of(maps.fragments()?, |(key, first)| {
@@ -151,17 +137,6 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
             record! {"address": address(at), "takesFlows": peer.takes_flows()}
         }),
     })
-}
-
-/// Records in columns.
-pub(super) fn table(records: &[Record]) -> String {
-    let Some(first) = records.first() else {
-        return String::new();
-    };
-    let headings: Vec<_> = first.0.iter().map(|(name, value)| heading(name, value)).collect();
-    let headings: Vec<_> = headings.iter().map(String::as_str).collect();
-    let rows = records.iter().map(|record| record.0.iter().map(|(_, value)| text(value)).collect());
-    render::columns(&headings, rows)
 }
 
 fn of<T>(entries: impl IntoIterator<Item = T>, record: impl FnMut(T) -> Record) -> Vec<Record> {
@@ -345,37 +320,12 @@ fn address(address: Address) -> Option<String> {
     (!address.is_unspecified()).then(|| address.to_string())
 }
 
-/// A heading in capitals, with a hyphen before each word; numbers are aligned to the right.
-fn heading(name: &str, value: &Value) -> String {
-    let mut heading = String::new();
-    if value.is_number() {
-        heading.push('>');
-    }
-    for letter in name.chars() {
-        if letter.is_ascii_uppercase() {
-            heading.push('-');
-        }
-        heading.push(letter.to_ascii_uppercase());
-    }
-    heading
-}
-
-/// A value for a column.
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        Value::Bool(true) => "yes".to_owned(),
-        Value::Bool(false) => "no".to_owned(),
-        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(","),
-        Value::Number(_) | Value::Object(_) => value.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use redirector_common::{Port, Protocol};
+
+    use super::*;
+    use crate::cli::map::record::{table, text};
 
     fn end(text: &str) -> (Address, Port) {
         let socket: SocketAddr = text.parse().expect("address and port");

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::{
     Backend, BackendId, Direction, Flow, Frontend, FrontendKey, Service, ServiceId, SlotKey,
-    SlotValue, SourceRange, Tuple,
+    SlotValue, SourceRange, SteeredKey, Tuple,
 };
 use serde::Serialize;
 
+use crate::dataplane::connections::Connection;
 use crate::dataplane::info::{Info, format_range};
 use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey, Source, TrafficPolicy};
 
@@ -22,6 +23,8 @@ pub(super) struct Loaded {
     pub(super) slots: BTreeMap<SlotKey, SlotValue>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) flows: BTreeMap<Tuple, Flow>,
+    pub(super) steered: BTreeMap<SteeredKey, u64>,
+    pub(super) connections: Vec<Connection>,
 }
 
 /// A service, both of its address families together.
@@ -51,10 +54,12 @@ pub(super) struct FrontendRow {
     pub(super) port: u16,
     pub(super) protocol: &'static str,
     pub(super) state: FrontendState,
-    /// Packets of clients, of the flows that live.
+    /// Packets of clients, of the flows and steered connections that live.
     pub(super) packets: u64,
     /// Their IP bytes.
     pub(super) bytes: u64,
+    /// Connections that were steered, those that are over among them.
+    pub(super) steered: u64,
 }
 
 /// Whether a frontend answers.
@@ -86,7 +91,7 @@ pub(super) fn service_rows(maps: &Loaded) -> Vec<ServiceRow> {
     for (id, info) in &maps.infos {
         families.entry(&info.key).or_default().push((*id, info));
     }
-    let traffic = traffic(&maps.flows);
+    let traffic = traffic(&maps.flows, &maps.connections);
     let mut frontends: BTreeMap<ServiceId, Vec<&FrontendKey>> = BTreeMap::new();
     for (key, frontend) in &maps.frontends {
         frontends.entry(frontend.service).or_default().push(key);
@@ -114,7 +119,9 @@ fn service_row(
             if service.table_size > 0 { FrontendState::Active } else { FrontendState::NoEndpoints };
         for key in all_frontends.get(id).into_iter().flatten() {
             let seen = traffic.get(key).copied().unwrap_or_default();
-            frontends.push(frontend_row(key, state, seen));
+            let steered = maps.steered.get(&SteeredKey { service: *id, frontend: **key });
+            let steered = steered.copied().unwrap_or_default();
+            frontends.push(FrontendRow { steered, ..frontend_row(key, state, seen) });
         }
         // What another service has counts for that one.
         for key in &info.conflicts {
@@ -165,6 +172,7 @@ fn frontend_row(
         state,
         packets,
         bytes,
+        steered: 0,
     }
 }
 
@@ -191,16 +199,25 @@ pub(in crate::cli) fn backend_address(backend: &Backend) -> String {
     }
 }
 
-/// What clients have sent to each frontend, by the flows that live.
-fn traffic(flows: &BTreeMap<Tuple, Flow>) -> BTreeMap<FrontendKey, (u64, u64)> {
+/// What clients have sent to each frontend, by the flows and connections that live.
+fn traffic(
+    flows: &BTreeMap<Tuple, Flow>,
+    connections: &[Connection],
+) -> BTreeMap<FrontendKey, (u64, u64)> {
     let mut traffic: BTreeMap<FrontendKey, (u64, u64)> = BTreeMap::new();
+    let mut add = |frontend, more: (u64, u64)| {
+        let (packets, bytes) = traffic.entry(frontend).or_default();
+        *packets = packets.saturating_add(more.0);
+        *bytes = bytes.saturating_add(more.1);
+    };
     for (key, flow) in flows {
         if flow.direction() == Direction::Forward {
             let frontend = FrontendKey::new(key.destination, key.destination_port, key.protocol());
-            let (packets, bytes) = traffic.entry(frontend).or_default();
-            *packets = packets.saturating_add(flow.packets);
-            *bytes = bytes.saturating_add(flow.bytes);
+            add(frontend, (flow.packets, flow.bytes));
         }
+    }
+    for connection in connections {
+        add(connection.frontend, (connection.packets, connection.bytes));
     }
     traffic
 }
@@ -268,149 +285,4 @@ impl BackendRow {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::dataplane::info::parse_frontend;
-    use redirector_common::{Address, Family, Port, Protocol};
-
-    fn info(name: &str, family: Family, conflicts: &[&str]) -> Info {
-        Info {
-            key: ServiceKey { source: Source::Static, namespace: None, name: name.to_owned() },
-            family,
-            policy: TrafficPolicy::Cluster,
-            forwarding: Forwarding::Snat,
-            affinity: Some(10_800),
-            group: None,
-            algorithm: Algorithm::Maglev,
-            conflicts: conflicts
-                .iter()
-                .map(|text| parse_frontend(text).expect("a frontend"))
-                .collect(),
-            omitted: 0,
-        }
-    }
-
-    fn frontend(text: &str, service: ServiceId) -> (FrontendKey, Frontend) {
-        let frontend = Frontend::new(service, Address::UNSPECIFIED);
-        (parse_frontend(text).expect("a frontend"), frontend)
-    }
-
-    fn slot(
-        service: ServiceId,
-        slot: u32,
-        backend: BackendId,
-        weight: u16,
-    ) -> (SlotKey, SlotValue) {
-        let value = SlotValue { backend, weight, state: SlotValue::ACTIVE };
-        (SlotKey { service, slot }, value)
-    }
-
-    fn service(table_size: u32) -> Service {
-        let flags = Service::FLAG_SOURCE_RANGES;
-        Service { table_size, flags, ..Service::default() }
-    }
-
-    fn ip(text: &str) -> Address {
-        Address::from(text.parse::<IpAddr>().expect("an address"))
-    }
-
-    /// Service `web` in both families, with a local backend and one elsewhere.
-    fn two_families() -> Loaded {
-        let client = (ip("198.51.100.7"), Port::new(50_000));
-        let key = Tuple::new(Protocol::Tcp, client, (ip("192.0.2.1"), Port::new(80)));
-        let mut flow = Flow::new(Direction::Forward, key, 1, 1, true, 0);
-        flow.packets = 3;
-        flow.bytes = 180;
-        let reply = Flow::new(Direction::Reply, key, 1, 1, true, 0);
-        Loaded {
-            infos: BTreeMap::from([
-                (1, info("web", Family::V4, &["192.0.2.1:443/tcp"])),
-                (2, info("web", Family::V6, &[])),
-            ]),
-            services: BTreeMap::from([(1, service(251)), (2, service(0))]),
-            ranges: BTreeSet::from([
-                SourceRange::new(1, ip("198.51.100.0"), 24),
-                SourceRange::new(1, ip("203.0.113.7"), 32),
-                SourceRange::new(9, ip("192.0.2.0"), 24),
-            ]),
-            frontends: BTreeMap::from([
-                frontend("192.0.2.1:80/tcp", 1),
-                frontend("[2001:db8::1]:80/tcp", 2),
-                frontend("192.0.2.1:443/tcp", 9),
-            ]),
-            slots: BTreeMap::from([slot(1, 0, 1, 1), slot(1, 1, 2, 2), slot(2, 0, 1, 1)]),
-            backends: BTreeMap::from([
-                (1, Backend::local(Port::new(8080))),
-                (2, Backend::remote(ip("10.0.0.5"), Port::new(8080))),
-            ]),
-            flows: BTreeMap::from([(key, flow), (key.reversed(), reply)]),
-        }
-    }
-
-    #[test]
-    fn json_is_as_the_contract_says() {
-        let json = serde_json::to_value(service_rows(&two_families())).expect("JSON");
-        let expected = serde_json::json!([{
-            "name": "web",
-            "namespace": null,
-            "source": "static",
-            "frontends": [
-                {"address": "192.0.2.1", "port": 80, "protocol": "TCP", "state": "active",
-                 "packets": 3, "bytes": 180},
-                {"address": "192.0.2.1", "port": 443, "protocol": "TCP", "state": "conflict",
-                 "packets": 0, "bytes": 0},
-                {"address": "2001:db8::1", "port": 80, "protocol": "TCP",
-                 "state": "no-endpoints", "packets": 0, "bytes": 0},
-            ],
-            "backends": [
-                {"address": "10.0.0.5", "port": 8080, "local": false, "state": "active",
-                 "weight": 2},
-                {"address": "local", "port": 8080, "local": true, "state": "active", "weight": 1},
-            ],
-            "policy": "cluster",
-            "affinitySeconds": 10800,
-            "forwarding": "snat",
-            "algorithm": "maglev",
-            "sourceRanges": ["198.51.100.0/24", "203.0.113.7/32"],
-        }]);
-        assert_eq!(json, expected);
-    }
-
-    #[test]
-    fn services_come_by_source_namespace_and_name() {
-        let mut publish = info("80:8080/tcp", Family::V4, &[]);
-        publish.key.source = Source::Publish;
-        let loaded = Loaded {
-            infos: BTreeMap::from([
-                (1, info("b", Family::V4, &[])),
-                (2, info("a", Family::V4, &[])),
-                (3, publish),
-            ]),
-            ..Loaded::default()
-        };
-        let names: Vec<_> = service_rows(&loaded).into_iter().map(|row| row.name).collect();
-        assert_eq!(names, ["80:8080/tcp", "a", "b"]);
-    }
-
-    #[test]
-    fn addresses_with_colons_stand_in_brackets() {
-        let backend = Backend::remote(ip("2001:db8::5"), Port::new(80));
-        let (_, slot) = slot(1, 0, 1, 1);
-        assert_eq!(backend_row(&backend, slot).text(), "[2001:db8::5]:80");
-    }
-
-    #[test]
-    fn backends_that_keep_their_flows_alone_say_so() {
-        let backend = Backend::remote(ip("10.0.0.5"), Port::new(80));
-        let rows = [
-            (1, SlotValue::ACTIVE, "10.0.0.5:80"),
-            (0, SlotValue::ACTIVE, "10.0.0.5:80 (draining)"),
-            (1, SlotValue::TERMINATING, "10.0.0.5:80 (terminating)"),
-            (0, SlotValue::TERMINATING, "10.0.0.5:80 (terminating)"),
-        ];
-        for (weight, state, wanted) in rows {
-            let slot = SlotValue { backend: 1, weight, state };
-            assert_eq!(backend_row(&backend, slot).label(), wanted);
-        }
-    }
-}
+mod tests;

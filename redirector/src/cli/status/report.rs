@@ -12,6 +12,7 @@ use crate::dataplane::attached::{Attached, AttachedClient};
 use crate::dataplane::direct::Direct;
 use crate::dataplane::info::{Info, format_frontend};
 use crate::dataplane::status::Status;
+use crate::dataplane::translation::PortUse;
 
 /// What was loaded.
 #[derive(Clone, Debug)]
@@ -26,6 +27,7 @@ pub(super) struct Loaded {
     pub(super) fill: Vec<Fill>,
     pub(super) direct: Direct,
     pub(super) flows: BTreeMap<&'static str, usize>,
+    pub(super) translation: PortUse,
     pub(super) node: NodeConfig,
     pub(super) now: SystemTime,
 }
@@ -45,6 +47,8 @@ pub(super) struct Report {
     pub(super) maps: Vec<Fill>,
     /// First and last port of the translation block.
     pub(super) snat_ports: Option<[u16; 2]>,
+    /// How much of it is in use.
+    pub(super) translation: PortUse,
     /// Flows by state.
     pub(super) flows: BTreeMap<&'static str, usize>,
     pub(super) half_open: HalfOpen,
@@ -189,6 +193,7 @@ pub(super) fn report(loaded: Loaded) -> Report {
         direct: loaded.direct,
         maps: loaded.fill,
         snat_ports,
+        translation: loaded.translation,
         half_open: HalfOpen {
             flows: half_open(&loaded.flows),
             budget: ring::half_open_budget(loaded.node.ring_slots),

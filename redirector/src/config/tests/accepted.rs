@@ -16,14 +16,19 @@ fn an_empty_file_publishes_nothing() {
 
 #[test]
 fn settings() {
-    let found = config("interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\n");
+    let found = config(
+        "interfaces: [eth0, bond0.100]\nxdpMode: off\nsnatPorts: 20000-20000\nmssClamp: false\n\
+         removedBackends: reset\n",
+    );
     assert_eq!(
         found,
         Config {
             interfaces: Some(vec!["eth0".to_owned(), "bond0.100".to_owned()]),
             tables: BTreeMap::new(),
             xdp_mode: XdpMode::Off,
+            resets_clients: true,
             snat_ports: 20000..=20000,
+            mss_clamp: false,
             ..Config::default()
         }
     );

@@ -80,8 +80,8 @@ fn what_is_of_the_wrong_kind() {
         (
             "80:8080",
             &[
-                "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, nodes, publish, \
-               services, snatPorts, tables, xdpMode",
+                "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, mssClamp, nodes, publish, \
+                 removedBackends, services, snatPorts, tables, xdpMode",
             ],
         ),
         (
@@ -137,13 +137,14 @@ fn unknown_repeated_and_missing_keys() {
         (
             "publsh: []\nxdpmode: auto\nports: []\n8: 9\n",
             &[
-                "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, nodes, \
-                 publish, services, snatPorts, tables, xdpMode",
-                "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, nodes, \
-                 publish, services, snatPorts, tables, xdpMode",
-                "3:1: unknown key \"ports\"; allowed: interfaces, nodes, publish, services, snatPorts, \
-                 tables, xdpMode",
-                "4:1: key 8 is not text; allowed: interfaces, nodes, publish, services, snatPorts, tables, xdpMode",
+                "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, mssClamp, nodes, publish, \
+                 removedBackends, services, snatPorts, tables, xdpMode",
+                "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, mssClamp, nodes, publish, \
+                 removedBackends, services, snatPorts, tables, xdpMode",
+                "3:1: unknown key \"ports\"; allowed: interfaces, mssClamp, nodes, publish, \
+                 removedBackends, services, snatPorts, tables, xdpMode",
+                "4:1: key 8 is not text; allowed: interfaces, mssClamp, nodes, publish, \
+                 removedBackends, services, snatPorts, tables, xdpMode",
             ],
         ),
         (
@@ -234,6 +235,7 @@ fn modes_and_policies() {
                native, generic, off"],
         ),
         ("xdpMode: 1", &["1:10: xdpMode: found 1; allowed: auto, native, generic, off"]),
+        ("removedBackends: true", &["1:18: removedBackends: found true; allowed: keep, reset"]),
         (
             "services: [{name: a, frontends: [{port: 80, protocol: SCTP}], trafficPolicy: local, \
              forwarding: nat}]",

@@ -75,6 +75,7 @@ fn schema_and_parser_know_the_same_words() {
     let service = |entry| format!("services: [{{name: a, frontends: [{{port: 1}}], {entry}}}]");
     let rows = [
         ("/properties/xdpMode", "xdpMode: 1".to_owned()),
+        ("/properties/removedBackends", "removedBackends: 1".to_owned()),
         ("/$defs/service/properties/trafficPolicy", service("trafficPolicy: 1")),
         ("/$defs/service/properties/forwarding", service("forwarding: 1")),
     ];
@@ -139,8 +140,11 @@ fn schema_and_parser_have_the_same_defaults() {
     let schema = schema();
     let default = Config::default();
     assert_eq!(schema["properties"]["xdpMode"]["default"], default.xdp_mode.to_string());
+    assert_eq!(schema["properties"]["removedBackends"]["default"], "keep");
+    assert!(!default.resets_clients);
     let (first, last) = (default.snat_ports.start(), default.snat_ports.end());
     assert_eq!(schema["properties"]["snatPorts"]["default"], format!("{first}-{last}"));
+    assert_eq!(schema["properties"]["mssClamp"]["default"], default.mss_clamp);
     let most = redirector_common::node::MAX_PEERS;
     assert_eq!(schema["properties"]["nodes"]["maxItems"], most);
 }

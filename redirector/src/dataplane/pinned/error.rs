@@ -52,6 +52,11 @@ pub(super) fn unreadable(name: MapName, what: String) -> PinnedError {
     PinnedError::Unreadable { name: name.name(), what }
 }
 
+/// What the kernel, or aya, has against it.
+pub(super) fn refused(name: MapName, error: &MapError) -> PinnedError {
+    unreadable(name, chain(error))
+}
+
 pub(super) fn is_gone(error: &MapError) -> bool {
     matches!(error, MapError::KeyNotFound) || os_error(error) == Some(libc::ENOENT)
 }
@@ -69,7 +74,7 @@ pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32>
 }
 
 /// An error with what caused it, in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(error) = next {

@@ -57,6 +57,7 @@ fn conditions() {
         (json!({"ready": true}), vec!["10.0.0.1:8080"]),
         // publishNotReadyAddresses: the slice says ready of what ends.
         (json!({"ready": true, "serving": false, "terminating": true}), vec!["10.0.0.1:8080"]),
+        (json!({"serving": true, "terminating": true}), vec!["10.0.0.1:8080"]),
         (json!({"ready": false}), vec!["10.0.0.1:8080 0"]),
         (json!({"ready": false, "serving": false}), vec![]),
         (json!({"ready": false, "terminating": true}), vec!["10.0.0.1:8080 terminating"]),
@@ -102,7 +103,9 @@ fn ports_are_found_by_name_and_protocol_in_each_slice() {
     named["ports"][0]["name"] = json!("metrics");
     let mut none = mk_slice("e", &endpoint("10.0.0.5"));
     none["ports"][0]["port"] = Value::Null;
-    let slices = [mk_slice("a", &endpoint("10.0.0.1")), other, udp, named, none];
+    let mut zero = mk_slice("f", &endpoint("10.0.0.6"));
+    zero["ports"][0]["port"] = json!(0);
+    let slices = [mk_slice("a", &endpoint("10.0.0.1")), other, udp, named, none, zero];
     assert_eq!(shown(slices), ["10.0.0.1:8080", "10.0.0.2:8081"]);
 }
 

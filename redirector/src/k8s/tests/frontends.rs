@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::k8s::convert::{Converted, NodePortAddresses, Rules};
 use crate::k8s::index::Kind;
-use crate::k8s::mk::{NODE, merge, mk_index, mk_service, read, web};
+use crate::k8s::mk::{NODE, merge, mk_index, mk_service, mk_slice, read, web};
 use crate::model::{Forwarding, Service, Source, TrafficPolicy};
 
 fn rules() -> Rules {
@@ -70,10 +70,42 @@ fn types() {
         json!({"clusterIP": ""}),
         json!({"clusterIP": null}),
         json!({"ports": []}),
+        json!({"ports": [{"port": 80}]}),
         json!({"ports": [{"port": 80, "nodePort": 0}]}),
         json!({"ports": [{"port": 80, "nodePort": 30080, "protocol": "SCTP"}]}),
     ] {
         assert_eq!(frontends(&unreachable), Vec::<String>::new(), "{unreachable}");
+    }
+    let mut headless = mk_service(&json!({}));
+    merge(&mut headless["metadata"], &json!({"labels": {"service.kubernetes.io/headless": ""}}));
+    assert_eq!(shown(&convert(&rules(), headless)), Vec::<String>::new());
+}
+
+/// A Service may become any other, and is then what one that was made so is.
+#[test]
+fn type_changes() {
+    let mut headless = mk_service(&json!({"clusterIP": "None"}));
+    merge(&mut headless["spec"], &json!({"type": "ClusterIP"}));
+    let mut balanced = mk_service(&json!({"type": "LoadBalancer"}));
+    balanced["status"] = ip_mode("VIP");
+    let types = [
+        mk_service(&json!({"type": "ExternalName", "externalName": "example.com"})),
+        headless,
+        mk_service(&json!({"type": "ClusterIP", "externalIPs": ["203.0.113.7"]})),
+        mk_service(&json!({})),
+        balanced,
+    ];
+    let endpoints = json!([{"addresses": ["10.0.0.1"]}]);
+    for from in &types {
+        for to in &types {
+            let mut index = mk_index(from.clone(), [mk_slice("a", &endpoints)]);
+            index.apply(read(Kind::Service, to.clone()));
+            let made = mk_index(to.clone(), [mk_slice("a", &endpoints)]);
+            let rules = rules();
+            let (changed, made) =
+                (rules.convert_service(&index, &web()), rules.convert_service(&made, &web()));
+            assert_eq!(changed, made, "from {from} to {to}");
+        }
     }
 }
 
@@ -102,8 +134,11 @@ fn external_addresses_of_every_type() {
     };
     let converted = convert(&rules, mk_service(&spec));
     assert_eq!(shown(&converted), wanted[..1]);
-    assert_eq!(converted.problems.len(), 1);
-    assert!(converted.problems[0].contains("2001:db8::7"), "{:?}", converted.problems);
+    let wanted = ["\"127.0.0.1\"", "\"224.0.0.1\"", "\"nonsense\"", "2001:db8::7 is in none"];
+    assert_eq!(converted.problems.len(), wanted.len());
+    for (problem, wanted) in converted.problems.iter().zip(wanted) {
+        assert!(problem.contains(wanted), "{problem}: not about {wanted}");
+    }
 }
 
 #[test]
@@ -140,6 +175,54 @@ fn source_ranges_hold_for_load_balancers_only() {
     }
 }
 
+/// An annotation has them hold for all who come from outside.
+#[test]
+fn source_ranges_of_all_frontends() {
+    let mut service = mk_service(&json!({
+        "type": "LoadBalancer",
+        "loadBalancerSourceRanges": ["198.51.100.0/24"],
+        "externalIPs": ["203.0.113.7"],
+    }));
+    service["status"] = ip_mode("VIP");
+    merge(
+        &mut service["metadata"],
+        &json!({"annotations": {
+            "redirector.io/source-ranges": "all",
+            "redirector.io/publish": "443:80",
+        }}),
+    );
+    let services = convert(&rules(), service).services;
+    assert_eq!(services.len(), 4);
+    for service in services {
+        assert_eq!(service.source_ranges.len(), 2, "{:?}", service.key);
+    }
+}
+
+/// What is wrong is told, and the rest is served.
+#[test]
+fn what_cannot_be_used() {
+    let mut service = mk_service(&json!({
+        "type": "LoadBalancer",
+        "loadBalancerSourceRanges": ["198.51.100.0/24", "everyone"],
+        "externalIPs": ["127.0.0.1"],
+    }));
+    merge(
+        &mut service["metadata"],
+        &json!({"annotations": {
+            "redirector.io/source-ranges": "some",
+            "redirector.io/algorithm": "best",
+            "redirector.io/forwarding": "fast",
+        }}),
+    );
+    let converted = convert(&rules(), service);
+    assert_eq!(shown(&converted), ["nodeport web *:30080/tcp"]);
+    let wanted = ["\"127.0.0.1\"", "\"everyone\"", "\"some\"", "\"fast\"", "\"best\""];
+    assert_eq!(converted.problems.len(), wanted.len());
+    for (problem, wanted) in converted.problems.iter().zip(wanted) {
+        assert!(problem.contains(wanted), "{problem}: not about {wanted}");
+    }
+}
+
 #[test]
 fn a_range_of_everyone_turns_the_filter_off() {
     let mut service = mk_service(&json!({
@@ -147,9 +230,18 @@ fn a_range_of_everyone_turns_the_filter_off() {
         "loadBalancerSourceRanges": ["198.51.100.0/24", "0.0.0.0/0"],
     }));
     service["status"] = ip_mode("VIP");
-    let converted = convert(&rules(), service);
-    let service = &converted.services[1];
-    assert_eq!((service.key.source, service.source_ranges.len()), (Source::LoadBalancer, 0));
+    let ranges = |service: &Value| {
+        let converted = convert(&rules(), service.clone());
+        let service = &converted.services[1];
+        assert_eq!(service.key.source, Source::LoadBalancer);
+        service.source_ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&service), Vec::<String>::new());
+    // Of its own family alone.
+    for (everyone, others) in [("0.0.0.0/0", "2001:db8::/32"), ("::/0", "198.51.100.0/24")] {
+        service["spec"]["loadBalancerSourceRanges"] = json!([everyone, others]);
+        assert_eq!(ranges(&service), [everyone, others]);
+    }
 }
 
 #[test]

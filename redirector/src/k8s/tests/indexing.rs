@@ -72,6 +72,34 @@ fn another_proxys_objects_are_not_ours() {
     assert!(ours.service(&web()).is_some());
 }
 
+#[test]
+fn another_proxys_slices_are_not_ours() {
+    let labelled = |value: &str| {
+        let mut object = slice("a", "10.0.0.1");
+        object["metadata"]["labels"]["service.kubernetes.io/service-proxy-name"] = json!(value);
+        read(Kind::Slice, object)
+    };
+    let count = |index: &Index| index.slices(&web()).count();
+    let mut index = mk_index(mk_service(&json!({})), [slice("a", "10.0.0.1")]);
+    index.take_dirty();
+    // The label that comes later takes it away, and its removal brings it back.
+    for value in ["other", ""] {
+        index.apply(labelled(value));
+        assert_eq!((count(&index), index.take_dirty()), (0, one(&web())), "{value:?}");
+        index.apply(read(Kind::Slice, slice("a", "10.0.0.1")));
+        assert_eq!((count(&index), index.take_dirty()), (1, one(&web())), "{value:?}");
+    }
+    let mut ours = Index::new(NODE, Some("mine".to_owned()));
+    for (slice, expected) in [
+        (read(Kind::Slice, slice("a", "10.0.0.1")), 0),
+        (labelled("other"), 0),
+        (labelled("mine"), 1),
+    ] {
+        ours.apply(slice);
+        assert_eq!(count(&ours), expected);
+    }
+}
+
 /// Of nodes, what matters changes seldom: their reports to the API server come often.
 #[test]
 fn of_other_nodes_only_addresses_matter() {

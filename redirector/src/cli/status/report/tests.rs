@@ -57,6 +57,11 @@ fn loaded() -> Loaded {
         direct: Direct { peers: 3, ..Direct::default() },
         fill: vec![Fill { name: "FLOWS", entries: 6, capacity: 200, bytes: Some(48 << 10) }],
         flows: BTreeMap::from([("established", 2), ("unreplied", 1)]),
+        translation: PortUse {
+            ports: 8192,
+            used: 2,
+            backend: Some("10.0.0.5:8080/tcp".to_owned()),
+        },
         node: NodeConfig {
             snat_first: 49152,
             snat_count: 8192,
@@ -76,7 +81,7 @@ Node:        node-1
 Source:      /etc/redirector.yaml
 Sync:        in sync (last written 60s ago)
 Clients:     on this machine not served (--no-local-clients)
-SNAT ports:  49152-57343
+SNAT ports:  49152-57343, 2 of 8192 in use for 10.0.0.5:8080/tcp
 Flows:       3 (2 established, 1 unreplied)
 Half-open:   1 of at most 64
 Conflicts:   none
@@ -149,6 +154,7 @@ fn json_has_what_scripts_ask_for() {
     assert_eq!(json["sync"]["inSync"], true);
     assert_eq!(json["interfaces"][0]["programs"][0]["hook"], "xdp");
     assert_eq!(json["snatPorts"], serde_json::json!([49152, 57343]));
+    assert_eq!(json["translation"]["used"], 2);
     assert_eq!(json["maps"][0]["capacity"], 200);
     assert_eq!(json["maps"][0]["bytes"], 48 << 10);
     assert_eq!(json["halfOpen"], serde_json::json!({"flows": 1, "budget": 64}));

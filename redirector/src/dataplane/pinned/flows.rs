@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use aya::maps::HashMap;
 use redirector_common::map_name::MapName;
 use redirector_common::{CacheSet, CachedFlow, Flow, RingSlot, Tuple};
 
-use super::{Pinned, PinnedError, unreadable};
+use super::error::{is_gone, refused, unreadable};
+use super::{Pinned, PinnedError};
 use crate::dataplane::batch::{self, BatchError};
+use crate::dataplane::epochs::Epochs;
+use crate::dataplane::table::TableError;
 
 impl Pinned {
     /// Both halves of every flow, with what the flow cache has counted for them.
@@ -67,5 +71,47 @@ impl Pinned {
         })
         .map_err(|error: BatchError| unreadable(name, error.to_string()))?;
         Ok(used)
+    }
+
+    /// The half of a flow that packets with this tuple belong to.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn flow(&self, key: &Tuple) -> Result<Option<Flow>, PinnedError> {
+        let name = MapName::Flows;
+        let map: HashMap<_, Tuple, Flow> = self.open_as(name)?;
+        match map.get(key, 0) {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_gone(&error) => Ok(None),
+            Err(error) => Err(refused(name, &error)),
+        }
+    }
+
+    /// Removes halves of flows; one that is gone already is no error. Says how many were there.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn remove_flows(
+        &self,
+        keys: impl IntoIterator<Item = Tuple>,
+    ) -> Result<usize, PinnedError> {
+        let name = MapName::Flows;
+        let mut map: HashMap<_, Tuple, Flow> = self.open_as(name)?;
+        let stale = |error: TableError| unreadable(MapName::Epochs, error.to_string());
+        let mut epochs = Epochs::open(&self.pins).map_err(stale)?;
+        let mut removed = 0;
+        for key in keys {
+            match map.remove(&key) {
+                Ok(()) => {
+                    removed += 1;
+                    epochs.raise(&key).map_err(stale)?;
+                }
+                Err(error) if is_gone(&error) => {}
+                Err(error) => return Err(refused(name, &error)),
+            }
+        }
+        Ok(removed)
     }
 }

@@ -1,0 +1,79 @@
+//! An agent that has not read everything yet takes nothing away.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use redirector_common::Protocol::Tcp;
+use redirector_tests::{
+    apiserver::{Failure, Requests},
+    client,
+    cluster::{
+        Cluster,
+        build::{mk_port, mk_service},
+        probe::{Outcome, await_outcome, await_servers},
+    },
+    server::Service,
+    topology::FAMILIES,
+    wait,
+};
+
+use crate::own;
+
+fn serves(cluster: &Cluster, port: u16, server: &str) -> Result<()> {
+    FAMILIES.iter().try_for_each(|family| {
+        await_servers(&cluster.net.client, Tcp, cluster.at(1, *family, port), &[server])
+    })
+}
+
+/// Whichever kind of objects does not come: an agent that was started again is not ready, says
+/// what it waits for, and leaves alone what an earlier one wrote; then it catches up.
+#[test]
+fn the_first_sync_waits_for_every_kind() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pods = [
+            cluster.start_pod(own("web", "web", 2))?,
+            cluster.start_pod_with(own("echo", "echo", 2), &Service::Echo)?,
+        ];
+        cluster.put_service(mk_service("echo", vec![mk_port(Tcp, 80, 8080, 30080)]))?;
+        let mut streams = Vec::new();
+        for family in FAMILIES {
+            let to = cluster.at(1, family, 30080);
+            streams.push(wait::until("a connection", wait::SOON, || {
+                Ok(client::tcp_within(&cluster.net.client, to, Duration::from_secs(1)).ok())
+            })?);
+        }
+        for (port, (kind, failure)) in (30001..).zip([
+            ("services", Failure::Unavailable),
+            ("endpointslices", Failure::Forbidden),
+            ("nodes", Failure::Cut),
+            ("pods", Failure::TooMany),
+        ]) {
+            cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, port)]))?;
+            serves(cluster, port, "web")?;
+            cluster.node(1).kill()?;
+            // Gone while nobody looks.
+            cluster.remove_service("web")?;
+            cluster.api.faults().fail_always(Requests::ALL.of(kind), failure);
+            cluster.start_agent_without_waiting(1)?;
+            wait::until_true("the agent to say what it waits for", wait::SOON * 3, || {
+                let answer = cluster.ask_agent(1, "/readyz");
+                Ok(answer.is_ok_and(|(status, said)| status == 503 && said.contains(kind)))
+            })
+            .with_context(|| kind.to_owned())?;
+            serves(cluster, port, "web").with_context(|| format!("without {kind}"))?;
+            cluster.api.faults().heal();
+            for family in FAMILIES {
+                let to = cluster.at(1, family, port);
+                await_outcome(&cluster.net.client, Tcp, to, &Outcome::Refused)
+                    .with_context(|| kind.to_owned())?;
+            }
+            wait::until_true("the agent to be ready", wait::SOON, || {
+                Ok(cluster.ask_agent(1, "/readyz")?.0 == 200)
+            })?;
+            for stream in &streams {
+                client::echo(stream, b"still there?").with_context(|| kind.to_owned())?;
+            }
+        }
+        streams.iter().try_for_each(client::finish)
+    })
+}
