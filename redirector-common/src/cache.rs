@@ -68,7 +68,7 @@ impl CacheSet {
     #[inline(always)]
     #[must_use]
     pub const fn choice(hash: u32, nth: usize) -> usize {
-        ((hash >> 16) as usize ^ nth) % WAYS
+        ((hash >> 16) as usize + nth) % WAYS
     }
 }
 
