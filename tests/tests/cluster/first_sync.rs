@@ -47,6 +47,7 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
             ("endpointslices", Failure::Forbidden),
             ("nodes", Failure::Cut),
             ("pods", Failure::TooMany),
+            ("leases", Failure::Unavailable),
         ]) {
             cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, port)]))?;
             serves(cluster, port, "web")?;
@@ -61,6 +62,12 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
             })
             .with_context(|| kind.to_owned())?;
             serves(cluster, port, "web").with_context(|| format!("without {kind}"))?;
+            // Nor is half of what was read believed.
+            for family in FAMILIES {
+                let stream = client::tcp(&cluster.net.client, cluster.at(1, family, 30080))
+                    .with_context(|| format!("a new connection without {kind}"))?;
+                client::echo(&stream, b"new")?;
+            }
             cluster.api.faults().heal();
             for family in FAMILIES {
                 let to = cluster.at(1, family, port);
