@@ -1,6 +1,7 @@
 //! Peers: the other nodes, and what is known of them.
 
-/// Value of the `PEERS` map, by address: what the node that has the address is known to do.
+/// Value of the `PEERS` map, by address: what the node that has the address is known to do. By
+/// default nobody is known: what is not in the map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peer {
@@ -12,9 +13,6 @@ const _: () = assert!(size_of::<Peer>() == 4);
 impl Peer {
     const KNOWN: u32 = 1;
     const TAKES: u32 = 2;
-
-    /// Nobody known: what is not in the map.
-    pub const NONE: Self = Self { flags: 0 };
 
     /// A node: what it hands over is taken. Nothing is handed to it, since nobody says that it runs
     /// redirector.

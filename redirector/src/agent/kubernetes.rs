@@ -228,9 +228,8 @@ impl Kubernetes {
         self.detached = Some(Note { subject, cause: Cause::Detached, text: text.to_owned() });
     }
 
-    /// Answers load balancers' checks, says what is wrong, and to other nodes that this one takes
-    /// flows. Ports that could not be had are
-    /// tried again.
+    /// Answers load balancers' checks, says what is wrong, and tells other nodes that this one takes
+    /// flows. Ports that could not be had are tried again.
     pub(super) async fn speak(&mut self, snapshot: &Snapshot) {
         let leaving = self.cluster.with(|index| index.node().and_then(|node| node.leaving));
         let now = Timestamp::now();

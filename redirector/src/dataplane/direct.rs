@@ -104,18 +104,16 @@ impl Direct {
                 all.join(", ")
             ));
         }
+        parts.extend(self.nodes.iter().filter_map(|nodes| nodes.error.clone()));
         let services = if self.services == 1 { "service" } else { "services" };
-        if let Some(error) = self.nodes.as_ref().and_then(|nodes| nodes.error.as_ref()) {
-            parts.push(error.clone());
-        }
         format!("{} {services}; {}", self.services, parts.join("; "))
     }
 
     fn others(&self) -> String {
         match (&self.nodes, self.peers) {
             (_, 0) => "no other node is known".to_owned(),
-            (Some(PeersStatus { nodes, taking, .. }), _) => {
-                format!("{taking} of {nodes} other nodes take flows")
+            (Some(PeersStatus { known, taking, .. }), _) => {
+                format!("{taking} of {known} other nodes take flows")
             }
             (None, 1) => "1 address of other nodes".to_owned(),
             (None, peers) => format!("{peers} addresses of other nodes"),
@@ -139,12 +137,12 @@ mod tests {
         let own = Address::from_v4([192, 0, 2, 10]);
         let key = FrontendKey::new(own, Port::new(80), Protocol::Tcp);
         let mtus = || BTreeMap::from([("eth0".to_owned(), 1500)]);
-        let told = |services: &[Service], frontend: Frontend, peers, clamps| {
+        let told = |services: &[Service], frontend: Frontend, peers, nodes, clamps| {
             let frontends = [(&key, &frontend)].into_iter();
-            Direct::of(services.iter(), frontends, peers, None, mtus(), clamps).describe()
+            Direct::of(services.iter(), frontends, peers, nodes, mtus(), clamps).describe()
         };
         let describe =
-            |services: &[Service], frontend, peers| told(services, frontend, peers, true);
+            |services: &[Service], frontend, peers| told(services, frontend, peers, None, true);
         let frontend = Frontend::new(1, own);
         assert_eq!(describe(&[Service::default()], frontend, 0), "not used");
         assert_eq!(describe(&[], frontend, 2), "no service; 2 addresses of other nodes");
@@ -160,9 +158,15 @@ mod tests {
              `nodes`"
         );
         assert_eq!(
-            told(&[direct], frontend, 1, false),
+            told(&[direct], frontend, 1, None, false),
             "1 service; 1 address of other nodes; by tunnel from eth0 packets of up to 1480 bytes \
              (IPv6 1460); TCP segments are not clamped to that"
+        );
+        let nodes = PeersStatus { known: 3, taking: 2, error: Some("some cannot".to_owned()) };
+        assert_eq!(
+            told(&[direct], frontend, 6, Some(nodes), true),
+            "1 service; 2 of 3 other nodes take flows; by tunnel from eth0 packets of up to 1480 \
+             bytes (IPv6 1460); some cannot"
         );
     }
 }

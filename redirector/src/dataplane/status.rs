@@ -57,7 +57,7 @@ pub struct Status {
 #[serde(rename_all = "camelCase")]
 pub struct PeersStatus {
     /// How many there are.
-    pub nodes: usize,
+    pub known: usize,
     /// How many of them take flows that are handed over.
     pub taking: usize,
     /// Why they, or this node, are not known to do so.
@@ -225,7 +225,7 @@ mod tests {
             config_error_since: None,
             snat_ports: (49152, 57343),
             conflicts: 0,
-            peers: Some(PeersStatus { nodes: 2, taking: 1, error: Some(error.to_owned()) }),
+            peers: Some(PeersStatus { known: 2, taking: 1, error: Some(error.to_owned()) }),
         }
     }
 

@@ -155,6 +155,7 @@ fn contents(cluster: &Cluster) -> Result<Vec<Value>> {
         for frontend in row["frontends"].as_array_mut().into_iter().flatten() {
             frontend["packets"].take();
             frontend["bytes"].take();
+            frontend["steered"].take();
         }
     }
     let maps = cluster.rows(1, &["map", "list"])?;

@@ -224,7 +224,7 @@ fn nodes_come_and_go() -> Result<()> {
             // Two ports, both families.
             "services": 4,
             "peers": 4,
-            "nodes": {"nodes": 2, "taking": 2},
+            "nodes": {"known": 2, "taking": 2},
             "unlisted": [],
             "tunnelMtu": {"eth0": {"ipv4": 1480, "ipv6": 1460}},
             "mssClamp": true,

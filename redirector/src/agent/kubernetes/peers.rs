@@ -8,7 +8,7 @@ use redirector_common::Peer;
 
 use super::Kubernetes;
 use crate::dataplane::status::PeersStatus;
-use crate::k8s::index::Kind;
+use crate::k8s::index::{Index, Kind};
 use crate::k8s::presence::Wish;
 use crate::k8s::report::{Cause, Note};
 use crate::model::Forwarding;
@@ -48,19 +48,20 @@ impl Kubernetes {
 
     /// What is known of the other nodes.
     pub(in crate::agent) fn peers(&self) -> PeersStatus {
-        let (nodes, taking) = self.cluster.with(|index| {
-            let taking = index.others().filter(|(_, takes_flows)| *takes_flows);
-            (index.others().count(), taking.count())
+        let mut peers = PeersStatus::default();
+        self.cluster.with(|index| {
+            for (_, takes_flows) in index.others() {
+                peers.known += 1;
+                peers.taking += usize::from(takes_flows);
+            }
         });
         let error = self.refusals().into_iter().reduce(|one, other| format!("{one}; {other}"));
-        PeersStatus { nodes, taking, error }
+        PeersStatus { error, ..peers }
     }
 
-    /// Says to other nodes that this one takes flows, once it does.
+    /// Tells other nodes that this one takes flows, once it does.
     pub(super) fn announce(&self, is_ready: bool) {
-        let node = |index: &mut crate::k8s::index::Index| {
-            index.node().map(|node| (node.uid.clone(), index.losses()))
-        };
+        let node = |index: &mut Index| index.node().map(|node| (node.uid.clone(), index.losses()));
         self.presence.wish(match self.cluster.with(node) {
             _ if self.detached.is_some() => Wish::Leave,
             Some((owner, losses)) if is_ready => Wish::Keep { owner, losses },
@@ -70,9 +71,11 @@ impl Kubernetes {
 
     /// Notes that nodes cannot know of each other, where a Service needs it.
     pub(super) fn unknown(&self) -> impl Iterator<Item = Note> {
+        let mut texts = self.refusals();
         let mut services = self.converted.values().flat_map(|converted| &converted.services);
-        let is_needed = services.any(|service| service.forwarding == Forwarding::Dsr);
-        let texts = if is_needed { self.refusals() } else { Vec::new() };
+        if !texts.is_empty() && !services.any(|service| service.forwarding == Forwarding::Dsr) {
+            texts.clear();
+        }
         let subject = self.own_subject();
         texts.into_iter().map(move |text| Note {
             subject: subject.clone(),
@@ -85,9 +88,9 @@ impl Kubernetes {
         let reading = self.cluster.with(|index| index.refused(Kind::Lease).map(str::to_owned));
         let reading = reading.map(|why| {
             format!(
-                "the Leases by which other nodes say that they run redirector cannot be read: no \
-                 new flow is handed over, endpoints there get translated packets (snat): {why}: \
-                 {CURE}"
+                "the Leases by which other nodes say that they run redirector cannot be read: \
+                 endpoints on nodes that are not known to run it get translated packets (snat): \
+                 {why}: {CURE}"
             )
         });
         let writing = self.presence.refused().map(|why| {

@@ -205,7 +205,11 @@ impl Node {
         let file = self.wishes.services().into_iter();
         let mut services: Vec<Ranked> =
             (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it.into())).collect();
-        if let Some(kubernetes) = &mut self.kubernetes {
+        // Services are made of several kinds of objects: of those that have come before the others,
+        // Services without endpoints would come.
+        if let Some(kubernetes) = &mut self.kubernetes
+            && kubernetes.missing().is_empty()
+        {
             kubernetes.take_changed();
             services.extend(kubernetes.services());
         }
