@@ -142,21 +142,9 @@ mod tests {
             pid: 7,
             version: "0.1.0".to_owned(),
             started_at: 1,
-            stopped: false,
-            config: None,
-            kubernetes: false,
             node_name: "node".to_owned(),
-            clients: None,
-            interfaces: Vec::new(),
-            in_sync: false,
-            out_of_sync_since: None,
-            last_sync: None,
-            last_error: None,
-            config_error: None,
-            config_error_since: None,
             snat_ports: (49152, 57343),
-            conflicts: 0,
-            peers: None,
+            ..Status::default()
         })
     }
 

@@ -23,21 +23,11 @@ impl Account {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: now(),
-            stopped: false,
             config: options.config.clone(),
             kubernetes: options.kubernetes.is_some(),
             node_name: options.node_name(),
-            interfaces: Vec::new(),
-            clients: None,
-            in_sync: false,
             out_of_sync_since: Some(now()),
-            last_sync: None,
-            last_error: None,
-            config_error: None,
-            config_error_since: None,
-            snat_ports: (0, 0),
-            conflicts: 0,
-            peers: None,
+            ..Status::default()
         };
         Self { shared: Shared::new(status), written: String::new() }
     }

@@ -6,7 +6,7 @@ use redirector_common::node::TEXT_LEN;
 use serde::{Deserialize, Serialize};
 
 /// The agent's own account. Times are milliseconds since 1970.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// Process id.
@@ -211,21 +211,17 @@ mod tests {
             pid: 1,
             version: "0.1.0".to_owned(),
             started_at: 1,
-            stopped: false,
             config: Some(PathBuf::from("/etc/redirector.yaml")),
             kubernetes: true,
             node_name: "node".to_owned(),
             interfaces: vec![interface; interfaces],
             clients: Some(ClientsStatus { cgroup: None, error: Some(error.to_owned()) }),
             in_sync: true,
-            out_of_sync_since: None,
             last_sync: Some(2),
             last_error: Some(error.to_owned()),
-            config_error: None,
-            config_error_since: None,
             snat_ports: (49152, 57343),
-            conflicts: 0,
             peers: Some(PeersStatus { known: 2, taking: 1, error: Some(error.to_owned()) }),
+            ..Status::default()
         }
     }
 

@@ -18,11 +18,7 @@ fn status() -> Status {
         pid: 7,
         version: "0.1.0".to_owned(),
         started_at: 1,
-        stopped: false,
-        config: None,
-        kubernetes: false,
         node_name: "node".to_owned(),
-        clients: None,
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
             ifindex: 2,
@@ -33,14 +29,10 @@ fn status() -> Status {
             error: None,
         }],
         in_sync: true,
-        out_of_sync_since: None,
-        last_sync: None,
-        last_error: None,
         config_error: Some("line 3".to_owned()),
-        config_error_since: None,
         snat_ports: (49152, 57343),
         conflicts: 2,
-        peers: None,
+        ..Status::default()
     }
 }
 

@@ -64,13 +64,16 @@ fn await_refusals(mut sockets: Vec<UdpSocket>) -> Result<()> {
     })
 }
 
+/// How a service's flows come to their end.
+type End = (&'static str, fn(&Cluster) -> Result<()>);
+
 /// No backend is left, the target port becomes another, the Service goes: on every node, flows to
 /// what was there go within a second, although somebody still answers there.
 #[test]
 fn udp_flows_end_within_a_second_on_every_node() -> Result<()> {
     const NODES: [u8; 2] = [1, 2];
     Cluster::run(2, |cluster| {
-        let ends: [(&str, fn(&Cluster) -> Result<()>); 3] = [
+        let ends: [End; 3] = [
             ("no backend is left", |cluster| {
                 cluster.change_service("web", |web| spec(web).selector = other("nobody"))
             }),

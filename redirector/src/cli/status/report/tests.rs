@@ -12,11 +12,8 @@ fn account() -> Status {
         pid: 7,
         version: "0.1.0".to_owned(),
         started_at: (NOW - 192) * 1000,
-        stopped: false,
         config: Some(PathBuf::from("/etc/redirector.yaml")),
-        kubernetes: false,
         node_name: "node-1".to_owned(),
-        clients: None,
         interfaces: vec![InterfaceStatus {
             name: "eth0".to_owned(),
             ifindex: 2,
@@ -27,14 +24,9 @@ fn account() -> Status {
             error: None,
         }],
         in_sync: true,
-        out_of_sync_since: None,
         last_sync: Some((NOW - 60) * 1000),
-        last_error: None,
-        config_error: None,
-        config_error_since: None,
         snat_ports: (49152, 57343),
-        conflicts: 0,
-        peers: None,
+        ..Status::default()
     }
 }
 
