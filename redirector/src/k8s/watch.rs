@@ -238,7 +238,7 @@ where
     /// Goes on with what is known of the kind, which may be nothing.
     fn do_without(&self, error: &watcher::Error) {
         self.cluster.heard();
-        let text = status(error).map_or_else(|| chain(error), |status| status.message.clone());
+        let text = describe(error);
         if self.cluster.with(|index| index.refused(self.kind).is_none()) {
             tracing::warn!("{}: {text}", self.kind.name());
         }
@@ -246,10 +246,14 @@ where
     }
 
     async fn report(&self, error: &watcher::Error) {
-        let text = chain(error);
+        let text = describe(error);
         if is_answer(error) {
             self.cluster.heard();
-            tracing::warn!("{}: {text}", self.kind.name());
+            if is_too_old(error) {
+                tracing::info!("{}: listed anew: {text}", self.kind.name());
+            } else {
+                tracing::warn!("{}: the API server refuses: {text}", self.kind.name());
+            }
             return;
         }
         tracing::debug!("{}: {text}", self.kind.name());
@@ -272,6 +276,20 @@ fn status(error: &watcher::Error) -> Option<&kube::core::Status> {
         | watcher::Error::WatchStartFailed(_)
         | watcher::Error::WatchFailed(_)
         | watcher::Error::NoResourceVersion => None,
+    }
+}
+
+/// Whether what was seen last is gone from the server's memory, as happens to everyone.
+fn is_too_old(error: &watcher::Error) -> bool {
+    status(error).is_some_and(|status| status.code == 410)
+}
+
+/// What the server says, else what came between.
+fn describe(error: &watcher::Error) -> String {
+    match status(error) {
+        Some(status) if status.message.is_empty() => format!("{} {}", status.code, status.reason),
+        Some(status) => status.message.clone(),
+        None => chain(error),
     }
 }
 

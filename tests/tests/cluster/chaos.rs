@@ -148,7 +148,7 @@ fn compare(cluster: &mut Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What the maps hold, apart from counts of packets, and from ids, which depend on history.
+/// What the maps hold, apart from counts of packets and connections, and from ids, which depend on history.
 fn contents(cluster: &Cluster) -> Result<Vec<Value>> {
     let mut rows = cluster.rows(1, &["service", "list"])?;
     for row in &mut rows {

@@ -280,6 +280,10 @@ fn pauses() -> Result<()> {
         ensure!((2 * WATCHED..=7 * WATCHED).contains(&watches), "{watches}: {asked:#?}");
         cluster.api.faults().heal();
         put(cluster, "web", 30002)?;
-        serves(cluster, 30002, "web")
+        serves(cluster, 30002, "web")?;
+        // Libraries that tell of every attempt are not heard.
+        let log = cluster.node(1).log();
+        ensure!(!log.contains(" kube_"), "{log}");
+        Ok(())
     })
 }

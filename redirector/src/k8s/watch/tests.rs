@@ -33,6 +33,15 @@ fn what_an_answer_means_for_the_watch() {
 }
 
 #[test]
+fn what_is_said_of_an_answer() {
+    assert_eq!(describe(&watcher::Error::WatchFailed(answer(403))), "no");
+    let silent = Status { code: 503, ..Status::failure("", "ServiceUnavailable") };
+    let silent = watcher::Error::WatchError(Box::new(silent));
+    assert_eq!(describe(&silent), "503 ServiceUnavailable");
+    assert!(is_too_old(&watcher::Error::WatchFailed(answer(410))) && !is_too_old(&silent));
+}
+
+#[test]
 fn a_server_that_refuses_is_not_away() {
     assert!(is_answer(&watcher::Error::WatchFailed(answer(403))));
     let broken = kube::Error::ReadEvents(std::io::Error::other("gone"));
