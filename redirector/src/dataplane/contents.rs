@@ -59,6 +59,19 @@ impl Contents {
         self.ports = self.ports.union(&other.ports);
     }
 
+    /// Makes maps that were filled in order take no more room than they need: nodes of their trees
+    /// were left half empty.
+    pub fn pack(&mut self) {
+        fn pack<K: Ord, V>(map: &mut BTreeMap<K, V>) {
+            *map = std::mem::take(map).into_iter().collect();
+        }
+        pack(&mut self.frontends);
+        pack(&mut self.services);
+        pack(&mut self.backends);
+        pack(&mut self.slots);
+        pack(&mut self.infos);
+    }
+
     /// Backends listed in each service: those whose flows may live on.
     #[must_use]
     pub fn listed(&self) -> BTreeSet<(ServiceId, BackendId)> {

@@ -122,6 +122,7 @@ impl Tables {
         let has_vips = !contents.vips.is_empty();
         let writes = self.write(actual, &contents, &lines, has_vips)?;
         contents.ports = actual.ports.union(&contents.ports);
+        contents.pack();
         *actual = contents;
         Ok(writes)
     }

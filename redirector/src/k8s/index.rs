@@ -121,7 +121,8 @@ impl Dirty {
 pub struct Index {
     /// The `--service-proxy-name`: objects with another one are not ours.
     proxy_name: Option<String>,
-    services: BTreeMap<ObjectName, ServiceRecord>,
+    /// In boxes: nodes of a map that is filled in order are half empty.
+    services: BTreeMap<ObjectName, Box<ServiceRecord>>,
     /// By Service, then in the order of their own names. Most Services have one, and a map would
     /// make room for eleven at once.
     slices: BTreeMap<ObjectName, Vec<SliceRecord>>,
@@ -286,12 +287,12 @@ impl Index {
     /// A Service of ours.
     #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&ServiceRecord> {
-        self.services.get(name)
+        self.services.get(name).map(Box::as_ref)
     }
 
     /// All Services of ours.
     pub fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
-        self.services.values()
+        self.services.values().map(Box::as_ref)
     }
 
     /// The slices of a Service.
@@ -311,9 +312,9 @@ impl Index {
     }
 
     fn apply_service(&mut self, service: ServiceRecord) {
-        if self.services.get(&service.name) != Some(&service) {
+        if self.service(&service.name) != Some(&service) {
             self.dirty.services.insert(service.name.clone());
-            self.services.insert(service.name.clone(), service);
+            self.services.insert(service.name.clone(), Box::new(service));
         }
     }
 
