@@ -225,6 +225,8 @@ impl Node {
             Some(dead_end) => Cow::Owned(wanted.union(&dead_end.ports())),
             None => Cow::Borrowed(wanted),
         };
+        // After a write that failed nobody is sure.
+        let listed = self.actual.as_ref().map(|_| listed);
         let keep = Keep { listed, dead_end };
         let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
