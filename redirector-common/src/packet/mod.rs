@@ -10,6 +10,7 @@ pub mod cached;
 pub mod checksum;
 pub mod decide;
 pub mod environment;
+mod extensions;
 pub mod flow_entry;
 pub mod fragment;
 pub mod handover;

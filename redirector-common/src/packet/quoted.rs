@@ -9,8 +9,9 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::checksum::sum_of;
+use super::extensions::walk_extensions;
 use super::fragment::addresses;
-use super::parse::{ICMP, ICMPV6, ipv4_fragment, read_words, walk_extensions};
+use super::parse::{ICMP, ICMPV6, ipv4_fragment, read_words};
 use super::rewrite::{write_ipv4, write_ipv6};
 use super::{Delta, Packet, PacketBuf};
 use crate::{Address, Family, Port, Protocol, Reason, Tuple};

@@ -113,11 +113,11 @@ pub(super) extern "C" fn steer_count(service: u32) -> u32 {
     let key = SteeredKey { service, frontend };
     // Another CPU may add the same key in between.
     for _ in 0..2 {
-        if let Some(count) = STEERED.get_ptr_mut(&key) {
+        if let Some(count) = STEERED.get_ptr_mut(key) {
             add_one(count);
             break;
         }
-        if STEERED.insert(&key, 1_u64, u64::from(BPF_NOEXIST)) != Err(-EEXIST) {
+        if STEERED.insert(key, 1_u64, u64::from(BPF_NOEXIST)) != Err(-EEXIST) {
             break;
         }
     }
