@@ -1,14 +1,14 @@
 //! What following a cluster costs the agent: from objects as the API server sends them to entries
 //! of the kernel's maps.
 
-use std::collections::BTreeSet;
-use std::sync::mpsc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, mem};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nix::mount::{self, MsFlags};
 use nix::sched::{CloneFlags, unshare};
@@ -24,14 +24,14 @@ use redirector::dataplane::memory;
 use redirector::dataplane::pins::Pins;
 use redirector::dataplane::sizes::Sizes;
 use redirector::dataplane::sync::Writes;
-use redirector::k8s::convert::Rules;
+use redirector::k8s::convert::{Converted, Rules};
 use redirector::k8s::index::{Index, Kind, Record};
 use redirector::k8s::lenient::Lenient;
 use redirector::k8s::object::ObjectName;
 use redirector::k8s::service::ServiceRecord;
 use redirector::k8s::slice::SliceRecord;
 use redirector::model::desired::NodeAddresses;
-use redirector::model::state::{Rank, State};
+use redirector::model::state::{Rank, Ranked, State};
 use serde::Serialize;
 use serde_json::json;
 
@@ -92,6 +92,7 @@ impl Rows {
 struct Agent {
     index: Index,
     rules: Rules,
+    converted: BTreeMap<ObjectName, Converted>,
     state: State,
     maps: Maps,
     actual: Contents,
@@ -187,39 +188,48 @@ impl Agent {
             chosen: vec!["192.0.2.1".parse()?, "198.51.100.1".parse()?],
             ..NodeAddresses::default()
         };
-        let ranked = names.iter().flat_map(|name| {
-            let converted = rules.convert_service(&index, name);
-            let rank = Rank { source: 1, order: converted.created };
-            converted.services.into_iter().map(move |service| (rank, service))
-        });
-        let state = State::new(node, ranked.collect::<Vec<_>>());
+        let converted: BTreeMap<ObjectName, Converted> = names
+            .into_iter()
+            .map(|name| {
+                let converted = rules.convert_service(&index, &name);
+                (name, converted)
+            })
+            .collect();
+        let state = State::new(node, converted.values().flat_map(ranked));
         let mut cursors = Cursors::default();
         let mut actual = maps.services.read()?;
-        let wanted = encode(&state.all(), &actual, SNAT, maps.capacity, &mut cursors)?;
-        maps.services.sync(&mut actual, &wanted)?;
-        drop(wanted);
+        let tables = &mut maps.services;
+        let (desired, capacity) = (state.all(), maps.capacity);
+        let wanted = encode(&desired, &actual, &*tables.maglev, SNAT, capacity, &mut cursors)?;
+        tables.sync(&mut actual, wanted)?;
+        let layout = Layout::new(&state, &desired, &actual, SNAT, capacity, cursors);
+        drop(desired);
         memory::release();
-        let layout = Layout::new(&state, &actual, SNAT, maps.capacity, cursors);
-        Ok(Self { index, rules, state, maps, actual, layout })
+        Ok(Self { index, rules, converted, state, maps, actual, layout })
     }
 
     /// Carries out what changed in the index.
     fn follow(&mut self) -> Result<Writes> {
         for name in self.index.take_dirty().services {
             let converted = self.rules.convert_service(&self.index, &name);
-            let rank = Rank { source: 1, order: converted.created };
-            for service in converted.services {
+            for (rank, service) in ranked(&converted) {
                 self.state.put(rank, service);
             }
+            self.converted.insert(name, converted);
         }
         let dirty = self.state.take_dirty();
-        let step = self.layout.change(&self.state, &dirty, &self.actual)?;
-        let mut written = step.before.clone();
-        let has_vips = self.layout.has_vips();
-        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
-        self.layout.commit(step, written, &mut self.actual);
+        let tables = &mut self.maps.services;
+        let step = self.layout.change(&self.state, &dirty, &self.actual, &*tables.maglev)?;
+        let writes = tables.sync_step(&step, self.layout.has_vips())?;
+        self.layout.commit(step, &mut self.actual);
         Ok(writes)
     }
+}
+
+/// What an object asks for, as the agent ranks it.
+fn ranked(converted: &Converted) -> impl Iterator<Item = Ranked> + '_ {
+    let rank = Rank { source: 1, order: converted.created };
+    converted.services.iter().map(move |service| (rank, Arc::clone(service)))
 }
 
 /// A bpffs that goes with this process.
@@ -253,7 +263,7 @@ fn read_service(name: u32) -> Result<Record> {
         "status": {"loadBalancer": {}},
     })
     .to_string();
-    let object: Lenient<Service> = serde_json::from_str(&text)?;
+    let object: Lenient<v1::Service> = serde_json::from_str(&text)?;
     object.object.and_then(ServiceRecord::read).map(Record::Service).map_err(|error| anyhow!(error))
 }
 

@@ -1,8 +1,8 @@
 //! The contract between redirector's kernel side and user space.
 //!
 //! * the types that stand in BPF maps, each with one layout for both sides;
-//! * [`packet`]: the pure packet code. The kernel programs, `redirector explain`, the fuzzer
-//!   and the host tests all run these same functions.
+//! * [`packet`]: the pure packet code. The kernel programs, `redirector explain` and the host tests
+//!   all run these same functions.
 //!
 //! Nothing here allocates, performs I/O or knows a clock.
 #![no_std]
@@ -26,13 +26,14 @@ pub mod ring;
 pub mod service;
 pub mod socket;
 pub mod source;
+pub mod tuple;
 pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
-pub use flow::{Direction, Flow, FlowState, Manner, Tuple};
+pub use flow::{Direction, Flow, FlowState, Manner};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
 pub use node::{Interface, NodeConfig, PortFlags};
@@ -42,6 +43,7 @@ pub use ring::RingSlot;
 pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
+pub use tuple::Tuple;
 
 /// Marks types for aya's map accessors, in user space only.
 #[cfg(feature = "user")]

@@ -185,11 +185,14 @@ impl core::fmt::Debug for ServiceInfo {
 }
 
 impl ServiceInfo {
+    /// Without a text.
+    pub const EMPTY: Self = Self { len: 0, reserved: 0, json: [0; SERVICE_INFO_LEN] };
+
     /// The JSON text; `None` if it is longer than [`SERVICE_INFO_LEN`].
     #[must_use]
-    pub fn new(json: &str) -> Option<Self> {
-        let mut info = Self { len: 0, reserved: 0, json: [0; SERVICE_INFO_LEN] };
-        info.json.get_mut(..json.len())?.copy_from_slice(json.as_bytes());
+    pub fn new(json: &[u8]) -> Option<Self> {
+        let mut info = Self::EMPTY;
+        info.json.get_mut(..json.len())?.copy_from_slice(json);
         info.len = u32::try_from(json.len()).ok()?;
         Some(info)
     }

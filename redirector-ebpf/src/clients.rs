@@ -13,17 +13,15 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use redirector_common::node::port_index;
 use redirector_common::packet::select::Tables;
-use redirector_common::service::MAGLEV_LINE;
 use redirector_common::socket::{Client, Directory, exchange, scatter};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, Frontend, FrontendKey, Port,
     PortFlags, Protocol, Service, ServiceId, SocketKey, Taker, TakerKey, Verdict,
 };
 
-use crate::counters;
-use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, MAGLEV, NODE, PORTS, SERVICES, SOCKETS, TAKERS};
+use crate::maps::{AFFINITY, BACKENDS, FRONTENDS, NODE, SERVICES, SOCKETS, TAKERS};
+use crate::{counters, maps};
 
 /// The call goes on.
 const ALLOW: i32 = 1;
@@ -305,19 +303,14 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn table_entry(&self, index: u32) -> Option<BackendId> {
-        let line = MAGLEV.get(index / MAGLEV_LINE)?;
-        line.entries.get((index % MAGLEV_LINE) as usize).copied()
+        maps::table_entry(index)
     }
 }
 
 impl Directory for Maps {
     #[inline(always)]
     fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
-        let (block, byte) = port_index(protocol, port);
-        PORTS
-            .get(block)
-            .and_then(|block| block.flags.get(byte))
-            .map_or_else(PortFlags::default, |&flags| PortFlags(flags))
+        maps::port_flags(protocol, port)
     }
 
     #[inline(always)]

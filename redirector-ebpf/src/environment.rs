@@ -1,139 +1,41 @@
 //! The maps, the clock and the routing table, as the packet code asks for them.
 
-use core::arch::asm;
-use core::ffi::c_void;
-use core::ptr::{self, NonNull};
+mod exported;
+mod kernel;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, bpf_fib_lookup as FibLookup};
+use core::ptr::NonNull;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{
     bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
 };
 use aya_ebpf::maps::lpm_trie::Key;
 use redirector_common::cache::EPOCHS as EPOCH_COUNT;
-use redirector_common::node::port_index;
 use redirector_common::packet::environment::{Inserted, Recorded};
-use redirector_common::packet::icmp::Message;
 use redirector_common::packet::pressure::Slot;
-use redirector_common::packet::tunnel::{MAX_WORDS, Tunnelled};
 use redirector_common::packet::{
-    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket, handover, mss,
-    new_flow, pressure,
+    Environment, FlowEntry, NextHop, Outcome, Packet, Route, Scratch, Socket,
 };
-use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, SourceBits, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
-    words,
+    RingSlot, Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
 };
 
-use crate::context::{Skb, exposed};
+use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, MAGLEV, NODE, PEERS, PORTS, RING_HANDS, SERVICES, SOURCE_RANGES, STEERED, TAKERS,
-    VIPS, WORKSPACE,
+    INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, add_one,
 };
-use crate::related::Notes;
-use crate::{counters, redirect, steer};
+use crate::{counters, maps, redirect, steer};
+use exported::{
+    flow_admit, flow_clear, flow_reclaim, flow_record, flow_vacate, handover_settle, reply_clamp,
+    steer_count,
+};
+
+pub(crate) use kernel::{Kernel, Workspace};
 
 const EEXIST: i32 = 17;
-
-/// What handling a packet needs memory for, beyond the 512 bytes of a program's stack.
-#[repr(C)]
-pub(crate) struct Workspace {
-    packet: Packet,
-    outcome: Outcome,
-    scratch: Scratch,
-    query: FibLookup,
-    partner_key: Tuple,
-    held: Tuple,
-    source: SourceRange,
-    affinity_key: AffinityKey,
-    affinity: Affinity,
-    message: Message,
-    related: Notes,
-    sockets: steer::Query,
-    option: u16,
-    tunnelled: Tunnelled,
-    header: [u32; MAX_WORDS],
-}
-
-/// The kernel, seen from a program with this context.
-pub(crate) struct Kernel {
-    ctx: *mut c_void,
-    workspace: *mut Workspace,
-}
-
-impl Kernel {
-    /// The kernel, and where to note the packet's headers and what becomes of it.
-    #[inline(always)]
-    pub(crate) fn new(
-        ctx: *mut c_void,
-    ) -> Option<(Self, &'static mut Packet, &'static mut Outcome)> {
-        let workspace = WORKSPACE.get_ptr_mut(0)?;
-        // SAFETY: this CPU's element, which no other packet touches while this one is handled:
-        // all hooks run with bottom halves disabled, and none runs inside another. Nothing else
-        // refers to these fields.
-        let (packet, outcome) = unsafe { (&mut (*workspace).packet, &mut (*workspace).outcome) };
-        Some((Self { ctx, workspace }, packet, outcome))
-    }
-
-    /// Where to put an ICMP error together.
-    #[inline(always)]
-    pub(crate) fn message(&self) -> &'static mut Message {
-        // SAFETY: as in `new`; called once for a packet.
-        unsafe { &mut (*self.workspace).message }
-    }
-
-    /// What is known of a packet without ports.
-    #[inline(always)]
-    pub(crate) fn related(&self) -> &'static mut Notes {
-        // SAFETY: as in `new`; called once by each of the functions that share it.
-        unsafe { &mut (*self.workspace).related }
-    }
-
-    /// What is known of a packet that holds another.
-    #[inline(always)]
-    pub(crate) fn tunnelled(&self) -> &'static mut Tunnelled {
-        // SAFETY: as in `new`; called once by each of the functions that share it.
-        unsafe { &mut (*self.workspace).tunnelled }
-    }
-
-    /// Where to put a header together.
-    #[inline(always)]
-    pub(crate) fn header(&self) -> &'static mut [u32; MAX_WORDS] {
-        // SAFETY: as in `new`; called once for a packet.
-        unsafe { &mut (*self.workspace).header }
-    }
-
-    #[inline(always)]
-    fn partner_key(&self, entry: FlowEntry) -> &Tuple {
-        // SAFETY: as in `new`; the reference is gone before the next call.
-        let key = unsafe { &mut (*self.workspace).partner_key };
-        *key = entry.translated().reversed();
-        key
-    }
-
-    #[inline(always)]
-    fn affinity_key(&self, key: &AffinityKey) -> &AffinityKey {
-        // SAFETY: as in `new`; the reference is gone before the next call.
-        let place = unsafe { &mut (*self.workspace).affinity_key };
-        *place = *key;
-        place
-    }
-}
-
-/// Decides in which manner a packet is handed over, and says by which way; by numbers, so that one
-/// function serves XDP and TC.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn handover_settle(len: u32, is_first: u32, route: u32) -> u32 {
-    let Some((environment, packet, outcome)) = Kernel::new(ptr::null_mut()) else {
-        return Route::Unreachable as u32;
-    };
-    let route = Route::from_number(route);
-    handover::settle(&environment, packet, len as u16, is_first != 0, route, outcome) as u32
-}
 
 /// Whether our programs are on the interface.
 #[inline(always)]
@@ -161,11 +63,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn port_flags(&self, protocol: Protocol, port: Port) -> PortFlags {
-        let (block, byte) = port_index(protocol, port);
-        PORTS
-            .get(block)
-            .and_then(|block| block.flags.get(byte))
-            .map_or_else(PortFlags::default, |&flags| PortFlags(flags))
+        maps::port_flags(protocol, port)
     }
 
     #[inline(always)]
@@ -228,7 +126,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn hold(&self, key: &Tuple) -> &Tuple {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         let held = unsafe { &mut (*self.workspace).held };
         words::copy(key, held);
         held
@@ -301,7 +199,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn source_allowed(&self, service: ServiceId, client: &Address) -> bool {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         let source = unsafe { &mut (*self.workspace).source };
         *source = SourceRange::of_client(service, *client);
         // SAFETY: the same fields in the same order, four bytes and then the bits; without
@@ -312,8 +210,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn table_entry(&self, index: u32) -> Option<BackendId> {
-        let line = MAGLEV.get(index / MAGLEV_LINE)?;
-        line.entries.get((index % MAGLEV_LINE) as usize).copied()
+        maps::table_entry(index)
     }
 
     #[inline(always)]
@@ -324,7 +221,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn set_affinity(&self, key: &AffinityKey, affinity: &Affinity) {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         let value = unsafe { &mut (*self.workspace).affinity };
         *value = *affinity;
         // The map makes room for itself; where it can't, the client is only not remembered.
@@ -382,7 +279,7 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn route(&self, packet: &Packet, to: &Tuple, len: u16, next_hop: &mut NextHop) -> Route {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         let query = unsafe { &mut (*self.workspace).query };
         query.ifindex = self.node().lookup_ifindex;
         redirect::route(self.ctx, packet, to, len, query, next_hop)
@@ -406,20 +303,20 @@ impl Environment for Kernel {
 
     #[inline(always)]
     fn gateway(&self) -> Address {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         redirect::gateway(unsafe { &(*self.workspace).query })
     }
 
     #[inline(always)]
     fn socket(&self, packet: &Packet) -> Socket {
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         steer::socket(self.ctx, packet, unsafe { &mut (*self.workspace).sockets })
     }
 
     #[inline(always)]
     fn assign(&self, packet: &Packet, to: &Tuple) -> bool {
         let to = (to.destination, to.destination_port);
-        // SAFETY: as in `new`; the reference is gone before the next call.
+        // SAFETY: as in `Kernel::new`; the reference is gone before the next call.
         steer::assign(self.ctx, packet, to, unsafe { &mut (*self.workspace).sockets })
     }
 
@@ -442,126 +339,9 @@ impl Environment for Kernel {
     }
 }
 
-/// Lowers the largest segment that an answer to a SYN announces, as the interface by which it leaves
-/// has it: the client's packets come by a tunnel, as a rule over the same link.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn reply_clamp(ctx: *mut __sk_buff) -> u32 {
-    let mut skb = Skb::from_raw(ctx);
-    let Some((environment, packet, _)) = Kernel::new(ctx.cast()) else {
-        return 0;
-    };
-    let Some(limit) = skb.mtu().and_then(|mtu| mss::limit(packet.family(), mtu)) else {
-        return 0;
-    };
-    // SAFETY: this CPU's element, as in `new`; nothing else refers to the field.
-    let cursor = unsafe { &mut (*environment.workspace).option };
-    mss::lower(&mut skb, packet, cursor, limit);
-    0
-}
-
-/// Makes room for the flow that is put together in the workspace. A function of its own, so that
-/// the verifier walks it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_admit() -> u32 {
-    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
-        return 0;
-    };
-    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
-    let born = unsafe { (*environment.workspace).scratch.forward.born() };
-    pressure::admit(&environment, &packet.tuple, born);
-    0
-}
-
-/// Adds the halves that are put together in the workspace: see [`Recorded`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_record(keep_port: u32) -> u32 {
-    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
-        return Recorded::Full as u32;
-    };
-    // SAFETY: this CPU's element, as in `new`; the caller does not use it meanwhile.
-    let scratch = unsafe { &mut (*environment.workspace).scratch };
-    new_flow::record(&environment, packet, scratch, keep_port != 0) as u32
-}
-
-/// Makes room in a flow table that is full. 0: there is none.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_reclaim() -> u32 {
-    Kernel::new(ptr::null_mut())
-        .is_some_and(|(environment, _, _)| pressure::reclaim(&environment))
-        .into()
-}
-
-/// Removes the flow that a slot of the ring names, if it has to make room: see [`Slot`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_clear(index: u32, is_full: u32) -> u32 {
-    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
-        return Slot::Taken as u32;
-    };
-    pressure::clear(&environment, index, is_full != 0) as u32
-}
-
-/// Takes the reply half's key of the flow that is put together in the workspace from a flow that
-/// can go. 0: it can't.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn flow_vacate() -> u32 {
-    let Some((environment, _, _)) = Kernel::new(ptr::null_mut()) else {
-        return 0;
-    };
-    // SAFETY: this CPU's element, as in `new`; read while nothing else writes it.
-    let reply_key = unsafe { &(*environment.workspace).scratch.reply_key };
-    pressure::vacate(&environment, reply_key).into()
-}
-
-/// Counts one connection to a service that was handed to a listener: the packet's.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn steer_count(service: u32) -> u32 {
-    let Some((_, packet, _)) = Kernel::new(ptr::null_mut()) else {
-        return 0;
-    };
-    let tuple = &packet.tuple;
-    let frontend = FrontendKey::new(tuple.destination, tuple.destination_port, Protocol::Tcp);
-    let key = SteeredKey { service, frontend };
-    // Another CPU may add the same key in between.
-    for _ in 0..2 {
-        if let Some(count) = STEERED.get_ptr_mut(&key) {
-            add_one(count);
-            break;
-        }
-        if STEERED.insert(&key, 1_u64, u64::from(BPF_NOEXIST)) != Err(-EEXIST) {
-            break;
-        }
-    }
-    0
-}
-
 /// Moves one of the ring's hands on, and says where it was.
 #[inline(always)]
 fn next_position(hand: u32) -> u32 {
     // Two CPUs never get the same position.
     RING_HANDS.get_ptr_mut(hand).map_or(0, |position| add_one(position) as u32)
-}
-
-/// Adds one to an aligned word of a map's element that is only ever changed like this, and says what
-/// it was.
-#[inline(always)]
-fn add_one(word: *mut u64) -> u64 {
-    let mut was: u64 = 1;
-    // The target has no atomic types.
-    // SAFETY: a map's element stays allocated until the program has ended.
-    unsafe {
-        asm!(
-            "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
-            inout(reg) was,
-            in(reg) word,
-            options(nostack),
-        );
-    }
-    was
 }

@@ -1,18 +1,21 @@
 //! The maps. Sizes here are placeholders where the loader chooses them.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
-    SysctlValue, Text,
+    SysctlValue, Text, port_index,
 };
 use redirector_common::packet::limit::ErrorBudget;
-use redirector_common::service::MaglevLine;
+use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
-    Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SocketKey, SourceBits, SteeredKey, Taker, TakerKey, Tuple, cache,
+    Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Endpoint, FirstFragment, Flow,
+    FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol,
+    RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SocketKey, SourceBits, SteeredKey, Taker,
+    TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -90,3 +93,38 @@ pub(crate) static STATUS: Array<Text> = Array::with_max_entries(1, 0);
 #[map]
 pub(crate) static SYSCTLS: HashMap<SysctlKey, SysctlValue> =
     HashMap::with_max_entries(64, BPF_F_NO_PREALLOC);
+
+/// What a port is used for.
+#[inline(always)]
+pub(crate) fn port_flags(protocol: Protocol, port: Port) -> PortFlags {
+    let (block, byte) = port_index(protocol, port);
+    PORTS
+        .get(block)
+        .and_then(|block| block.flags.get(byte))
+        .map_or_else(PortFlags::default, |&flags| PortFlags(flags))
+}
+
+/// An entry of the Maglev tables.
+#[inline(always)]
+pub(crate) fn table_entry(index: u32) -> Option<BackendId> {
+    let line = MAGLEV.get(index / MAGLEV_LINE)?;
+    line.entries.get((index % MAGLEV_LINE) as usize).copied()
+}
+
+/// Adds one to an aligned word of a map's element that is only ever changed like this, and says what
+/// it was.
+#[inline(always)]
+pub(crate) fn add_one(word: *mut u64) -> u64 {
+    let mut was: u64 = 1;
+    // The target has no atomic types.
+    // SAFETY: a map's element stays allocated until the program has ended.
+    unsafe {
+        asm!(
+            "{0} = atomic_fetch_add((u64*)({1} + 0), {0})",
+            inout(reg) was,
+            in(reg) word,
+            options(nostack),
+        );
+    }
+    was
+}

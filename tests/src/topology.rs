@@ -91,6 +91,44 @@ impl Topology {
     }
 }
 
+/// Joins a network of its own, as a pod has one, to a node, which becomes a router.
+///
+/// # Errors
+///
+/// If it can't be made.
+pub fn add_pod(
+    node: &Namespace,
+    name: &str,
+    inside: Addresses,
+    pod: Addresses,
+) -> Result<Namespace> {
+    let host = Namespace::new("pod")?;
+    link((node, name, inside), (&host, "eth0", pod))?;
+    route_default(&host, inside)?;
+    make_router(node)?;
+    Ok(host)
+}
+
+/// Makes a host a router.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub fn make_router(host: &Namespace) -> Result<()> {
+    host.set_sysctl("net/ipv4/ip_forward", "1")?;
+    host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
+}
+
+/// Gives a host a way by a neighbour to whatever it has no other one to.
+///
+/// # Errors
+///
+/// If it has one already, or there is no such neighbour.
+pub fn route_default(host: &Namespace, via: Addresses) -> Result<()> {
+    host.ip(&format!("route add default via {}\nroute add default via {}", via.v4, via.v6))
+        .map(drop)
+}
+
 /// Joins two hosts by a cable: a pair of veth devices, up, with addresses.
 ///
 /// # Errors

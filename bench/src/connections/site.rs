@@ -15,7 +15,7 @@ use aya::Ebpf;
 use redirector_common::{Family, Protocol};
 use redirector_tests::agent::Lab;
 use redirector_tests::namespace::Namespace;
-use redirector_tests::topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE};
+use redirector_tests::topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, make_router};
 
 use super::load::{Expected, Server, Way};
 use super::path::{Path, Place};
@@ -109,7 +109,7 @@ impl Site {
             (&self.lab.net.client, &self.lab.net.node1, &self.lab.net.node2);
         match self.path {
             Path::Direct | Path::Forward => {
-                route(node)?;
+                make_router(node)?;
                 if self.place == Place::Remote {
                     route_both(client, server)?;
                 }
@@ -172,7 +172,7 @@ impl Site {
 
     fn load_rules(&self, mode: Mode, services: u16) -> Result<()> {
         let node = &self.lab.net.node1;
-        route(node)?;
+        make_router(node)?;
         for family in FAMILIES {
             let endpoints: Vec<SocketAddr> = self
                 .server_addresses(family)
@@ -325,12 +325,6 @@ defaults
         ensure!(self.lab.cli().packets(reason)? > 0, "nothing was counted as {reason}");
         Ok(())
     }
-}
-
-/// Makes a host a router.
-fn route(host: &Namespace) -> Result<()> {
-    host.set_sysctl("net/ipv4/ip_forward", "1")?;
-    host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
 /// Routes between the two ends, through the node.

@@ -18,6 +18,7 @@ use aya::{Ebpf, Pod};
 use redirector_common::{Family, Protocol};
 use redirector_tests::namespace::{Namespace, run};
 use redirector_tests::test_run;
+use redirector_tests::topology::make_router;
 
 use crate::forward;
 use crate::frame::{Frame, addressed};
@@ -112,14 +113,14 @@ impl Rig {
                 self.ours = Some(ours);
                 Ok(())
             }
-            Path::Kernel => route(&self.node),
+            Path::Kernel => make_router(&self.node),
             Path::Nftables(services) => self.load_rules(Mode::Nftables, services, endpoints),
             Path::Iptables(services) => self.load_rules(Mode::Iptables, services, endpoints),
         }
     }
 
     fn load_rules(&self, mode: Mode, services: u32, endpoints: u32) -> Result<()> {
-        route(&self.node)?;
+        make_router(&self.node)?;
         for family in FAMILIES {
             let endpoints = (0..services).map(|service| {
                 (0..endpoints)
@@ -286,12 +287,6 @@ fn wire(path: Path, client: &Namespace, node: &Namespace, server: &Namespace) ->
     }
     client.ip("link set eth0 up")?;
     server.ip("link set eth0 up").map(drop)
-}
-
-/// Makes a host a router.
-fn route(host: &Namespace) -> Result<()> {
-    host.set_sysctl("net/ipv4/ip_forward", "1")?;
-    host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
 fn attach_tc(ebpf: &mut Ebpf, name: &str, interface: &str) -> Result<()> {

@@ -7,7 +7,7 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::checksum::sum_of;
-use super::rewrite::write_ipv6;
+use super::rewrite::{write_ipv4, write_ipv6};
 use super::{Delta, Environment, Packet, PacketBuf};
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{Family, Reason, Tuple};
@@ -66,22 +66,14 @@ pub fn rewrite_later<P: PacketBuf>(
     match packet.family() {
         Family::V4 => {
             let header: *mut Ipv4Hdr = bytes.at(network)?;
-            // SAFETY: `at` checked the bounds; the fields are bytes, so nothing is misaligned.
-            let header = unsafe { &mut *header };
-            let mut delta = addresses(&packet.tuple, to);
-            if decrement_ttl {
-                let old = u16::from_ne_bytes([header.ttl, header.proto]);
-                header.ttl = header.ttl.wrapping_sub(1);
-                delta = delta.word(old, u16::from_ne_bytes([header.ttl, header.proto]));
-            }
-            header.check = delta.apply(u16::from_ne_bytes(header.check)).to_ne_bytes();
-            header.src_addr = to.source.v4_bytes();
-            header.dst_addr = to.destination.v4_bytes();
+            let change = addresses(&packet.tuple, to);
+            // SAFETY: `at` checked the bounds.
+            unsafe { write_ipv4(header, change, (&to.source, &to.destination), decrement_ttl) };
         }
         Family::V6 => {
             let header: *mut Ipv6Hdr = bytes.at(network)?;
             // SAFETY: as above.
-            unsafe { write_ipv6(header, to, decrement_ttl) };
+            unsafe { write_ipv6(header, (&to.source, &to.destination), decrement_ttl) };
             // No checksum in this packet makes up for the new addresses.
             bytes.add_to_sum(addresses(&packet.tuple, to));
         }

@@ -1,5 +1,5 @@
 //! The pure packet code: the same functions run in the kernel's XDP and TC hooks, in
-//! `redirector explain`, in the fuzzer and in host tests.
+//! `redirector explain` and in host tests.
 //!
 //! [`parse()`] finds the headers, [`decide()`] says what becomes of the packet, [`rewrite()`] does
 //! it.
@@ -10,6 +10,7 @@ pub mod cached;
 pub mod checksum;
 pub mod decide;
 pub mod environment;
+pub mod flow_entry;
 pub mod fragment;
 pub mod handover;
 pub mod icmp;
@@ -17,6 +18,7 @@ pub mod limit;
 pub mod memory;
 pub mod mss;
 pub mod new_flow;
+pub mod next_hop;
 pub mod parse;
 pub mod pressure;
 pub mod quoted;
@@ -29,8 +31,10 @@ pub mod tunnel;
 
 pub use checksum::Delta;
 pub use decide::{Decision, Hook, IcmpError, Outcome, Step, decide, decide_claimed, decide_reply};
-pub use environment::{Environment, FlowEntry, LinkAddresses, NextHop, Route, Scratch};
+pub use environment::{Environment, Scratch};
+pub use flow_entry::FlowEntry;
 pub use memory::Memory;
+pub use next_hop::{LinkAddresses, NextHop, Route};
 pub use parse::{Packet, TcpFlags, parse, parse_claimed};
 pub use quoted::Quoted;
 pub use related::Kind;

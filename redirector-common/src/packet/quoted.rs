@@ -11,6 +11,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use super::checksum::sum_of;
 use super::fragment::addresses;
 use super::parse::{ICMP, ICMPV6, ipv4_fragment, read_words, walk_extensions};
+use super::rewrite::{write_ipv4, write_ipv6};
 use super::{Delta, Packet, PacketBuf};
 use crate::{Address, Family, Port, Protocol, Reason, Tuple};
 
@@ -268,18 +269,11 @@ fn write_v4<P: PacketBuf>(
 
     let outer: *mut Ipv4Hdr = bytes.at(packet.network.into())?;
     // SAFETY: as above.
-    let outer = unsafe { &mut *outer };
-    let sender = Address::from_v4_word(read_words::<4, 1>(&outer.src_addr)[0]);
+    let sender = Address::from_v4_word(read_words::<4, 1>(unsafe { &(*outer).src_addr })[0]);
     let source = sender_after(sender, from, to);
-    let mut delta = outer_addresses((&sender, &source), from, to);
-    if decrement_ttl {
-        let old = u16::from_ne_bytes([outer.ttl, outer.proto]);
-        outer.ttl = outer.ttl.wrapping_sub(1);
-        delta = delta.word(old, u16::from_ne_bytes([outer.ttl, outer.proto]));
-    }
-    outer.check = delta.apply(u16::from_ne_bytes(outer.check)).to_ne_bytes();
-    outer.src_addr = source.v4_bytes();
-    outer.dst_addr = to.destination.v4_bytes();
+    let change = outer_addresses((&sender, &source), from, to);
+    // SAFETY: as above.
+    unsafe { write_ipv4(outer, change, (&source, &to.destination), decrement_ttl) };
     Some(Delta::NONE.word(old, new))
 }
 
@@ -301,14 +295,10 @@ fn write_v6<P: PacketBuf>(
 
     let outer: *mut Ipv6Hdr = bytes.at(packet.network.into())?;
     // SAFETY: as above.
-    let outer = unsafe { &mut *outer };
-    let sender = Address::from_words(read_words(&outer.src_addr));
+    let sender = Address::from_words(read_words(unsafe { &(*outer).src_addr }));
     let source = sender_after(sender, from, to);
-    if decrement_ttl {
-        outer.hop_limit = outer.hop_limit.wrapping_sub(1);
-    }
-    outer.src_addr = source.v6_bytes();
-    outer.dst_addr = to.destination.v6_bytes();
+    // SAFETY: as above.
+    unsafe { write_ipv6(outer, (&source, &to.destination), decrement_ttl) };
     Some(outer_addresses((&sender, &source), from, to))
 }
 

@@ -3,7 +3,7 @@
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::{Delta, Packet, PacketBuf};
-use crate::{Family, Protocol, Tuple};
+use crate::{Address, Family, Protocol, Tuple};
 
 /// Rewrites `packet` so that it carries `to`, decrementing the TTL where it is forwarded.
 ///
@@ -29,7 +29,9 @@ pub fn rewrite<P: PacketBuf>(
             let header: *mut Ipv4Hdr = bytes.at(network)?;
             // SAFETY: `at` checked the bounds of both; accesses are unaligned.
             unsafe {
-                write_ipv4(header, from, to, decrement_ttl);
+                // Computed again below: kept, it would take a register that the verifier follows.
+                let change = ipv4_addresses(from, to);
+                write_ipv4(header, change, (&to.source, &to.destination), decrement_ttl);
                 write_ports(ports, to);
             }
             ipv4_addresses(from, to)
@@ -38,7 +40,7 @@ pub fn rewrite<P: PacketBuf>(
             let header: *mut Ipv6Hdr = bytes.at(network)?;
             // SAFETY: as above.
             unsafe {
-                write_ipv6(header, to, decrement_ttl);
+                write_ipv6(header, (&to.source, &to.destination), decrement_ttl);
                 write_ports(ports, to);
             }
             Delta::NONE
@@ -64,36 +66,46 @@ fn ipv4_addresses(from: &Tuple, to: &Tuple) -> Delta {
         .long_word(from.destination.v4_word(), to.destination.v4_word())
 }
 
+/// Writes addresses, which are this change.
+///
 /// # Safety
 ///
 /// `header` is valid for reads and writes.
 #[inline(always)]
-unsafe fn write_ipv4(header: *mut Ipv4Hdr, from: &Tuple, to: &Tuple, decrement_ttl: bool) {
+pub(super) unsafe fn write_ipv4(
+    header: *mut Ipv4Hdr,
+    mut delta: Delta,
+    (source, destination): (&Address, &Address),
+    decrement_ttl: bool,
+) {
     // SAFETY: the caller's promise; the fields are bytes, so nothing is misaligned.
     let ip = unsafe { &mut *header };
-    let mut delta = ipv4_addresses(from, to);
     if decrement_ttl {
         let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
         ip.ttl = ip.ttl.wrapping_sub(1);
         delta = delta.word(old, u16::from_ne_bytes([ip.ttl, ip.proto]));
     }
     ip.check = delta.apply(u16::from_ne_bytes(ip.check)).to_ne_bytes();
-    ip.src_addr = to.source.v4_bytes();
-    ip.dst_addr = to.destination.v4_bytes();
+    ip.src_addr = source.v4_bytes();
+    ip.dst_addr = destination.v4_bytes();
 }
 
 /// # Safety
 ///
 /// `header` is valid for reads and writes.
 #[inline(always)]
-pub(super) unsafe fn write_ipv6(header: *mut Ipv6Hdr, to: &Tuple, decrement_ttl: bool) {
+pub(super) unsafe fn write_ipv6(
+    header: *mut Ipv6Hdr,
+    (source, destination): (&Address, &Address),
+    decrement_ttl: bool,
+) {
     // SAFETY: the caller's promise; fields are byte arrays, so no reference is misaligned.
     let ip = unsafe { &mut *header };
     if decrement_ttl {
         ip.hop_limit = ip.hop_limit.wrapping_sub(1);
     }
-    ip.src_addr = to.source.v6_bytes();
-    ip.dst_addr = to.destination.v6_bytes();
+    ip.src_addr = source.v6_bytes();
+    ip.dst_addr = destination.v6_bytes();
 }
 
 /// # Safety

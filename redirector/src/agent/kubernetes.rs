@@ -1,6 +1,7 @@
 //! What the Kubernetes API asks for, as the node needs it, and what it is told in return.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use crate::k8s::presence::{Keeper, Presence, Wish};
 use crate::k8s::protected::{Guard, read_listening};
 use crate::k8s::report::{Cause, Mouth, Note, Reporter, Subject};
 use crate::model::desired::Conflict;
-use crate::model::state::Rank;
+use crate::model::state::{Rank, Ranked};
 use crate::model::{Service, ServiceKey, Source};
 
 mod peers;
@@ -176,19 +177,19 @@ impl Kubernetes {
     }
 
     /// What all objects ask for.
-    pub(super) fn services(&self) -> impl Iterator<Item = (Rank, Service)> {
+    pub(super) fn services(&self) -> impl Iterator<Item = Ranked> {
         self.converted.values().flat_map(|converted| {
             let rank = rank(converted);
-            converted.services.iter().map(move |service| (rank, service.clone()))
+            converted.services.iter().map(move |service| (rank, Arc::clone(service)))
         })
     }
 
     /// Services that changed since the last call: what they are now, if they still are.
-    pub(super) fn take_changed(&mut self) -> Vec<(ServiceKey, Option<(Rank, Service)>)> {
+    pub(super) fn take_changed(&mut self) -> Vec<(ServiceKey, Option<Ranked>)> {
         let find = |key: &ServiceKey| {
             let converted = self.converted.get(self.owners.get(key)?)?;
             let service = converted.services.iter().find(|service| service.key == *key)?;
-            Some((rank(converted), service.clone()))
+            Some((rank(converted), Arc::clone(service)))
         };
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|key| (key.clone(), find(&key))).collect()
@@ -292,13 +293,14 @@ impl Kubernetes {
 
     /// Removes ports that must not be taken. Returns whether one might be free later.
     fn refuse(&mut self, old: &Converted, new: &mut Converted) -> bool {
-        let is_asking = |service: &Service| service.key.source == Source::Annotation;
+        let is_asking = |service: &Arc<Service>| service.key.source == Source::Annotation;
         if new.services.iter().any(is_asking) && self.guard.listening.is_empty() {
             self.guard.listening = read_listening();
         }
         let mut waits = false;
         for service in &mut new.services {
-            let Service { key, frontends, .. } = service;
+            // Nobody else has it yet.
+            let Service { key, frontends, .. } = Arc::make_mut(service);
             let is_refused = |frontend: &crate::model::FrontendSpec| match key.source {
                 Source::Annotation => {
                     let is_held = old

@@ -9,7 +9,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use super::render::{self, Format, Row};
-use crate::k8s::audit::{Finding, audit};
+use crate::k8s::audit::{Finding, audit, contested};
 use crate::k8s::client::Access;
 use crate::k8s::lenient::Lenient;
 use crate::k8s::pod::PodRecord;
@@ -90,6 +90,7 @@ async fn find(args: &AuditArgs) -> Result<Vec<Finding>> {
     let everything = ListParams::default();
     let services = list(&client, namespace, &everything, ServiceRecord::read).await?;
     let mut findings = audit(pods.iter());
+    findings.extend(contested(pods.iter()));
     for pod in pods.iter().filter(|pod| pod.alive) {
         let problems = publish::of_pod(pod).problems;
         findings.extend(problems.into_iter().map(|problem| Finding {

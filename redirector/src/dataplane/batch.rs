@@ -79,18 +79,46 @@ pub fn read_chunks<K: Pod, V: Pod>(
     .map_err(|source| BatchError::Call { call: "BPF_MAP_LOOKUP_BATCH", source })
 }
 
-/// Writes elements of an array, each in one store as a single write would. An array has room for
-/// each of its elements, so that all are written unless an index is beyond its end.
+/// So many elements of an array from `first` on, fewer where it ends.
 ///
 /// # Errors
 ///
 /// If the map's layout is another one, or the kernel refuses.
-pub fn write_all<V: Pod>(map: &MapData, elements: &[(u32, V)]) -> Result<(), BatchError> {
-    checked_info::<u32, V>(map)?;
-    let keys: Vec<u32> = elements.iter().map(|(key, _)| *key).collect();
-    let values: Vec<V> = elements.iter().map(|(_, value)| *value).collect();
-    let count = u32::try_from(elements.len()).unwrap_or(u32::MAX);
-    // SAFETY: as many of each as there are elements, of the sizes that the map was found to have.
+pub fn read_range<V: Pod>(map: &MapData, first: u32, count: u32) -> Result<Vec<V>, BatchError> {
+    let info = checked_info::<u32, V>(map)?;
+    let count = count.min(info.max_entries().saturating_sub(first));
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    // A batch goes on behind the element that the one before it ended with.
+    let before = first.checked_sub(1).map(|before| {
+        let mut position = [0; MAX_KEY];
+        position[..size_of::<u32>()].copy_from_slice(&before.to_ne_bytes());
+        position
+    });
+    let (piece, _, outcome) = read_batch(map, &info, before.as_ref(), count);
+    match outcome {
+        // With its last element the array ends.
+        Err(source) if source.raw_os_error() != Some(libc::ENOENT) => {
+            Err(BatchError::Call { call: "BPF_MAP_LOOKUP_BATCH", source })
+        }
+        Ok(()) | Err(_) => Ok(piece.entries(&info).map(|(_, value)| value_of(value)).collect()),
+    }
+}
+
+/// Writes entries of a hash map or an array, each as a single write would. An array has room for
+/// each of its elements, so that all are written unless an index is beyond its end; of a hash map
+/// that becomes full, those before are.
+///
+/// # Errors
+///
+/// If the map's layout is another one, or the kernel refuses.
+pub fn write_all<K: Pod, V: Pod>(map: &MapData, entries: &[(K, V)]) -> Result<(), BatchError> {
+    checked_info::<K, V>(map)?;
+    let keys: Vec<K> = entries.iter().map(|(key, _)| *key).collect();
+    let values: Vec<V> = entries.iter().map(|(_, value)| *value).collect();
+    let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
+    // SAFETY: as many of each as there are entries, of the sizes that the map was found to have.
     unsafe { update_batch(map, keys.as_ptr() as u64, values.as_ptr() as u64, count) }
         .map_err(|source| BatchError::Call { call: "BPF_MAP_UPDATE_BATCH", source })
 }
@@ -119,27 +147,9 @@ pub(super) fn read_pieces(
 ) -> io::Result<()> {
     let entries = info.max_entries();
     let mut batch = BATCH.min(entries).max(1);
-    let (mut position, mut is_first) = ([0_u8; MAX_KEY], true);
+    let mut position = None;
     loop {
-        let mut piece = Piece {
-            keys: vec![0; info.key_size() as usize * batch as usize],
-            values: vec![0; info.value_size() as usize * batch as usize],
-            count: 0,
-        };
-        let mut next = [0_u8; MAX_KEY];
-        let mut attr = BatchAttr {
-            in_batch: if is_first { 0 } else { position.as_ptr() as u64 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: piece.keys.as_mut_ptr() as u64,
-            values: piece.values.as_mut_ptr() as u64,
-            count: batch,
-            map_fd: raw_fd(map),
-            ..BatchAttr::default()
-        };
-        // SAFETY: the buffers live through the call and have room for as many keys and values of
-        // the map's sizes as said, and for a position, which is a key at most.
-        let outcome = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) };
-        piece.count = attr.count;
+        let (piece, next, outcome) = read_batch(map, info, position.as_ref(), batch);
         match outcome {
             Ok(()) => each(&piece)?,
             // There is nothing behind what was read.
@@ -152,8 +162,37 @@ pub(super) fn read_pieces(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        (position, is_first) = (next, false);
+        position = Some(next);
     }
+}
+
+/// So many entries behind a position, or from the start; and the position that they end at.
+fn read_batch(
+    map: &MapData,
+    info: &MapInfo,
+    position: Option<&[u8; MAX_KEY]>,
+    count: u32,
+) -> (Piece, [u8; MAX_KEY], io::Result<()>) {
+    let mut piece = Piece {
+        keys: vec![0; info.key_size() as usize * count as usize],
+        values: vec![0; info.value_size() as usize * count as usize],
+        count: 0,
+    };
+    let mut next = [0_u8; MAX_KEY];
+    let mut attr = BatchAttr {
+        in_batch: position.map_or(0, |position| position.as_ptr() as u64),
+        out_batch: next.as_mut_ptr() as u64,
+        keys: piece.keys.as_mut_ptr() as u64,
+        values: piece.values.as_mut_ptr() as u64,
+        count,
+        map_fd: raw_fd(map),
+        ..BatchAttr::default()
+    };
+    // SAFETY: the buffers live through the call and have room for as many keys and values of the
+    // map's sizes as said, and for a position, which is a key at most.
+    let outcome = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    piece.count = attr.count;
+    (piece, next, outcome)
 }
 
 /// Writes what was read from a map with keys and values of the same sizes.

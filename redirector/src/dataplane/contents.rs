@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use redirector_common::node::{PORTS_PER_BLOCK, PortBlock, port_index};
-use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Origin, Peer, Port, PortFlags, Protocol,
-    Service, ServiceId, ServiceInfo, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
+    Address, Backend, BackendId, Frontend, FrontendKey, Peer, Port, PortFlags, Protocol, Service,
+    ServiceId, SlotKey, SlotValue, SourceRange, Taker, TakerKey,
 };
 
-/// Contents of the maps of services. Unused array elements are absent.
+use super::info::InfoText;
+
+/// Contents of the maps of services, without the [lines](super::lines) of tables. Unused array
+/// elements are absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Contents {
     /// `FRONTENDS`.
@@ -18,8 +20,6 @@ pub struct Contents {
     pub services: BTreeMap<ServiceId, Service>,
     /// `SOURCE_RANGES`.
     pub ranges: BTreeMap<SourceRange, u32>,
-    /// `MAGLEV`.
-    pub maglev: BTreeMap<u32, MaglevLine>,
     /// `BACKENDS`.
     pub backends: BTreeMap<BackendId, Backend>,
     /// `TAKERS`.
@@ -31,7 +31,7 @@ pub struct Contents {
     /// `SLOTS`.
     pub slots: BTreeMap<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
-    pub infos: BTreeMap<ServiceId, ServiceInfo>,
+    pub infos: BTreeMap<ServiceId, InfoText>,
     /// `PORTS`.
     pub ports: Ports,
 }
@@ -39,15 +39,14 @@ pub struct Contents {
 impl Contents {
     /// Adds what `other` has besides.
     pub fn keep(&mut self, other: &Self) {
-        fn keep<K: Ord + Copy, V: Copy>(map: &mut BTreeMap<K, V>, other: &BTreeMap<K, V>) {
+        fn keep<K: Ord + Copy, V: Clone>(map: &mut BTreeMap<K, V>, other: &BTreeMap<K, V>) {
             for (key, value) in other {
-                map.entry(*key).or_insert(*value);
+                map.entry(*key).or_insert_with(|| value.clone());
             }
         }
         keep(&mut self.frontends, &other.frontends);
         keep(&mut self.services, &other.services);
         keep(&mut self.ranges, &other.ranges);
-        keep(&mut self.maglev, &other.maglev);
         keep(&mut self.backends, &other.backends);
         keep(&mut self.takers, &other.takers);
         keep(&mut self.vips, &other.vips);
@@ -65,27 +64,6 @@ impl Contents {
     pub fn listed(&self) -> BTreeSet<(ServiceId, BackendId)> {
         self.slots.iter().map(|(key, value)| (key.service, value.backend)).collect()
     }
-
-    /// The entries of a service's table for clients from `origin`; `None` where lines are missing.
-    #[must_use]
-    pub fn table(&self, service: &Service, origin: Origin) -> Option<Vec<BackendId>> {
-        let (offset, size) = service.table(origin);
-        (offset..offset.checked_add(size)?)
-            .map(|entry| {
-                let line = self.maglev.get(&(entry / MAGLEV_LINE))?;
-                line.entries.get((entry % MAGLEV_LINE) as usize).copied()
-            })
-            .collect()
-    }
-}
-
-/// Lines of `MAGLEV` that each of a service's tables takes: first, and how many.
-#[must_use]
-pub fn lines_of(service: &Service) -> [(u32, u32); 3] {
-    Origin::ALL.map(|origin| {
-        let (offset, size) = service.table(origin);
-        (offset / MAGLEV_LINE, size.div_ceil(MAGLEV_LINE))
-    })
 }
 
 /// Flags of ports, by block of the `PORTS` array.

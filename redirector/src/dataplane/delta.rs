@@ -13,14 +13,14 @@ pub struct Delta<K, V> {
 
 /// `desired` − `actual`.
 #[must_use]
-pub fn delta<K: Ord + Copy, V: PartialEq + Copy>(
+pub fn delta<K: Ord + Copy, V: PartialEq + Clone>(
     actual: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> Delta<K, V> {
     let set = desired
         .iter()
         .filter(|(key, value)| actual.get(key) != Some(value))
-        .map(|(key, value)| (*key, *value))
+        .map(|(key, value)| (*key, value.clone()))
         .collect();
     Delta { set, remove: surplus(actual, desired) }
 }

@@ -4,17 +4,21 @@ use std::ops::RangeInclusive;
 
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
-    Address, BackendId, Family, Frontend, Origin, Port, PortFlags, Protocol, Service, ServiceId,
-    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
+    BackendId, Family, Origin, Port, PortFlags, Protocol, Service, ServiceId, SlotKey, SlotValue,
+    Taker, TakerKey,
 };
 
-use super::contents::{Contents, Ports};
+use super::contents::Contents;
 use super::ids::{Cursors, Ids};
 use super::info::{Info, TooLong};
+use super::lines::{self, LineTable};
 use super::regions::Regions;
+use super::table::TableError;
 use crate::model::desired::{Desired, DesiredBackend, DesiredService};
 use crate::model::maglev::Density;
 use crate::model::{Algorithm, BackendState, Forwarding, ServiceKey};
+
+mod frontends;
 
 /// Room in the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +53,22 @@ pub enum EncodeError {
     /// A name is too long.
     #[error(transparent)]
     Info(#[from] TooLong),
+    /// Tables that are there already could not be read.
+    #[error(transparent)]
+    Read(#[from] TableError),
 }
 
-/// What the maps should hold, given what they do hold: numbers stay, tables that are right stay
-/// where they are, and new tables go to lines that no service points to.
+/// What the maps should hold.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    /// All of it but tables.
+    pub contents: Contents,
+    /// Lines of tables that are not there yet, in regions that no service has.
+    pub lines: Vec<(u32, MaglevLine)>,
+}
+
+/// What the maps should hold, given what they do hold: numbers stay, tables that are right in
+/// `lines` stay where they are, and new tables go to lines that no service points to.
 ///
 /// Tables are as dense as there is room for: dense ones share flows among backends more evenly, but
 /// too many of them would not fit.
@@ -63,10 +79,11 @@ pub enum EncodeError {
 pub fn encode(
     desired: &Desired,
     actual: &Contents,
+    lines: &dyn LineTable,
     snat: RangeInclusive<u16>,
     capacity: Capacity,
     cursors: &mut Cursors,
-) -> Result<Contents, EncodeError> {
+) -> Result<Encoded, EncodeError> {
     let mut full = None;
     for density in Density::ALL {
         if lines_wanted(desired, density) > roomy(capacity) && Some(&density) != Density::ALL.last()
@@ -74,7 +91,16 @@ pub fn encode(
             continue;
         }
         // Even so there may be no room while the old tables are still there.
-        match encode_at(desired, actual, snat.clone(), capacity, density, cursors) {
+        let encoder = Encoder {
+            actual,
+            lines,
+            capacity,
+            density,
+            ids: &mut Ids::read(actual, (capacity.services, capacity.backends), *cursors),
+            regions: &mut Regions::of(actual.services.values(), capacity.lines),
+            encoded: Encoded::default(),
+        };
+        match encoder.encode(desired, snat.clone(), cursors) {
             Err(error @ EncodeError::Maglev { .. }) => full = full.or(Some(error)),
             done => {
                 cursors.is_crowded = full.is_some();
@@ -103,54 +129,42 @@ pub(super) fn lines_of_tables(service: &DesiredService, density: Density) -> u64
     lines(Origin::Outside) + internal + lines(Origin::Peer)
 }
 
-fn encode_at(
-    desired: &Desired,
-    actual: &Contents,
-    snat: RangeInclusive<u16>,
-    capacity: Capacity,
-    density: Density,
-    cursors: &mut Cursors,
-) -> Result<Contents, EncodeError> {
-    let mut ids = Ids::read(actual, (capacity.services, capacity.backends), *cursors);
-    let mut regions = Regions::of(actual.services.values(), capacity.lines);
-    let mut encoder = Encoder {
-        actual,
-        capacity,
-        density,
-        ids: &mut ids,
-        regions: &mut regions,
-        contents: Contents::default(),
-    };
-    for (key, service) in &desired.services {
-        encoder.add_service(key, service)?;
-    }
-    for port in snat {
-        for protocol in Protocol::ALL {
-            let ports = &mut encoder.contents.ports;
-            ports.add(protocol, Port::new(port), PortFlags::SNAT);
-        }
-    }
-    encoder.contents.peers.clone_from(&desired.peers);
-    encoder.contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
-    let contents = encoder.contents;
-    *cursors = ids.cursors();
-    Ok(contents)
-}
-
 /// Value of every entry of `VIPS`: that it is there says all.
 pub(super) const VIP: u32 = 1;
 
 pub(super) struct Encoder<'a> {
     /// What the maps hold of the services that are added.
     pub(super) actual: &'a Contents,
+    pub(super) lines: &'a dyn LineTable,
     pub(super) capacity: Capacity,
     pub(super) density: Density,
     pub(super) ids: &'a mut Ids,
     pub(super) regions: &'a mut Regions,
-    pub(super) contents: Contents,
+    pub(super) encoded: Encoded,
 }
 
 impl Encoder<'_> {
+    fn encode(
+        mut self,
+        desired: &Desired,
+        snat: RangeInclusive<u16>,
+        cursors: &mut Cursors,
+    ) -> Result<Encoded, EncodeError> {
+        for (key, service) in &desired.services {
+            self.add_service(key, service)?;
+        }
+        let contents = &mut self.encoded.contents;
+        for port in snat {
+            for protocol in Protocol::ALL {
+                contents.ports.add(protocol, Port::new(port), PortFlags::SNAT);
+            }
+        }
+        contents.peers.clone_from(&desired.peers);
+        contents.vips = desired.vips.iter().map(|address| (*address, VIP)).collect();
+        *cursors = self.ids.cursors();
+        Ok(self.encoded)
+    }
+
     pub(super) fn add_service(
         &mut self,
         key: &(ServiceKey, Family),
@@ -172,7 +186,7 @@ impl Encoder<'_> {
             conflicts: service.conflicts.iter().copied().collect(),
             omitted: 0,
         };
-        self.contents.infos.insert(id, info.encode()?);
+        self.encoded.contents.infos.insert(id, info.encode()?);
         Ok(())
     }
 
@@ -187,7 +201,7 @@ impl Encoder<'_> {
                 .ids
                 .backend(&desired.backend)
                 .ok_or(EncodeError::Backends(self.capacity.backends))?;
-            self.contents.backends.insert(id, desired.backend);
+            self.encoded.contents.backends.insert(id, desired.backend);
             let value = SlotValue {
                 backend: id,
                 weight: desired.weight,
@@ -196,7 +210,7 @@ impl Encoder<'_> {
                     BackendState::Terminating => SlotValue::TERMINATING,
                 },
             };
-            self.contents.slots.insert(SlotKey { service, slot }, value);
+            self.encoded.contents.slots.insert(SlotKey { service, slot }, value);
             ids.push(id);
         }
         Ok(ids)
@@ -232,7 +246,7 @@ impl Encoder<'_> {
             affinity_seconds: affinity.map_or(0, |(_, seconds)| seconds),
             reserved: 0,
         };
-        self.contents.services.insert(id, value);
+        self.encoded.contents.services.insert(id, value);
         Ok(())
     }
 
@@ -253,7 +267,10 @@ impl Encoder<'_> {
                 .filter(|origin| desired.takes_from(*origin))
                 .fold(Taker::NONE, Taker::and);
             if taker != Taker::NONE {
-                self.contents.takers.insert(TakerKey { service: id, backend: *backend }, taker);
+                self.encoded
+                    .contents
+                    .takers
+                    .insert(TakerKey { service: id, backend: *backend }, taker);
             }
         }
         let group = self.ids.group(&key.0, service.affinity_group.as_deref());
@@ -276,95 +293,39 @@ impl Encoder<'_> {
             .filter_map(|index| backends.get(usize::from(index)).copied())
             .collect();
         let size = u32::try_from(entries.len()).unwrap_or(u32::MAX);
-        let offset = match self.place_of(id, origin, &entries) {
+        let offset = match self.place_of(id, origin, &entries)? {
             Some(offset) => offset,
             None if size == 0 => 0,
             None => {
                 let first = self.regions.allocate(size.div_ceil(MAGLEV_LINE));
-                first.ok_or_else(|| EncodeError::Maglev {
+                let first = first.ok_or_else(|| EncodeError::Maglev {
                     service: key.0.name.clone(),
                     entries: size,
-                })? * MAGLEV_LINE
+                })?;
+                self.encoded.lines.extend(lines::split(first, &entries));
+                first * MAGLEV_LINE
             }
         };
-        for (line, chunk) in (offset / MAGLEV_LINE..).zip(entries.chunks(MAGLEV_LINE as usize)) {
-            let mut value = MaglevLine { entries: [0; MAGLEV_LINE as usize] };
-            value.entries[..chunk.len()].copy_from_slice(chunk);
-            self.contents.maglev.insert(line, value);
-        }
         Ok((offset, size))
     }
 
     /// Where a service's table stands already, if it is what it should be. A region that both
     /// kinds of clients shared stays with those outside.
-    fn place_of(&self, id: ServiceId, origin: Origin, entries: &[BackendId]) -> Option<u32> {
-        let old = self.actual.services.get(&id)?;
-        let (offset, size) = old.table(origin);
+    fn place_of(
+        &self,
+        id: ServiceId,
+        origin: Origin,
+        entries: &[BackendId],
+    ) -> Result<Option<u32>, TableError> {
+        let Some(old) = self.actual.services.get(&id) else {
+            return Ok(None);
+        };
+        let (offset, _) = old.table(origin);
         let is_shared = offset == old.table_offset && old.table_size > 0;
         if origin == Origin::Node && is_shared {
-            return None;
+            return Ok(None);
         }
-        let is_right = size as usize == entries.len()
-            && offset.is_multiple_of(MAGLEV_LINE)
-            && self.actual.table(old, origin).as_deref() == Some(entries);
-        is_right.then_some(offset)
-    }
-
-    fn add_ranges(&mut self, id: ServiceId, service: &DesiredService) {
-        for network in service.source_ranges.iter().flatten() {
-            let range = SourceRange::new(id, network.addr().into(), network.prefix_len());
-            self.contents.ranges.insert(range, SourceRange::ADMITTED);
-        }
-    }
-
-    fn add_frontends(&mut self, id: ServiceId, service: &DesiredService) {
-        for key in &service.localhost {
-            let local_address = Address::loopback(key.address.family());
-            let value = Frontend::new(id, local_address);
-            self.contents.frontends.insert(*key, value);
-        }
-        for (key, local_address) in &service.frontends {
-            let value = Frontend::new(id, *local_address);
-            let is_unlisted = service.unlisted.contains(&key.address);
-            let value = if is_unlisted { value.unlisted() } else { value };
-            self.contents.frontends.insert(*key, value);
-        }
-        for (key, local_address) in &service.foreign {
-            self.contents.frontends.insert(*key, Frontend::foreign(id, *local_address));
-        }
-        Self::add_ports(&mut self.contents.ports, service);
-    }
-
-    /// Adds the flags of the ports that a service needs looked up.
-    pub(super) fn add_ports(ports: &mut Ports, service: &DesiredService) {
-        for key in &service.localhost {
-            ports.add(key.protocol(), key.port, PortFlags::FRONTEND);
-        }
-        let remote = service
-            .backends
-            .iter()
-            .any(|backend| backend.takes_new_flows && !backend.backend.is_local());
-        let steers = service.steers
-            && service
-                .backends
-                .iter()
-                .any(|backend| backend.takes_new_flows && backend.backend.is_own());
-        for (key, local_address) in service.frontends.iter().chain(&service.foreign) {
-            let mut flags = PortFlags::FRONTEND;
-            if remote {
-                flags = flags.union(PortFlags::REMOTE);
-            }
-            // The kernel takes only packets to this host's own addresses to its sockets.
-            if steers && key.protocol() == Protocol::Tcp && key.address == *local_address {
-                flags = flags.union(PortFlags::STEER);
-            }
-            ports.add(key.protocol(), key.port, flags);
-            for backend in service.backends.iter().map(|backend| backend.backend) {
-                if backend.is_local() {
-                    ports.add(key.protocol(), backend.port, PortFlags::LOCAL_BACKEND);
-                }
-            }
-        }
+        Ok(lines::holds(self.lines, old, origin, entries)?.then_some(offset))
     }
 }
 

@@ -110,9 +110,9 @@ pub fn now() -> u64 {
 /// Whose flows live on.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep<'a> {
-    /// Backends of services. A UDP flow of any other goes: its client would go on to send to that
-    /// backend for ever.
-    pub listed: &'a BTreeSet<(ServiceId, BackendId)>,
+    /// Backends of services; `None`: nobody knows at the moment. A UDP flow of any other goes: its
+    /// client would go on to send to that backend for ever.
+    pub listed: Option<&'a BTreeSet<(ServiceId, BackendId)>>,
     /// Where TCP flows of other backends are led; `None`: they are left alone.
     pub dead_end: Option<DeadEnd>,
 }
@@ -197,7 +197,7 @@ fn judge(
     keep: Keep<'_>,
     now: u64,
 ) -> Result<Fate, TableError> {
-    let is_listed = keep.listed.contains(&(flow.service, flow.backend));
+    let is_listed = keep.listed.is_none_or(|listed| listed.contains(&(flow.service, flow.backend)));
     if key.protocol() == Protocol::Udp && !is_listed {
         return Ok(Fate::Orphaned);
     }
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn keep(listed: &BTreeSet<(ServiceId, BackendId)>) -> Keep<'_> {
-        Keep { listed, dead_end: None }
+        Keep { listed: Some(listed), dead_end: None }
     }
 
     fn end(host: u8, port: u16) -> (Address, Port) {
@@ -330,6 +330,8 @@ mod tests {
         add(&mut table, Protocol::Udp, 1000, (0, 0));
         let listed = BTreeSet::from([(1, 1)]);
         assert_eq!(collect(&mut table, keep(&listed), 1).expect("collected").orphaned, 0);
+        let unknown = Keep { listed: None, dead_end: None };
+        assert_eq!(collect(&mut table, unknown, 1).expect("collected").orphaned, 0);
         let collected = collect(&mut table, keep(&BTreeSet::new()), 1).expect("collected");
         assert_eq!((collected.halves, collected.orphaned), (2, 2));
         assert!(table.keys().all(|key| key.protocol() == Protocol::Tcp));
@@ -349,7 +351,7 @@ mod tests {
         let (address, port) = end(1, 49152);
         let dead_end = Some(DeadEnd { v4: Some(address), v6: None, port });
         let mut led = |listed, dead_end| {
-            collect(&mut table, Keep { listed, dead_end }, 1).expect("collected")
+            collect(&mut table, Keep { listed: Some(listed), dead_end }, 1).expect("collected")
         };
         assert_eq!(led(&none, None).led, 0);
         assert_eq!(led(&listed, dead_end).led, 0);

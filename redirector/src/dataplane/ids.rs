@@ -1,7 +1,8 @@
 //! Numbers of services and backends. They are read back from the maps, so they survive restarts
 //! and whatever else changes.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use redirector_common::{Address, Backend, BackendId, Family, Port, ServiceId};
 
@@ -32,7 +33,7 @@ impl Cursors {
 #[derive(Debug)]
 pub(crate) struct Ids {
     services: BTreeMap<(ServiceKey, Family), ServiceId>,
-    backends: BTreeMap<(Address, Port, bool), BackendId>,
+    backends: HashMap<(Address, Port, bool), BackendId>,
     groups: BTreeMap<GroupKey, u32>,
     used_services: Numbers,
     used_backends: Numbers,
@@ -72,7 +73,7 @@ impl Ids {
                 services.entry((info.key, info.family)).or_insert(*id);
             }
         }
-        let mut backends = BTreeMap::new();
+        let mut backends = HashMap::with_capacity(actual.backends.len());
         for (id, backend) in &actual.backends {
             backends.entry(content(backend)).or_insert(*id);
         }
@@ -100,12 +101,10 @@ impl Ids {
 
     /// The number of a backend; `None` if there is none left.
     pub(crate) fn backend(&mut self, backend: &Backend) -> Option<BackendId> {
-        if let Some(id) = self.backends.get(&content(backend)) {
-            return Some(*id);
+        match self.backends.entry(content(backend)) {
+            Entry::Occupied(known) => Some(*known.get()),
+            Entry::Vacant(vacant) => Some(*vacant.insert(self.used_backends.next()?)),
         }
-        let id = self.used_backends.next()?;
-        self.backends.insert(content(backend), id);
-        Some(id)
     }
 
     /// The number of the affinity group `name`, or of the service's own; `None` if there is none
@@ -154,14 +153,14 @@ fn content(backend: &Backend) -> (Address, Port, bool) {
 /// Indices of an array, without 0, which stands for "none".
 #[derive(Debug)]
 struct Numbers {
-    used: std::collections::BTreeSet<u32>,
+    used: BTreeSet<u32>,
     capacity: u32,
     cursor: u32,
 }
 
 impl Numbers {
     fn new<'a>(used: impl Iterator<Item = &'a u32>, capacity: u32, cursor: u32) -> Self {
-        let used: std::collections::BTreeSet<u32> = used.copied().collect();
+        let used: BTreeSet<u32> = used.copied().collect();
         let cursor = cursor.max(used.last().copied().unwrap_or(0));
         Self { used, capacity, cursor }
     }

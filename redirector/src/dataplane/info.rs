@@ -3,12 +3,16 @@
 //! The data path never reads it. The agent reads it at start, to give services the ids they
 //! had; the commands read it to name what the other maps know only by number.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::service::SERVICE_INFO_LEN;
-use redirector_common::{Address, Family, FrontendKey, Port, Protocol, ServiceInfo, SourceRange};
+use redirector_common::{
+    Address, Family, FrontendKey, Port, Protocol, ServiceId, ServiceInfo, SourceRange,
+};
 use serde::{Deserialize, Serialize};
 
+use super::table::{HashTable, Table, TableError};
 use crate::model::{Algorithm, Forwarding, ServiceKey, TrafficPolicy};
 
 /// One service of one address family. Keys are short where they can be: the text has room for
@@ -44,6 +48,57 @@ pub struct Info {
     pub omitted: usize,
 }
 
+/// An entry of the map as the agent keeps it: without the room that the map has for longer ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InfoText(Box<[u8]>);
+
+impl From<&ServiceInfo> for InfoText {
+    fn from(value: &ServiceInfo) -> Self {
+        Self(value.json().into())
+    }
+}
+
+impl From<&InfoText> for ServiceInfo {
+    fn from(text: &InfoText) -> Self {
+        // Every text is from a value or was seen to fit into one.
+        Self::new(&text.0).unwrap_or(Self::EMPTY)
+    }
+}
+
+/// The `SERVICE_INFO` map.
+pub struct InfoTable(HashTable<ServiceId, ServiceInfo>);
+
+impl InfoTable {
+    /// The map, opened.
+    #[must_use]
+    pub const fn new(map: HashTable<ServiceId, ServiceInfo>) -> Self {
+        Self(map)
+    }
+}
+
+impl Table<ServiceId, InfoText> for InfoTable {
+    fn entries(&self) -> Result<BTreeMap<ServiceId, InfoText>, TableError> {
+        let mut all = BTreeMap::new();
+        let text = |(id, value): (ServiceId, ServiceInfo)| (id, InfoText::from(&value));
+        self.0.read(|entries| all.extend(entries.map(text)))?;
+        Ok(all)
+    }
+
+    fn set(&mut self, id: &ServiceId, text: &InfoText) -> Result<(), TableError> {
+        self.0.set(id, &text.into())
+    }
+
+    fn set_all(&mut self, entries: &[(ServiceId, InfoText)]) -> Result<usize, TableError> {
+        let entries: Vec<(ServiceId, ServiceInfo)> =
+            entries.iter().map(|(id, text)| (*id, text.into())).collect();
+        self.0.set_all(&entries)
+    }
+
+    fn remove(&mut self, id: &ServiceId) -> Result<(), TableError> {
+        self.0.remove(id)
+    }
+}
+
 /// The service's name alone is longer than the map has room for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -56,33 +111,32 @@ pub struct TooLong {
 }
 
 impl Info {
-    /// The map value; conflicts are left out from the end where there is no room for all.
+    /// The map's text; conflicts are left out from the end where there is no room for all.
     ///
     /// # Errors
     ///
     /// If it does not fit even without conflicts.
-    pub fn encode(&self) -> Result<ServiceInfo, TooLong> {
-        let mut info = self.clone();
+    pub fn encode(mut self) -> Result<InfoText, TooLong> {
         loop {
             // Serialising strings and numbers to memory does not fail.
-            let json = serde_json::to_string(&info).unwrap_or_default();
-            if let Some(value) = ServiceInfo::new(&json) {
-                return Ok(value);
+            let json = serde_json::to_vec(&self).unwrap_or_default();
+            if json.len() <= SERVICE_INFO_LEN {
+                return Ok(InfoText(json.into()));
             }
-            if info.conflicts.pop().is_none() {
-                return Err(TooLong { name: info.key.name, found: json.len() });
+            if self.conflicts.pop().is_none() {
+                return Err(TooLong { name: self.key.name, found: json.len() });
             }
-            info.omitted += 1;
+            self.omitted += 1;
         }
     }
 
-    /// From the map value.
+    /// From the map's text.
     ///
     /// # Errors
     ///
     /// If the map holds something else.
-    pub fn decode(value: &ServiceInfo) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(value.json())
+    pub fn decode(text: &InfoText) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(&text.0)
     }
 }
 
@@ -200,8 +254,9 @@ mod tests {
     fn what_is_written_is_read() {
         let info = info("web", 3);
         assert_eq!(info.conflicts.len(), 3);
-        let value = info.encode().expect("fits");
-        assert_eq!(Info::decode(&value).expect("decodes"), info);
+        let text = info.clone().encode().expect("fits");
+        assert_eq!(Info::decode(&text).expect("decodes"), info);
+        assert_eq!(InfoText::from(&ServiceInfo::from(&text)), text);
     }
 
     #[test]

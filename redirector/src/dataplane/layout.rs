@@ -9,25 +9,25 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use redirector_common::node::{PORTS_PER_BLOCK, port_index};
-use redirector_common::{
-    Address, BackendId, Family, FrontendKey, Port, PortFlags, Protocol, ServiceId, SlotKey,
-    SourceRange, TakerKey,
-};
+use redirector_common::service::MaglevLine;
+use redirector_common::{BackendId, Family, ServiceId, SlotKey, SlotValue, TakerKey};
 
-use super::contents::{Contents, Ports, lines_of};
-use super::encode::{Capacity, EncodeError, Encoder, VIP, lines_of_tables, roomy};
+use self::part::Part;
+use self::shared::{Shared, Touched};
+use super::contents::{Contents, Ports};
+use super::encode::{Capacity, EncodeError, Encoded, Encoder, VIP};
 use super::ids::{Cursors, Ids};
+use super::lines::{LineTable, lines_of};
 use super::regions::Regions;
 use crate::model::ServiceKey;
-use crate::model::desired::DesiredService;
+use crate::model::desired::{Desired, DesiredService};
 use crate::model::maglev::Density;
 use crate::model::state::State;
 
-type Key = (ServiceKey, Family);
+mod part;
+mod shared;
 
-/// One flag of one port: block of the map, position in it, bit.
-type PortBit = (u32, usize, u8);
+type Key = (ServiceKey, Family);
 
 /// What the maps hold, by service.
 #[derive(Debug)]
@@ -37,26 +37,9 @@ pub struct Layout {
     ids: Ids,
     regions: Regions,
     parts: BTreeMap<Key, Part>,
-    /// Lines of tables that all services would take at each density.
-    lines: [u64; Density::ALL.len()],
-    backends: BTreeMap<BackendId, u32>,
-    vips: BTreeMap<Address, u32>,
-    ports: BTreeMap<PortBit, u32>,
-    /// Flags that ports should have.
-    wanted: Ports,
+    shared: Shared,
     /// Backends listed in each service.
     listed: BTreeSet<(ServiceId, BackendId)>,
-}
-
-/// What cannot be found by the number of a service.
-#[derive(Debug, Default)]
-struct Part {
-    id: ServiceId,
-    frontends: Vec<FrontendKey>,
-    ranges: Vec<SourceRange>,
-    vips: Vec<Address>,
-    ports: Vec<PortBit>,
-    lines: [u64; Density::ALL.len()],
 }
 
 /// A change that is worked out and not written yet.
@@ -66,6 +49,8 @@ pub struct Step {
     pub before: Contents,
     /// What they should hold of them.
     pub after: Contents,
+    /// Lines of their new tables.
+    pub lines: Vec<(u32, MaglevLine)>,
     gone: Vec<(Key, ServiceId)>,
     unused: Vec<BackendId>,
     regions: BTreeSet<u32>,
@@ -83,10 +68,11 @@ pub enum LayoutError {
 }
 
 impl Layout {
-    /// Of what the maps hold, which is what `state` asks for, laid out in full.
+    /// Of what the maps hold, which is what `state` asks for, `desired`, laid out in full.
     #[must_use]
     pub fn new(
         state: &State,
+        desired: &Desired,
         actual: &Contents,
         snat: RangeInclusive<u16>,
         capacity: Capacity,
@@ -98,43 +84,24 @@ impl Layout {
             ids: Ids::read(actual, (capacity.services, capacity.backends), cursors),
             regions: Regions::of(actual.services.values(), capacity.lines),
             parts: BTreeMap::new(),
-            lines: Default::default(),
-            backends: BTreeMap::new(),
-            vips: BTreeMap::new(),
-            ports: BTreeMap::new(),
-            wanted: Ports::default(),
+            shared: Shared::new(snat),
             listed: actual.listed(),
         };
-        for port in snat {
-            for protocol in Protocol::ALL {
-                let (block, position) = port_index(protocol, Port::new(port));
-                layout.ports.insert((block, position, PortFlags::SNAT.0), 1);
-                layout.wanted.add(protocol, Port::new(port), PortFlags::SNAT);
-            }
-        }
-        for (key, service) in state.iter() {
-            let Some(id) = layout.ids.service(&key) else {
-                continue;
-            };
-            let part = Part::new(id, state, &service);
-            for backend in layout.backends_of(actual, id) {
-                *layout.backends.entry(backend).or_default() += 1;
-            }
-            layout.count(&part, true);
-            layout.parts.insert(key, part);
-        }
-        let blocks: BTreeSet<u32> = layout.ports.keys().map(|(block, ..)| *block).collect();
-        for block in blocks {
-            layout.renew_block(block);
-        }
-        layout.density = layout.fitting();
+        let part = |(key, service): (&Key, &DesiredService)| {
+            let part = Part::new(layout.ids.service(key)?, state, service);
+            layout.shared.add(&part, &backends_of(actual, part.id));
+            Some((key.clone(), part))
+        };
+        layout.parts = desired.services.iter().filter_map(part).collect();
+        layout.shared.renew_blocks();
+        layout.density = layout.shared.fitting(capacity);
         layout
     }
 
     /// Flags that ports should have.
     #[must_use]
     pub const fn wanted_ports(&self) -> &Ports {
-        &self.wanted
+        self.shared.wanted()
     }
 
     /// Backends listed in each service: those whose flows may live on.
@@ -152,11 +119,12 @@ impl Layout {
     /// Whether there are addresses that only frontends have.
     #[must_use]
     pub fn has_vips(&self) -> bool {
-        !self.vips.is_empty()
+        self.shared.has_vips()
     }
 
-    /// Works out what has to be written where these services have become others. What comes out
-    /// has to be written and [committed](Self::commit); after an error the layout is of no use.
+    /// Works out what has to be written where these services have become others, given what the
+    /// maps hold. What comes out has to be written and [committed](Self::commit); after an error
+    /// the layout is of no use.
     ///
     /// # Errors
     ///
@@ -166,27 +134,28 @@ impl Layout {
         state: &State,
         services: &BTreeSet<ServiceKey>,
         actual: &Contents,
+        lines: &dyn LineTable,
     ) -> Result<Step, LayoutError> {
         let mut step = Step::default();
         let mut touched = Touched::default();
         for service in services {
             for family in [Family::V4, Family::V6] {
                 let key = (service.clone(), family);
+                let desired = state.desired(&key.0, family);
                 if let Some(old) = self.parts.remove(&key) {
                     self.take_out(&old, actual, &mut step, &mut touched);
-                    if state.desired(&key.0, family).is_none() {
+                    if desired.is_none() {
                         step.gone.push((key.clone(), old.id));
                     }
                 }
-                if let Some(desired) = state.desired(&key.0, family) {
-                    let part = self.put_in(&key, &desired, state, actual, &mut step)?;
-                    touched.ports.extend(part.ports.iter().map(|(block, ..)| *block));
-                    touched.vips.extend(part.vips.iter().copied());
+                if let Some(desired) = desired {
+                    let part = self.put_in(&key, &desired, state, actual, lines, &mut step)?;
+                    touched.note(&part);
                     self.parts.insert(key, part);
                 }
             }
         }
-        if self.fitting() != self.density {
+        if self.shared.fitting(self.capacity) != self.density {
             return Err(LayoutError::Density);
         }
         self.settle(actual, &mut step, touched);
@@ -199,42 +168,38 @@ impl Layout {
     }
 
     /// Notes that a step was written: `actual`, which the maps held before it, follows.
-    pub fn commit(&mut self, step: Step, written: Contents, actual: &mut Contents) {
+    pub fn commit(&mut self, step: Step, actual: &mut Contents) {
+        let Step { before, after, .. } = step;
         for (key, _) in &step.gone {
             self.ids.free_service(key);
         }
         for id in &step.unused {
-            if let Some(backend) = step.before.backends.get(id) {
+            if let Some(backend) = before.backends.get(id) {
                 self.ids.free_backend(*id, backend);
             }
         }
-        let kept: BTreeSet<u32> = written
-            .services
-            .values()
-            .flat_map(lines_of)
-            .filter(|(_, lines)| *lines > 0)
-            .map(|(first, _)| first)
-            .collect();
+        let kept: BTreeSet<u32> = after.services.values().flat_map(regions_of).collect();
         for first in step.regions.difference(&kept) {
             self.regions.release(*first);
         }
-        for (key, slot) in &step.before.slots {
+        for (key, slot) in &before.slots {
             self.listed.remove(&(key.service, slot.backend));
         }
-        for (key, slot) in &written.slots {
+        for (key, slot) in &after.slots {
             self.listed.insert((key.service, slot.backend));
         }
-        replace(&mut actual.frontends, step.before.frontends, written.frontends);
-        replace(&mut actual.services, step.before.services, written.services);
-        replace(&mut actual.ranges, step.before.ranges, written.ranges);
-        replace(&mut actual.maglev, step.before.maglev, written.maglev);
-        replace(&mut actual.backends, step.before.backends, written.backends);
-        replace(&mut actual.takers, step.before.takers, written.takers);
-        replace(&mut actual.vips, step.before.vips, written.vips);
-        replace(&mut actual.peers, step.before.peers, written.peers);
-        replace(&mut actual.slots, step.before.slots, written.slots);
-        replace(&mut actual.infos, step.before.infos, written.infos);
-        replace(&mut actual.ports.blocks, step.before.ports.blocks, written.ports.blocks);
+        // Ports lose their flags later, when no flow needs them.
+        let ports = before.ports.union(&after.ports);
+        replace(&mut actual.frontends, before.frontends, after.frontends);
+        replace(&mut actual.services, before.services, after.services);
+        replace(&mut actual.ranges, before.ranges, after.ranges);
+        replace(&mut actual.backends, before.backends, after.backends);
+        replace(&mut actual.takers, before.takers, after.takers);
+        replace(&mut actual.vips, before.vips, after.vips);
+        replace(&mut actual.peers, before.peers, after.peers);
+        replace(&mut actual.slots, before.slots, after.slots);
+        replace(&mut actual.infos, before.infos, after.infos);
+        replace(&mut actual.ports.blocks, before.ports.blocks, ports.blocks);
     }
 
     /// Takes what a service has from what the maps hold.
@@ -249,18 +214,11 @@ impl Layout {
         let takers =
             TakerKey { service: id, backend: 0 }..=TakerKey { service: id, backend: u32::MAX };
         before.takers.extend(actual.takers.range(takers).map(|(key, value)| (*key, *value)));
-        for (first, lines) in actual.services.get(&id).into_iter().flat_map(lines_of) {
-            let lines = first..first.saturating_add(lines);
-            step.regions.extend((!lines.is_empty()).then_some(first));
-            before.maglev.extend(actual.maglev.range(lines).map(|(key, value)| (*key, *value)));
-        }
-        for backend in self.backends_of(actual, id) {
-            decrease(&mut self.backends, backend);
-            touched.backends.insert(backend);
-        }
-        touched.vips.extend(part.vips.iter().copied());
-        touched.ports.extend(part.ports.iter().map(|(block, ..)| *block));
-        self.count(part, false);
+        step.regions.extend(actual.services.get(&id).into_iter().flat_map(regions_of));
+        let backends = backends_of(actual, id);
+        self.shared.remove(part, &backends);
+        touched.backends.extend(backends);
+        touched.note(part);
     }
 
     /// Lays a service out.
@@ -270,31 +228,28 @@ impl Layout {
         service: &DesiredService,
         state: &State,
         actual: &Contents,
+        lines: &dyn LineTable,
         step: &mut Step,
     ) -> Result<Part, EncodeError> {
         let mut encoder = Encoder {
             actual,
+            lines,
             capacity: self.capacity,
             density: self.density,
             ids: &mut self.ids,
             regions: &mut self.regions,
-            contents: Contents::default(),
+            encoded: Encoded::default(),
         };
         encoder.add_service(key, service)?;
-        let contents = encoder.contents;
+        let Encoded { contents, lines } = encoder.encoded;
         let id = contents.services.keys().next().copied().unwrap_or_default();
-        let listed: BTreeSet<BackendId> =
-            contents.slots.values().map(|slot| slot.backend).collect();
-        for backend in listed {
-            *self.backends.entry(backend).or_default() += 1;
-        }
         let part = Part::new(id, state, service);
-        self.count(&part, true);
+        self.shared.add(&part, &backends_of(&contents, id));
+        step.lines.extend(lines);
         let after = &mut step.after;
         after.frontends.extend(contents.frontends);
         after.services.extend(contents.services);
         after.ranges.extend(contents.ranges);
-        after.maglev.extend(contents.maglev);
         after.backends.extend(contents.backends);
         after.takers.extend(contents.takers);
         after.slots.extend(contents.slots);
@@ -308,7 +263,7 @@ impl Layout {
         for id in touched.backends {
             let known = actual.backends.get(&id);
             step.before.backends.extend(known.map(|backend| (id, *backend)));
-            if !self.backends.contains_key(&id) {
+            if !self.shared.has_backend(id) {
                 step.unused.push(id);
             } else if let Entry::Vacant(vacant) = step.after.backends.entry(id)
                 && let Some(backend) = known
@@ -319,143 +274,47 @@ impl Layout {
         for address in touched.vips {
             let known = actual.vips.get(&address);
             step.before.vips.extend(known.map(|value| (address, *value)));
-            if self.vips.contains_key(&address) {
+            if self.shared.has_vip(address) {
                 step.after.vips.insert(address, VIP);
             }
         }
         for block in touched.ports {
-            self.renew_block(block);
+            self.shared.renew_block(block);
             let known = actual.ports.blocks.get(&block);
             step.before.ports.blocks.extend(known.map(|value| (block, *value)));
-            let wanted = self.wanted.blocks.get(&block);
+            let wanted = self.wanted_ports().blocks.get(&block);
             step.after.ports.blocks.extend(wanted.map(|value| (block, *value)));
         }
     }
-
-    /// Counts what a service shares with others, or no longer does.
-    fn count(&mut self, part: &Part, is_new: bool) {
-        for (sum, lines) in self.lines.iter_mut().zip(part.lines) {
-            *sum = if is_new { *sum + lines } else { sum.saturating_sub(lines) };
-        }
-        for address in &part.vips {
-            if is_new {
-                *self.vips.entry(*address).or_default() += 1;
-            } else {
-                decrease(&mut self.vips, *address);
-            }
-        }
-        for bit in &part.ports {
-            if is_new {
-                *self.ports.entry(*bit).or_default() += 1;
-            } else {
-                decrease(&mut self.ports, *bit);
-            }
-        }
-    }
-
-    /// Makes the flags of a block of ports what is counted.
-    fn renew_block(&mut self, block: u32) {
-        self.wanted.blocks.remove(&block);
-        let bits = self.ports.range((block, 0, 0)..=(block, PORTS_PER_BLOCK as usize, u8::MAX));
-        for (_, position, bit) in bits.map(|(key, _)| *key) {
-            let flags = &mut self.wanted.blocks.entry(block).or_default().flags;
-            if let Some(flags) = flags.get_mut(position) {
-                *flags |= bit;
-            }
-        }
-    }
-
-    fn backends_of(&self, actual: &Contents, id: ServiceId) -> BTreeSet<BackendId> {
-        slots_of(actual, id).map(|(_, slot)| slot.backend).collect()
-    }
-
-    /// The densest tables that there is room for.
-    fn fitting(&self) -> Density {
-        let mut all = Density::ALL.into_iter().zip(self.lines);
-        let fits = all.find(|(_, lines)| *lines <= roomy(self.capacity));
-        let [.., sparsest] = Density::ALL;
-        fits.map_or(sparsest, |(density, _)| density)
-    }
 }
 
-/// What services share and a step touches.
-#[derive(Debug, Default)]
-struct Touched {
-    backends: BTreeSet<BackendId>,
-    vips: BTreeSet<Address>,
-    /// Blocks.
-    ports: BTreeSet<u32>,
-}
-
-impl Part {
-    fn new(id: ServiceId, state: &State, service: &DesiredService) -> Self {
-        let vips: BTreeSet<Address> = state.vips(service).collect();
-        let ranges = service.source_ranges.iter().flatten();
-        Self {
-            id,
-            frontends: service
-                .frontends
-                .keys()
-                .chain(service.foreign.keys())
-                .chain(&service.localhost)
-                .copied()
-                .collect(),
-            ranges: ranges
-                .map(|range| SourceRange::new(id, range.addr().into(), range.prefix_len()))
-                .collect(),
-            vips: vips.into_iter().collect(),
-            ports: port_bits(service),
-            lines: Density::ALL.map(|density| lines_of_tables(service, density)),
-        }
-    }
-}
-
-/// The flags of ports that a service needs.
-fn port_bits(service: &DesiredService) -> Vec<PortBit> {
-    let mut ports = Ports::default();
-    Encoder::add_ports(&mut ports, service);
-    let mut bits = Vec::new();
-    for (block, value) in ports.blocks {
-        for (position, flags) in value.flags.into_iter().enumerate() {
-            let set = (0..u8::BITS).map(|bit| 1 << bit).filter(|bit| flags & bit != 0);
-            bits.extend(set.map(|bit| (block, position, bit)));
-        }
-    }
-    bits
+/// First lines of the tables that a service has.
+fn regions_of(service: &redirector_common::Service) -> impl Iterator<Item = u32> + use<> {
+    lines_of(service).into_iter().filter(|(_, lines)| *lines > 0).map(|(first, _)| first)
 }
 
 fn slots_of(
-    actual: &Contents,
+    contents: &Contents,
     service: ServiceId,
-) -> impl Iterator<Item = (SlotKey, redirector_common::SlotValue)> {
+) -> impl Iterator<Item = (SlotKey, SlotValue)> + '_ {
     let keys = SlotKey { service, slot: 0 }..=SlotKey { service, slot: u32::MAX };
-    actual.slots.range(keys).map(|(key, value)| (*key, *value))
+    contents.slots.range(keys).map(|(key, value)| (*key, *value))
 }
 
-fn copy<K: Ord + Copy, V: Copy>(to: &mut BTreeMap<K, V>, from: &BTreeMap<K, V>, keys: &[K]) {
-    to.extend(keys.iter().filter_map(|key| Some((*key, *from.get(key)?))));
+fn backends_of(contents: &Contents, service: ServiceId) -> BTreeSet<BackendId> {
+    slots_of(contents, service).map(|(_, slot)| slot.backend).collect()
+}
+
+fn copy<K: Ord + Copy, V: Clone>(to: &mut BTreeMap<K, V>, from: &BTreeMap<K, V>, keys: &[K]) {
+    to.extend(keys.iter().filter_map(|key| Some((*key, from.get(key)?.clone()))));
 }
 
 /// Puts what was written in the place of what was there before.
-fn replace<K: Ord + Copy, V: Copy>(
-    all: &mut BTreeMap<K, V>,
-    before: BTreeMap<K, V>,
-    written: BTreeMap<K, V>,
-) {
+fn replace<K: Ord, V>(all: &mut BTreeMap<K, V>, before: BTreeMap<K, V>, written: BTreeMap<K, V>) {
     for key in before.into_keys().filter(|key| !written.contains_key(key)) {
         all.remove(&key);
     }
     all.extend(written);
-}
-
-fn decrease<K: Ord>(counts: &mut BTreeMap<K, u32>, key: K) {
-    if let Entry::Occupied(mut count) = counts.entry(key) {
-        if *count.get() > 1 {
-            *count.get_mut() -= 1;
-        } else {
-            count.remove();
-        }
-    }
 }
 
 #[cfg(test)]

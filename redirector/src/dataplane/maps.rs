@@ -9,6 +9,7 @@ use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
 
 use super::encode::Capacity;
+use super::info::InfoTable;
 use super::pins::Pins;
 use super::ports::MarkedPorts;
 use super::sizes::CHOSEN;
@@ -58,7 +59,7 @@ impl Maps {
                 maglev: Box::new(maglev),
                 backends: Box::new(backends),
                 slots: Box::new(hash(pins, MapName::Slots)?),
-                infos: Box::new(hash(pins, MapName::ServiceInfo)?),
+                infos: Box::new(InfoTable::new(hash(pins, MapName::ServiceInfo)?)),
                 takers: Box::new(hash(pins, MapName::Takers)?),
                 vips: Box::new(hash(pins, MapName::Vips)?),
                 peers: Box::new(hash(pins, MapName::Peers)?),

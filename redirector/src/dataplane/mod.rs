@@ -17,6 +17,7 @@ pub mod ids;
 pub mod info;
 pub mod kube_proxy;
 pub mod layout;
+pub mod lines;
 pub mod loader;
 pub mod lock;
 pub mod maps;

@@ -25,7 +25,7 @@ use redirector_common::{
 };
 
 use super::batch::{self, BatchError};
-use super::info::Info;
+use super::info::{Info, InfoText};
 use super::pins::Pins;
 use super::ports;
 use super::regions::Regions;
@@ -107,7 +107,7 @@ impl Pinned {
     pub fn infos(&self) -> Result<BTreeMap<ServiceId, Info>, PinnedError> {
         self.table::<ServiceId, ServiceInfo>(MapName::ServiceInfo)?
             .into_iter()
-            .map(|(id, value)| match Info::decode(&value) {
+            .map(|(id, value)| match Info::decode(&InfoText::from(&value)) {
                 Ok(info) => Ok((id, info)),
                 Err(error) => Err(unreadable(MapName::ServiceInfo, format!("entry {id}: {error}"))),
             })

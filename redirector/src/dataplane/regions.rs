@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use redirector_common::Service;
 
-use super::contents::lines_of;
+use super::lines::lines_of;
 
 /// Which lines are taken.
 #[derive(Clone, Debug)]

@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 
 use redirector_common::service::MaglevLine;
 use redirector_common::{
-    Address, Backend, BackendId, Frontend, FrontendKey, Peer, Service, ServiceId, ServiceInfo,
-    SlotKey, SlotValue, SourceRange, Taker, TakerKey,
+    Address, Backend, BackendId, Frontend, FrontendKey, Peer, Service, ServiceId, SlotKey,
+    SlotValue, SourceRange, Taker, TakerKey,
 };
 
 use super::contents::{Contents, Ports};
 use super::delta::surplus;
+use super::encode::Encoded;
+use super::info::InfoText;
+use super::layout::Step;
+use super::lines::{LineTable, lines_of};
 use super::ports::PortTable;
-use super::regions::Regions;
 use super::table::{Table, TableError};
 
 type DynTable<K, V> = Box<dyn Table<K, V> + Send>;
@@ -25,7 +28,7 @@ pub struct Tables {
     /// `SOURCE_RANGES`.
     pub ranges: DynTable<SourceRange, u32>,
     /// `MAGLEV`.
-    pub maglev: DynTable<u32, MaglevLine>,
+    pub maglev: Box<dyn LineTable + Send>,
     /// `BACKENDS`.
     pub backends: DynTable<BackendId, Backend>,
     /// `TAKERS`.
@@ -37,7 +40,7 @@ pub struct Tables {
     /// `SLOTS`.
     pub slots: DynTable<SlotKey, SlotValue>,
     /// `SERVICE_INFO`.
-    pub infos: DynTable<ServiceId, ServiceInfo>,
+    pub infos: DynTable<ServiceId, InfoText>,
     /// `PORTS`.
     pub ports: Box<dyn PortTable + Send>,
     /// Waits until no packet is being looked at that was when this was called.
@@ -72,7 +75,7 @@ impl std::ops::AddAssign for Writes {
 }
 
 impl Tables {
-    /// Reads everything.
+    /// Reads everything but tables.
     ///
     /// # Errors
     ///
@@ -84,15 +87,10 @@ impl Tables {
         for id in infos.keys() {
             services.entry(*id).or_default();
         }
-        // Lines that no table has are never cleared.
-        let mut maglev = self.maglev.entries()?;
-        let used = Regions::of(services.values(), u32::MAX);
-        maglev.retain(|line, _| used.contains(*line));
         Ok(Contents {
             frontends: self.frontends.entries()?,
             services,
             ranges: self.ranges.entries()?,
-            maglev,
             backends: self.backends.entries()?,
             takers: self.takers.entries()?,
             vips: self.vips.entries()?,
@@ -105,7 +103,7 @@ impl Tables {
 
     /// Writes what differs between `actual`, which the maps hold, and `desired`, in an order in
     /// which every packet finds a whole way from its frontend to a backend, the old or the new.
-    /// `actual` follows what was written, also when it ends early.
+    /// `actual` follows; after an error it has to be read again.
     ///
     /// A frontend that moves from one service to another may for a moment lead to what the one
     /// it leaves has become.
@@ -119,71 +117,78 @@ impl Tables {
     /// # Errors
     ///
     /// If the kernel refuses a write. What was written stays, and is consistent.
-    pub fn sync(
-        &mut self,
-        actual: &mut Contents,
-        desired: &Contents,
-    ) -> Result<Writes, TableError> {
-        self.sync_part(actual, desired, !desired.vips.is_empty())
+    pub fn sync(&mut self, actual: &mut Contents, desired: Encoded) -> Result<Writes, TableError> {
+        let Encoded { mut contents, lines } = desired;
+        let has_vips = !contents.vips.is_empty();
+        let writes = self.write(actual, &contents, &lines, has_vips)?;
+        contents.ports = actual.ports.union(&contents.ports);
+        *actual = contents;
+        Ok(writes)
     }
 
-    /// The same of a part of the maps, of which nothing outside it is spoken of: `actual` and
-    /// `desired` have no entries of others. `vips_anywhere`: whether there are
-    /// any at all.
+    /// The same of some services alone. `has_vips`: whether there are addresses that only frontends
+    /// have, of any service.
     ///
     /// # Errors
     ///
     /// As [`sync`](Self::sync).
-    pub fn sync_part(
+    pub fn sync_step(&mut self, step: &Step, has_vips: bool) -> Result<Writes, TableError> {
+        self.write(&step.before, &step.after, &step.lines, has_vips)
+    }
+
+    fn write(
         &mut self,
-        actual: &mut Contents,
+        actual: &Contents,
         desired: &Contents,
-        vips_anywhere: bool,
+        lines: &[(u32, MaglevLine)],
+        has_vips: bool,
     ) -> Result<Writes, TableError> {
         let ports = actual.ports.union(&desired.ports).blocks;
         let mut writes = Writes::default();
 
         // 1. No new flow starts towards what goes. What has become this host's own address gets
         //    all that is sent to it.
-        writes += remove(&mut *self.vips, &mut actual.vips, &desired.vips)?;
-        writes += remove(&mut *self.frontends, &mut actual.frontends, &desired.frontends)?;
+        writes += remove(&mut *self.vips, &actual.vips, &desired.vips)?;
+        writes += remove(&mut *self.frontends, &actual.frontends, &desired.frontends)?;
 
         // 2. What new ways lead to. Nothing that a packet can reach is overwritten: numbers and
         //    regions are free ones. Names come first, so that no number is ever without one.
-        writes += set(&mut *self.infos, &mut actual.infos, &desired.infos)?;
-        writes += set(&mut *self.backends, &mut actual.backends, &desired.backends)?;
-        writes += set(&mut *self.maglev, &mut actual.maglev, &desired.maglev)?;
-        writes += set(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
-        writes += set(&mut *self.takers, &mut actual.takers, &desired.takers)?;
-        writes += set(&mut *self.peers, &mut actual.peers, &desired.peers)?;
-        writes += set(&mut *self.slots, &mut actual.slots, &desired.slots)?;
-        writes += set(&mut *self.ports, &mut actual.ports.blocks, &ports)?;
+        writes += set(&mut *self.infos, &actual.infos, &desired.infos)?;
+        writes += set(&mut *self.backends, &actual.backends, &desired.backends)?;
+        for lines in lines.chunks(CHUNK) {
+            let calls = self.maglev.set_lines(lines)?;
+            writes += Writes { set: lines.len(), removed: 0, calls };
+        }
+        writes += set(&mut *self.ranges, &actual.ranges, &desired.ranges)?;
+        writes += set(&mut *self.takers, &actual.takers, &desired.takers)?;
+        writes += set(&mut *self.peers, &actual.peers, &desired.peers)?;
+        writes += set(&mut *self.slots, &actual.slots, &desired.slots)?;
+        writes += set(&mut *self.ports, &actual.ports.blocks, &ports)?;
 
         // 3. The new ways: one store moves a service to its new table.
-        writes += set(&mut *self.services, &mut actual.services, &desired.services)?;
-        writes += set(&mut *self.frontends, &mut actual.frontends, &desired.frontends)?;
+        writes += set(&mut *self.services, &actual.services, &desired.services)?;
+        writes += set(&mut *self.frontends, &actual.frontends, &desired.frontends)?;
         //    Clients leave the backends that take no new flows, and what frontends' addresses do
         //    not serve ends here.
-        writes += remove(&mut *self.takers, &mut actual.takers, &desired.takers)?;
-        writes += set(&mut *self.vips, &mut actual.vips, &desired.vips)?;
-        self.ports.mark_vips(vips_anywhere)?;
+        writes += remove(&mut *self.takers, &actual.takers, &desired.takers)?;
+        writes += set(&mut *self.vips, &actual.vips, &desired.vips)?;
+        self.ports.mark_vips(has_vips)?;
 
-        // 4. What no way leads to any more, once no packet is on an old one.
+        // 4. What no way leads to any more, once no packet is on an old one. What is left in lines
+        //    that no table has is seen by nobody, until they are another's.
         if has_surplus(&actual.services, &desired.services)
             || has_surplus(&actual.ranges, &desired.ranges)
-            || has_surplus(&actual.maglev, &desired.maglev)
             || has_surplus(&actual.backends, &desired.backends)
+            || leaves_lines(&actual.services, &desired.services)
         {
             (self.wait_for_packets)();
         }
-        writes += remove(&mut *self.services, &mut actual.services, &desired.services)?;
-        writes += remove(&mut *self.peers, &mut actual.peers, &desired.peers)?;
-        writes += remove(&mut *self.ranges, &mut actual.ranges, &desired.ranges)?;
-        writes += remove(&mut *self.slots, &mut actual.slots, &desired.slots)?;
-        //    What is left in lines that no table has is seen by nobody.
-        actual.maglev.retain(|line, _| desired.maglev.contains_key(line));
-        writes += remove(&mut *self.backends, &mut actual.backends, &desired.backends)?;
-        writes += remove(&mut *self.infos, &mut actual.infos, &desired.infos)?;
+        writes += remove(&mut *self.services, &actual.services, &desired.services)?;
+        writes += remove(&mut *self.peers, &actual.peers, &desired.peers)?;
+        writes += remove(&mut *self.ranges, &actual.ranges, &desired.ranges)?;
+        writes += remove(&mut *self.slots, &actual.slots, &desired.slots)?;
+        writes += remove(&mut *self.backends, &actual.backends, &desired.backends)?;
+        writes += remove(&mut *self.infos, &actual.infos, &desired.infos)?;
         Ok(writes)
     }
 
@@ -200,50 +205,58 @@ impl Tables {
         in_use: &Ports,
     ) -> Result<Writes, TableError> {
         let keep = desired.union(&actual.ports.intersection(in_use));
-        let mut writes = set(&mut *self.ports, &mut actual.ports.blocks, &keep.blocks)?;
-        writes += remove(&mut *self.ports, &mut actual.ports.blocks, &keep.blocks)?;
+        let mut writes = set(&mut *self.ports, &actual.ports.blocks, &keep.blocks)?;
+        writes += remove(&mut *self.ports, &actual.ports.blocks, &keep.blocks)?;
+        actual.ports = keep;
         Ok(writes)
     }
 }
 
 /// Entries written at once: what a large cluster needs is not to stand in memory once more.
-const CHUNK: usize = 4096;
+const CHUNK: usize = 1024;
 
 /// Writes what is missing or differs.
-fn set<K: Ord + Copy, V: PartialEq + Copy>(
+fn set<K: Ord + Copy, V: PartialEq + Clone>(
     table: &mut dyn Table<K, V>,
-    actual: &mut BTreeMap<K, V>,
+    actual: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> Result<Writes, TableError> {
     let mut writes = Writes::default();
-    let mut entries = desired.iter();
+    let mut missing = desired.iter().filter(|(key, value)| actual.get(key) != Some(value));
     loop {
-        let missing = entries.by_ref().filter(|(key, value)| actual.get(key) != Some(value));
-        let missing: Vec<(K, V)> = missing.take(CHUNK).map(|(key, value)| (*key, *value)).collect();
-        if missing.is_empty() {
+        let some = missing.by_ref().take(CHUNK);
+        let some: Vec<(K, V)> = some.map(|(key, value)| (*key, value.clone())).collect();
+        if some.is_empty() {
             return Ok(writes);
         }
-        writes.calls += table.set_all(&missing)?;
-        writes.set += missing.len();
-        actual.extend(missing);
+        writes.calls += table.set_all(&some)?;
+        writes.set += some.len();
     }
 }
 
 fn remove<K: Ord + Copy, V>(
     table: &mut dyn Table<K, V>,
-    actual: &mut BTreeMap<K, V>,
+    actual: &BTreeMap<K, V>,
     desired: &BTreeMap<K, V>,
 ) -> Result<Writes, TableError> {
     let surplus = surplus(actual, desired);
-    for key in &surplus {
-        table.remove(key)?;
-        actual.remove(key);
-    }
+    surplus.iter().try_for_each(|key| table.remove(key))?;
     Ok(Writes { set: 0, removed: surplus.len(), calls: surplus.len() })
 }
 
 fn has_surplus<K: Ord, V>(actual: &BTreeMap<K, V>, desired: &BTreeMap<K, V>) -> bool {
     actual.keys().any(|key| !desired.contains_key(key))
+}
+
+/// Whether a service leaves lines to others.
+fn leaves_lines(
+    actual: &BTreeMap<ServiceId, Service>,
+    desired: &BTreeMap<ServiceId, Service>,
+) -> bool {
+    actual.iter().any(|(id, old)| {
+        let new = desired.get(id).map(lines_of).unwrap_or_default();
+        lines_of(old).iter().any(|lines| lines.1 > 0 && !new.contains(lines))
+    })
 }
 
 #[cfg(test)]

@@ -8,9 +8,11 @@ use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, IterableMap, MapData, MapError};
 use redirector_common::map_name::MapName;
+use redirector_common::service::MaglevLine;
 use redirector_common::{SourceBits, SourceRange};
 
-use super::batch;
+use super::batch::{self, BatchError};
+use super::lines::LineTable;
 
 /// A map could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +34,8 @@ impl TableError {
         Self::new(map, action, io_error(error))
     }
 
-    /// Whether the map has no room for another entry.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        matches!(self.source.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM | libc::ENOSPC))
+    fn of_batch(map: MapName, action: &'static str, error: BatchError) -> Self {
+        Self::new(map, action, io::Error::other(error))
     }
 }
 
@@ -125,7 +125,7 @@ impl<K: Pod, V: Pod> HashTable<K, V> {
         each: impl FnMut(&mut dyn Iterator<Item = (K, V)>),
     ) -> Result<(), TableError> {
         batch::read_chunks(self.map.map(), each)
-            .map_err(|error| TableError::new(self.name, "reading", io::Error::other(error)))
+            .map_err(|error| TableError::of_batch(self.name, "reading", error))
     }
 }
 
@@ -140,6 +140,12 @@ impl<K: Pod + Ord, V: Pod> Table<K, V> for HashTable<K, V> {
         self.map
             .insert(key, value, 0)
             .map_err(|error| TableError::of_map(self.name, "writing an entry", error))
+    }
+
+    fn set_all(&mut self, entries: &[(K, V)]) -> Result<usize, TableError> {
+        batch::write_all(self.map.map(), entries)
+            .map(|()| 1)
+            .map_err(|error| TableError::of_batch(self.name, "writing", error))
     }
 
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
@@ -268,7 +274,7 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
         batch::read_chunks::<u32, V>(self.map.map(), |elements| {
             all.extend(elements.filter(|(_, value)| *value != self.unused));
         })
-        .map_err(|error| TableError::new(self.name, "reading", io::Error::other(error)))?;
+        .map_err(|error| TableError::of_batch(self.name, "reading", error))?;
         Ok(all)
     }
 
@@ -279,7 +285,7 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
     fn set_all(&mut self, entries: &[(u32, V)]) -> Result<usize, TableError> {
         batch::write_all(self.map.map(), entries)
             .map(|()| 1)
-            .map_err(|error| TableError::new(self.name, "writing", io::Error::other(error)))
+            .map_err(|error| TableError::of_batch(self.name, "writing", error))
     }
 
     fn remove(&mut self, key: &u32) -> Result<(), TableError> {
@@ -289,14 +295,25 @@ impl<V: Pod + PartialEq> Table<u32, V> for ArrayTable<V> {
     }
 }
 
+impl LineTable for ArrayTable<MaglevLine> {
+    fn lines(&self, first: u32, count: u32) -> Result<Vec<MaglevLine>, TableError> {
+        batch::read_range(self.map.map(), first, count)
+            .map_err(|error| TableError::of_batch(self.name, "reading", error))
+    }
+
+    fn set_lines(&mut self, lines: &[(u32, MaglevLine)]) -> Result<usize, TableError> {
+        self.set_all(lines)
+    }
+}
+
 /// The fake is a table too.
-impl<K: Ord + Copy, V: Copy> Table<K, V> for BTreeMap<K, V> {
+impl<K: Ord + Copy, V: Clone> Table<K, V> for BTreeMap<K, V> {
     fn entries(&self) -> Result<BTreeMap<K, V>, TableError> {
         Ok(self.clone())
     }
 
     fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
-        self.insert(*key, *value);
+        self.insert(*key, value.clone());
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::PUBLISH;
 use super::pod::{ContainerPort, PodRecord};
 use super::publish;
+use crate::model::FrontendSpec;
 
 /// Names of ports that say which port clients try.
 const WELL_KNOWN: [(&str, u16); 16] = [
@@ -72,19 +73,35 @@ impl Finding {
 /// Looks at pods, those of one node with each other.
 #[must_use]
 pub fn audit<'a>(pods: impl Iterator<Item = &'a PodRecord>) -> Vec<Finding> {
-    let mut nodes: BTreeMap<&str, Vec<&PodRecord>> = BTreeMap::new();
-    for pod in pods.filter(|pod| pod.alive && pod.host_network) {
-        nodes.entry(&pod.node).or_default().push(pod);
-    }
     let mut findings = BTreeSet::new();
-    for mut pods in nodes.into_values() {
-        pods.sort_by_key(|pod| (pod.created, &pod.name));
+    for pods in by_node(pods) {
         for pod in &pods {
             findings.extend(discarded(pod));
         }
         findings.extend(claimed_twice(&pods));
     }
     findings.into_iter().collect()
+}
+
+/// Looks for ports that pods publish and others have. Agents find these by themselves, and others
+/// with them, when they try.
+#[must_use]
+pub fn contested<'a>(pods: impl Iterator<Item = &'a PodRecord>) -> Vec<Finding> {
+    by_node(pods).flat_map(|pods| published_twice(&pods)).collect()
+}
+
+/// Pods in the network of each node, the older first.
+fn by_node<'a>(
+    pods: impl Iterator<Item = &'a PodRecord>,
+) -> impl Iterator<Item = Vec<&'a PodRecord>> {
+    let mut nodes: BTreeMap<&str, Vec<&PodRecord>> = BTreeMap::new();
+    for pod in pods.filter(|pod| pod.alive && pod.host_network) {
+        nodes.entry(&pod.node).or_default().push(pod);
+    }
+    nodes.into_values().map(|mut pods| {
+        pods.sort_by_key(|pod| (pod.created, &pod.name));
+        pods
+    })
 }
 
 /// A port that a pod seems to ask for.
@@ -204,6 +221,50 @@ fn claimed_twice(pods: &[&PodRecord]) -> Vec<Finding> {
     findings
 }
 
+/// Ports that a pod publishes and another one of its node binds, or has published before.
+fn published_twice(pods: &[&PodRecord]) -> Vec<Finding> {
+    let mut granted: Vec<(&PodRecord, FrontendSpec)> = Vec::new();
+    let mut findings = Vec::new();
+    for pod in pods {
+        for wish in publish::of_pod(pod).wishes {
+            let FrontendSpec { port, protocol, .. } = wish.frontend;
+            let binds = |other: &&&PodRecord| {
+                let mut ports = other.ports.iter();
+                other.name != pod.name
+                    && ports.any(|it| it.protocol == protocol && it.container_port == port)
+            };
+            let holder = granted.iter().find(|(_, other)| overlap(other, &wish.frontend));
+            let why = match (holder, pods.iter().find(binds)) {
+                (Some((other, _)), _) if other.name == pod.name => continue,
+                (Some((other, _)), _) => {
+                    format!("is published by pod {} too, which is older and has it", other.name)
+                }
+                (None, Some(other)) => format!("is bound by pod {}", other.name),
+                (None, None) => {
+                    granted.push((pod, wish.frontend));
+                    continue;
+                }
+            };
+            let ask = Ask { protocol, port, local: wish.target };
+            let entry = ask.entry().replacen(&port.to_string(), "FREEPORT", 1);
+            findings.push(Finding {
+                problem: format!(
+                    "port {port}/{} of the node, which it publishes, {why}",
+                    protocol.name().to_ascii_lowercase()
+                ),
+                advice: format!("publish a port that is free on the node: {entry}"),
+                ..finding(pod)
+            });
+        }
+    }
+    findings
+}
+
+fn overlap(one: &FrontendSpec, other: &FrontendSpec) -> bool {
+    (one.port, one.protocol) == (other.port, other.protocol)
+        && (one.address.is_none() || other.address.is_none() || one.address == other.address)
+}
+
 fn finding(pod: &PodRecord) -> Finding {
     Finding {
         namespace: pod.name.namespace.clone(),
@@ -291,6 +352,25 @@ mod tests {
         assert_eq!(all[0].1, "redirector.io/publish: \"FREEPORT:18080\"");
         let elsewhere = PodRecord { node: "other".to_owned(), ..young };
         assert_eq!(found(&[old, elsewhere]), []);
+    }
+
+    #[test]
+    fn ports_that_are_published_twice() {
+        let made = |name: &str, day: u8, publish, ports: &Value| {
+            let time = format!("2026-01-0{day}T00:00:00Z");
+            pod(&json!({"name": name, "creationTimestamp": time}), publish, ports)
+        };
+        let pods = [
+            made("younger", 2, Some("80:9090,81:9090"), &json!([{"containerPort": 9090}])),
+            made("older", 1, Some("80:8080,192.0.2.1:82:8080"), &json!([])),
+            made("binds", 3, Some("192.0.2.2:82:8082"), &json!([{"containerPort": 81}])),
+        ];
+        let all = contested(pods.iter());
+        let names: Vec<_> = all.iter().map(|finding| finding.name.as_str()).collect();
+        assert_eq!(names, ["younger", "younger"]);
+        assert!(all[0].problem.starts_with("port 80/tcp") && all[0].problem.contains("/older too"));
+        assert!(all[1].problem.contains("port 81/tcp") && all[1].problem.contains("bound by pod"));
+        assert!(all.iter().all(|finding| finding.advice.ends_with(": FREEPORT:9090")), "{all:?}");
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Converted {
     /// gets it.
     pub created: i64,
     /// Services, each with a key of its own.
-    pub services: Vec<Service>,
+    pub services: Vec<Arc<Service>>,
     /// What is wrong with the object, one sentence for each.
     pub problems: Vec<String>,
 }
@@ -100,7 +100,7 @@ impl Rules {
                     source_ranges: source_ranges(record, source),
                     ..Service::new(key)
                 };
-                converted.services.push(match source {
+                let service = match source {
                     Source::NodePort => {
                         Service { node_networks: self.node_networks(index), ..service }
                     }
@@ -109,7 +109,8 @@ impl Rules {
                     | Source::ExternalIp
                     | Source::LoadBalancer
                     | Source::Annotation => service,
-                });
+                };
+                converted.services.push(Arc::new(service));
             }
         }
         converted
@@ -140,12 +141,12 @@ impl Rules {
                 ));
                 continue;
             }
-            converted.services.push(Service {
+            converted.services.push(Arc::new(Service {
                 frontends: vec![wish.frontend],
                 backends: vec![BackendSpec::new(BackendAddress::Local, wish.target)],
                 policy: TrafficPolicy::Cluster,
                 ..Service::new(key)
-            });
+            }));
         }
         converted
     }

@@ -81,13 +81,13 @@ fn topology<'a>(endpoints: impl Iterator<Item = &'a Endpoint>, place: Place<'_>)
     let all_hint = |hints: fn(&Endpoint) -> &[Box<str>]| {
         ready.iter().all(|endpoint| !hints(endpoint).is_empty())
     };
-    if all_hint(|endpoint| &endpoint.for_nodes)
-        && ready.iter().any(|endpoint| names(&endpoint.for_nodes, Some(place.node)))
+    if all_hint(Endpoint::for_nodes)
+        && ready.iter().any(|endpoint| names(endpoint.for_nodes(), Some(place.node)))
     {
         return Topology::SameNode;
     }
-    if all_hint(|endpoint| &endpoint.for_zones)
-        && ready.iter().any(|endpoint| names(&endpoint.for_zones, place.zone))
+    if all_hint(Endpoint::for_zones)
+        && ready.iter().any(|endpoint| names(endpoint.for_zones(), place.zone))
     {
         return Topology::SameZone;
     }
@@ -111,8 +111,8 @@ fn backend(
         return None;
     }
     let avoided = match topology {
-        Topology::SameNode => !names(&endpoint.for_nodes, Some(place.node)),
-        Topology::SameZone => !names(&endpoint.for_zones, place.zone),
+        Topology::SameNode => !names(endpoint.for_nodes(), Some(place.node)),
+        Topology::SameZone => !names(endpoint.for_zones(), place.zone),
         Topology::None => false,
     };
     Some(BackendSpec {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::lease::{LeaseRecord, Leases};
 use super::node::NodeRecord;
@@ -121,11 +122,13 @@ pub struct Index {
     /// The `--service-proxy-name`: objects with another one are not ours.
     proxy_name: Option<String>,
     services: BTreeMap<ObjectName, ServiceRecord>,
-    /// By Service, then by their own names. In boxes: most Services have one, and a map makes room
-    /// for eleven at once.
-    slices: BTreeMap<ObjectName, BTreeMap<String, Box<SliceRecord>>>,
+    /// By Service, then in the order of their own names. Most Services have one, and a map would
+    /// make room for eleven at once.
+    slices: BTreeMap<ObjectName, Vec<SliceRecord>>,
     /// The Service of every slice that stands in `slices`.
     owners: BTreeMap<ObjectName, ObjectName>,
+    /// Names of nodes that endpoints run on, each once.
+    node_names: BTreeSet<Arc<str>>,
     /// The name of this node.
     own_name: String,
     node: Option<NodeRecord>,
@@ -194,6 +197,8 @@ impl Index {
         }
         self.listed.insert(kind);
         self.refused.remove(&kind);
+        // Those of nodes that went.
+        self.node_names.retain(|name| Arc::strong_count(name) > 1);
     }
 
     /// Notes that there is nothing more to be known of a kind, and why. What is known stays.
@@ -291,7 +296,7 @@ impl Index {
 
     /// The slices of a Service.
     pub fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &SliceRecord> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values).map(Box::as_ref)
+        self.slices.get(service).into_iter().flatten()
     }
 
     /// A pod of this node.
@@ -318,7 +323,7 @@ impl Index {
         }
     }
 
-    fn apply_slice(&mut self, slice: SliceRecord) {
+    fn apply_slice(&mut self, mut slice: SliceRecord) {
         let owner = slice.service.as_deref();
         let owner = owner.map(|service| ObjectName::new(&slice.name.namespace, service));
         if self.owners.get(&slice.name) != owner.as_ref() {
@@ -328,15 +333,28 @@ impl Index {
             return;
         };
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&slice.name.name).is_some_and(|known| **known == slice) {
+        let place = slices.binary_search_by(|known| known.name.cmp(&slice.name));
+        if place.is_ok_and(|place| slices.get(place) == Some(&slice)) {
             return;
+        }
+        for node in slice.endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()) {
+            match self.node_names.get(node) {
+                Some(known) => *node = Arc::clone(known),
+                None => drop(self.node_names.insert(Arc::clone(node))),
+            }
         }
         // What was listed at the start came to be at some time before.
         if self.listed.contains(&Kind::Slice) {
             self.dirty.triggers.extend(slice.triggered_at);
         }
         self.owners.insert(slice.name.clone(), owner.clone());
-        slices.insert(slice.name.name.clone(), Box::new(slice));
+        match place {
+            Ok(place) => slices[place] = slice,
+            Err(place) => {
+                slices.reserve_exact(1);
+                slices.insert(place, slice);
+            }
+        }
         self.dirty.services.insert(owner);
     }
 
@@ -345,7 +363,7 @@ impl Index {
             return;
         };
         if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(&name.name);
+            slices.retain(|slice| slice.name != *name);
             if slices.is_empty() {
                 self.slices.remove(&owner);
             }

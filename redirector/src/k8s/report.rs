@@ -144,6 +144,8 @@ impl Mouth {
             }
             if tokens == 0 {
                 sleep(REFILL).await;
+                // The one that was waited for is this one.
+                filled = Instant::now();
             } else {
                 tokens -= 1;
             }

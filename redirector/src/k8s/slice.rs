@@ -1,6 +1,7 @@
 //! `EndpointSlice`s, as far as they are used.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::discovery::v1::{self, EndpointSlice};
 use redirector_common::Protocol;
@@ -53,11 +54,32 @@ pub struct Endpoint {
     /// Whether it is about to end.
     pub terminating: bool,
     /// The node that it runs on.
-    pub node: Option<Box<str>>,
+    pub node: Option<Arc<str>>,
+    /// Whose clients it is meant for; `None`: everyone's.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose clients an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Nodes.
+    pub nodes: Box<[Box<str>]>,
+    /// Zones.
+    pub zones: Box<[Box<str>]>,
+}
+
+impl Endpoint {
     /// Nodes whose clients it is meant for.
-    pub for_nodes: Box<[Box<str>]>,
+    #[must_use]
+    pub fn for_nodes(&self) -> &[Box<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.nodes)
+    }
+
     /// Zones whose clients it is meant for.
-    pub for_zones: Box<[Box<str>]>,
+    #[must_use]
+    pub fn for_zones(&self) -> &[Box<str>] {
+        self.hints.as_ref().map_or(&[], |hints| &hints.zones)
+    }
 }
 
 impl SliceRecord {
@@ -115,13 +137,16 @@ fn read_endpoint(slice: &ObjectName, is_v4: bool, endpoint: v1::Endpoint) -> Opt
     };
     let conditions = endpoint.conditions.unwrap_or_default();
     let hints = endpoint.hints.unwrap_or_default();
+    let hints = Hints {
+        nodes: hints.for_nodes.into_iter().flatten().map(|node| node.name.into()).collect(),
+        zones: hints.for_zones.into_iter().flatten().map(|zone| zone.name.into()).collect(),
+    };
     Some(Endpoint {
         address,
         ready: conditions.ready.unwrap_or(true),
         serving: conditions.serving.unwrap_or(true),
         terminating: conditions.terminating.unwrap_or(false),
-        node: endpoint.node_name.map(String::into_boxed_str),
-        for_nodes: hints.for_nodes.into_iter().flatten().map(|node| node.name.into()).collect(),
-        for_zones: hints.for_zones.into_iter().flatten().map(|zone| zone.name.into()).collect(),
+        node: endpoint.node_name.map(Arc::from),
+        hints: (hints != Hints::default()).then(|| Box::new(hints)),
     })
 }

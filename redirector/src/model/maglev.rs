@@ -116,28 +116,30 @@ struct Walk {
     weight: u64,
     /// The backend takes part in a round once round × weight has reached this.
     due: u64,
-    position: u64,
-    skip: u64,
-    steps: u64,
+    position: u32,
+    skip: u32,
+    steps: u32,
 }
 
 impl Walk {
     fn new(identity: u64, weight: u16, index: u16, size: u32) -> Self {
-        let size = u64::from(size);
+        // Less than `size`, which is 32 bits wide.
+        let below = |hash: u64, size: u32| (hash % u64::from(size.max(1))) as u32;
         Self {
             index,
             weight: u64::from(weight),
             due: 0,
-            position: mix(identity) % size.max(1),
+            position: below(mix(identity), size),
             // From a second, independent hash; 1 ≤ skip < size.
-            skip: mix(!identity) % size.saturating_sub(1).max(1) + 1,
+            skip: below(mix(!identity), size.saturating_sub(1)) + 1,
             steps: 0,
         }
     }
 
     /// Takes the next free entry of the walk. There must be one.
     fn take_free(&mut self, table: &mut [Option<u16>]) {
-        let size = table.len() as u64;
+        // No table has more entries than fit into 31 bits.
+        let size = table.len() as u32;
         while self.steps < 2 * size {
             let position = self.position;
             self.steps += 1;
@@ -146,9 +148,11 @@ impl Walk {
                 // single steps still finds what is left.
                 self.skip = 1;
             }
-            self.position = (position + self.skip) % size;
-            let entry = usize::try_from(position).ok().and_then(|position| table.get_mut(position));
-            if let Some(entry @ None) = entry {
+            self.position += self.skip;
+            if self.position >= size {
+                self.position -= size;
+            }
+            if let Some(entry @ None) = table.get_mut(position as usize) {
                 *entry = Some(self.index);
                 return;
             }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use redirector_common::{Address, Family, FrontendKey, Peer};
 
@@ -30,23 +31,30 @@ pub struct State {
     node: NodeAddresses,
     /// What is known of the other nodes, by address.
     peers: BTreeMap<Address, Peer>,
-    services: BTreeMap<ServiceKey, (Rank, Service)>,
+    services: BTreeMap<ServiceKey, Ranked>,
     claims: BTreeMap<FrontendKey, Claims>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
     dirty: BTreeSet<ServiceKey>,
 }
 
+/// A service and its rank.
+pub type Ranked = (Rank, Arc<Service>);
+
 /// Who claims a frontend, the first in rank first. Nearly always one.
-type Claims = Vec<(Rank, ServiceKey)>;
+type Claims = Vec<Ranked>;
 
 impl State {
     /// All services of a node. Of services with the same key only the first in rank counts.
     #[must_use]
-    pub fn new(node: NodeAddresses, services: impl IntoIterator<Item = (Rank, Service)>) -> Self {
+    pub fn new<S: Into<Arc<Service>>>(
+        node: NodeAddresses,
+        services: impl IntoIterator<Item = (Rank, S)>,
+    ) -> Self {
         let peers = node.peers();
         let mut state = Self { node, peers, ..Self::default() };
         for (rank, service) in services {
+            let service = service.into();
             let is_better =
                 state.services.get(&service.key).is_none_or(|(earlier, _)| rank < *earlier);
             if is_better {
@@ -76,19 +84,22 @@ impl State {
     }
 
     /// Takes a service in, in place of the one with its key.
-    pub fn put(&mut self, rank: Rank, service: Service) {
-        if self.services.get(&service.key).is_some_and(|old| *old == (rank, service.clone())) {
+    pub fn put(&mut self, rank: Rank, service: impl Into<Arc<Service>>) {
+        let service = service.into();
+        let old = self.services.get(&service.key);
+        if old.is_some_and(|(old_rank, old)| (*old_rank, old) == (rank, &service)) {
             return;
         }
-        self.remove(&service.key.clone());
+        self.remove(&service.key);
         for frontend in self.frontends(&service) {
             let claims = self.claims.entry(frontend).or_default();
             // Whoever had it may have it no longer.
-            self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
-            let claim = (rank, service.key.clone());
-            if let Err(position) = claims.binary_search(&claim) {
+            self.dirty.extend(claims.first().map(|(_, claimant)| claimant.key.clone()));
+            let at =
+                claims.binary_search_by(|(other, it)| (*other, &it.key).cmp(&(rank, &service.key)));
+            if let Err(position) = at {
                 claims.reserve_exact(1);
-                claims.insert(position, claim);
+                claims.insert(position, (rank, Arc::clone(&service)));
             }
             if claims.len() > 1 {
                 self.contest(frontend);
@@ -107,9 +118,9 @@ impl State {
             let Some(claims) = self.claims.get_mut(&frontend) else {
                 continue;
             };
-            claims.retain(|claim| (claim.0, &claim.1) != (rank, key));
+            claims.retain(|(other, claimant)| (*other, &claimant.key) != (rank, key));
             // Whoever comes next may have it now.
-            self.dirty.extend(claims.first().map(|(_, key)| key.clone()));
+            self.dirty.extend(claims.first().map(|(_, claimant)| claimant.key.clone()));
             if claims.len() < 2 {
                 self.contested.remove(&frontend);
             }
@@ -141,7 +152,7 @@ impl State {
                 && (service.forwarding == Forwarding::Dsr
                     || named.any(|address| changed.contains(&address)))
         };
-        let concerned: Vec<(Rank, Service)> =
+        let concerned: Vec<Ranked> =
             self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
         for (_, service) in &concerned {
             self.remove(&service.key);
@@ -177,7 +188,7 @@ impl State {
         let is_winner = |frontend: &FrontendKey| {
             let claims = self.claims.get(frontend);
             let winner = claims.and_then(|claims| claims.first());
-            winner.is_none_or(|(first, winner)| (first, winner) == (rank, key))
+            winner.is_none_or(|(first, winner)| (first, &winner.key) == (rank, key))
         };
         for (frontend, local_address) in frontends {
             if is_winner(&frontend) {
@@ -191,7 +202,9 @@ impl State {
         entry.localhost = expand_localhost(service, family)
             .filter(|frontend| {
                 let claims = self.claims.get(frontend);
-                claims.and_then(|claims| claims.first()).is_none_or(|(_, winner)| winner == key)
+                claims
+                    .and_then(|claims| claims.first())
+                    .is_none_or(|(_, winner)| winner.key == *key)
             })
             .collect();
         Some(entry)
@@ -220,8 +233,8 @@ impl State {
             };
             conflicts.extend(claims.map(|(_, loser)| Conflict {
                 frontend: *frontend,
-                winner: winner.clone(),
-                loser: loser.clone(),
+                winner: winner.key.clone(),
+                loser: loser.key.clone(),
             }));
         }
         conflicts

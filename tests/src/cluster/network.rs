@@ -7,7 +7,7 @@ use redirector_common::Family;
 
 use crate::{
     namespace::{Namespace, run},
-    topology::{Addresses, link},
+    topology::{Addresses, link, make_router, route_default},
 };
 
 /// The client.
@@ -69,7 +69,7 @@ impl Network {
         let client = Namespace::new("client")?;
         let router = Namespace::new("router")?;
         link((&client, "eth0", CLIENT), (&router, "outside", OUTSIDE))?;
-        forward(&router)?;
+        make_router(&router)?;
         router.ip(&format!(
             "link add inside type bridge
              link set inside up
@@ -96,7 +96,7 @@ impl Network {
              address add {}/64 dev eth0 nodad",
             address.v4, address.v6
         ))?;
-        forward(&node)?;
+        make_router(&node)?;
         route_default(&node, ROUTER)?;
         for other in (1..=of).filter(|other| *other != number) {
             let (net, via) = (pod_address(other, 0), node_address(other));
@@ -161,14 +161,4 @@ fn cable((host, name): (&Namespace, &str), (peer, peer_name): (&Namespace, &str)
         host.ip(&format!("link set {name} up"))?;
     }
     Ok(())
-}
-
-fn forward(host: &Namespace) -> Result<()> {
-    host.set_sysctl("net/ipv4/ip_forward", "1")?;
-    host.set_sysctl("net/ipv6/conf/all/forwarding", "1")
-}
-
-fn route_default(host: &Namespace, via: Addresses) -> Result<()> {
-    host.ip(&format!("route add default via {}\nroute add default via {}", via.v4, via.v6))
-        .map(drop)
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long an agent may take to load its programs while others do so too.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(120);
 
 /// What a node has besides its network: pins, and an agent.
 #[derive(Debug)]

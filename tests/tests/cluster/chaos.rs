@@ -120,7 +120,8 @@ impl Traffic {
     }
 }
 
-fn echo(stream: &TcpStream, stop: &AtomicBool) -> Result<u64> {
+/// Sends over a connection to an echo server until told to stop; returns how often.
+pub(crate) fn echo(stream: &TcpStream, stop: &AtomicBool) -> Result<u64> {
     stream.set_read_timeout(Some(client::PATIENCE))?;
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -1,8 +1,15 @@
 //! An agent that has not read everything yet takes nothing away.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use redirector_common::Protocol::Tcp;
 use redirector_tests::{
     apiserver::{Failure, Requests},
@@ -17,7 +24,7 @@ use redirector_tests::{
     wait,
 };
 
-use crate::own;
+use crate::{chaos::echo, own};
 
 const KINDS: [&str; 5] = ["services", "endpointslices", "nodes", "pods", "leases"];
 
@@ -37,12 +44,15 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
             cluster.start_pod_with(own("echo", "echo", 2), &Service::Echo)?,
         ];
         cluster.put_service(mk_service("echo", vec![mk_port(Tcp, 80, 8080, 30080)]))?;
-        let mut streams = Vec::new();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut echoes = Vec::new();
         for family in FAMILIES {
             let to = cluster.at(1, family, 30080);
-            streams.push(wait::until("a connection", wait::SOON, || {
+            let stream = wait::until("a connection", wait::SOON, || {
                 Ok(client::tcp_within(&cluster.net.client, to, Duration::from_secs(1)).ok())
-            })?);
+            })?;
+            let stop = stop.clone();
+            echoes.push(thread::spawn(move || echo(&stream, &stop)));
         }
         for (port, (kind, failure)) in (30001..).zip([
             ("services", Failure::Unavailable),
@@ -65,6 +75,9 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
                 Ok(answer.is_ok_and(|(status, said)| status == 503 && is_last(&said)))
             })
             .with_context(|| kind.to_owned())?;
+            for stream in &streams {
+                client::echo(stream, b"here?").with_context(|| format!("without {kind}"))?;
+            }
             serves(cluster, port, "web").with_context(|| format!("without {kind}"))?;
             // Nor is half of what was read believed.
             for family in FAMILIES {
@@ -81,10 +94,37 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
             wait::until_true("the agent to be ready", wait::SOON, || {
                 Ok(cluster.ask_agent(1, "/readyz")?.0 == 200)
             })?;
-            for stream in &streams {
-                client::echo(stream, b"still there?").with_context(|| kind.to_owned())?;
-            }
         }
-        streams.iter().try_for_each(client::finish)
+        stop.store(true, Ordering::Relaxed);
+        for echo in echoes {
+            echo.join().map_err(|_| anyhow!("a client panicked"))??;
+        }
+        Ok(())
+    })
+}
+
+/// The API server is away when an agent starts: what an earlier one wrote is served on.
+#[test]
+fn a_start_without_the_api_server() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pod = cluster.start_pod(own("web", "web", 2))?;
+        cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, 30001)]))?;
+        serves(cluster, 30001, "web")?;
+        cluster.node(1).kill()?;
+        cluster.api.stop();
+        cluster.start_agent_without_waiting(1)?;
+        wait::until_true("the agent to say what it waits for", wait::SOON * 3, || {
+            let answer = cluster.ask_agent(1, "/readyz");
+            Ok(answer.is_ok_and(|(status, said)| status == 503 && said.contains("pods")))
+        })?;
+        serves(cluster, 30001, "web")?;
+        cluster.put_service(mk_service("web", vec![mk_port(Tcp, 80, 8080, 30002)]))?;
+        cluster.api.start(Some(&cluster.net.router))?;
+        serves(cluster, 30002, "web")?;
+        for family in FAMILIES {
+            let to = cluster.at(1, family, 30001);
+            await_outcome(&cluster.net.client, Tcp, to, &Outcome::Refused)?;
+        }
+        Ok(())
     })
 }

@@ -1,6 +1,6 @@
 //! The annotation `redirector.io/publish`, and what the operator may restrict.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Event, Pod as PodObject};
 use redirector_common::Protocol::{Tcp, Udp};
 use redirector_tests::{
@@ -103,13 +103,17 @@ fn conflicts_go_to_the_older() -> Result<()> {
         for family in FAMILIES {
             await_servers(client, Tcp, cluster.at(1, family, 80), &["older"])?;
         }
-        wait::until_true("an event on the younger pod", wait::SOON, || {
-            let events = cluster.api.store().all::<Event>()?;
-            Ok(events.iter().any(|event| {
-                event.involved_object.name.as_deref() == Some("younger")
-                    && event.type_.as_deref() == Some("Warning")
-            }))
-        })?;
+        let words = ["Warning PortConflict", ":80/tcp", "pod default/older"];
+        cluster.await_event("Pod", "younger", &words)?;
+        let rows = cluster.rows(1, &["service", "list"])?;
+        for (name, state) in [("older:80:8080/tcp", "active"), ("younger:80:9090/tcp", "conflict")]
+        {
+            let row = rows.iter().find(|row| row["name"] == name);
+            let row = row.with_context(|| format!("no {name}: {rows:#?}"))?;
+            let frontends = row["frontends"].as_array().context("no frontends")?;
+            let is_so = |frontend: &serde_json::Value| frontend["state"] == state;
+            ensure!(frontends.len() == 2 && frontends.iter().all(is_so), "{row:#}");
+        }
         cluster.remove_pod(older)?;
         for family in FAMILIES {
             await_servers(client, Tcp, cluster.at(1, family, 80), &["younger"])?;

@@ -1,6 +1,12 @@
 //! What operators are told: by Events, by the log, and by `redirector audit`.
 
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::api::core::v1::Event;
 use redirector_common::Protocol::{Tcp, Udp};
 use redirector_tests::{
     cli::program,
@@ -91,6 +97,26 @@ fn ports_that_two_pods_claim() -> Result<()> {
         };
         ensure!(claims(&[])? == ["\"younger\""]);
         ensure!(claims(&["--node-name", "node2"])?.is_empty());
+
+        // And by annotation.
+        for (name, entry) in [("older", "80:8080"), ("younger", "80:9090")] {
+            cluster.change_pod(name, |pod| {
+                let annotations = pod.metadata.annotations.get_or_insert_default();
+                annotations.insert("redirector.io/publish".to_owned(), entry.to_owned());
+            })?;
+        }
+        cluster.await_event(
+            "Pod",
+            "younger",
+            &["Warning PortConflict", ":80/tcp", "default/older"],
+        )?;
+        let found = audit(cluster.host(1), &kubeconfig, &[])?;
+        let contested = found.iter().find(|finding| {
+            finding["problem"].as_str().is_some_and(|it| it.contains("is published by pod"))
+        });
+        let contested = contested.with_context(|| format!("{found:#?}"))?;
+        ensure!(contested["name"] == "younger", "{contested:#}");
+        ensure!(contested["advice"].as_str().is_some_and(|it| it.contains("FREEPORT:9090")));
         Ok(())
     })
 }
@@ -112,11 +138,38 @@ fn services_that_ask_for_nonsense() -> Result<()> {
         wait::until_true("both nodes to find it", wait::SOON, || {
             Ok([1, 2].into_iter().all(|node| cluster.node(node).log().contains("\"best\"")))
         })?;
-        let events = cluster.api.store().all::<k8s_openapi::api::core::v1::Event>()?;
+        let events = cluster.api.store().all::<Event>()?;
         ensure!(events.len() == 2, "{events:#?}");
         let kubeconfig = cluster.node(1).kubeconfig().display().to_string();
         let found = audit(cluster.host(1), &kubeconfig, &["--namespace", "default"])?;
         ensure!(found.len() == 2 && found.iter().all(|it| it["kind"] == "Service"), "{found:#?}");
         Ok(())
+    })
+}
+
+/// Much that is wrong at once does not flood the API server: twenty Events, and then one now and
+/// then. The log has them all.
+#[test]
+fn events_are_rationed() -> Result<()> {
+    const WRONG: usize = 60;
+    const AT_ONCE: usize = 20;
+    Cluster::run(1, |cluster| {
+        let start = Instant::now();
+        for number in 0..WRONG {
+            let mut service = mk_service(&format!("web{number}"), Vec::new());
+            let annotation = ("redirector.io/algorithm".to_owned(), "best".to_owned());
+            service.metadata.annotations = Some([annotation].into());
+            cluster.put_service(service)?;
+        }
+        let count = || Ok::<_, anyhow::Error>(cluster.api.store().all::<Event>()?.len());
+        wait::until_true("the first Events", wait::SOON, || Ok(count()? >= AT_ONCE))?;
+        // The time that this is about.
+        thread::sleep(Duration::from_secs(5));
+        let (made, seconds) = (count()?, start.elapsed().as_secs());
+        let allowed = AT_ONCE + usize::try_from(seconds)? / 2 + 1;
+        ensure!((AT_ONCE + 1..=allowed).contains(&made), "{made} Events in {seconds} s");
+        wait::until_true("all to be logged", wait::SOON, || {
+            Ok(cluster.node(1).log().matches("\"best\"").count() >= WRONG)
+        })
     })
 }

@@ -1,14 +1,14 @@
 //! The agent and the API server on its bad days: see "Watches" in Kubernetes' own proxy.
 
-use std::time::Duration;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::Protocol::Tcp;
 use redirector_tests::{
-    apiserver::{Failure, Order, Pace, Requests, Resource, TOKEN},
+    apiserver::{Asked, Failure, Order, Pace, Requests, Resource, TOKEN},
     cluster::{
         Cluster,
-        build::{mk_port, mk_service},
+        build::{mk_port, mk_service, mk_slice},
         probe::{Outcome, await_outcome, await_servers},
     },
     topology::FAMILIES,
@@ -27,6 +27,9 @@ fn serves(cluster: &Cluster, port: u16, server: &str) -> Result<()> {
         await_servers(&cluster.net.client, Tcp, cluster.at(1, *family, port), &[server])
     })
 }
+
+/// Kinds of objects that an agent watches.
+const WATCHED: usize = 5;
 
 /// Whatever happens to watches and lists, a change comes through in the end, and nothing that is
 /// still there goes in between.
@@ -196,5 +199,87 @@ fn what_is_asked_for() -> Result<()> {
             "{asked:#?}"
         );
         Ok(())
+    })
+}
+
+/// Streaming lists where the server has them, and nothing else; pages where it has not.
+#[test]
+fn streaming_lists_and_pages() -> Result<()> {
+    const MANY: usize = 1100;
+    for streams in [true, false] {
+        Cluster::run_without_agents(2, |cluster| {
+            let _pod = cluster.start_pod(own("web", "web", 2))?;
+            put(cluster, "web", 30001)?;
+            for number in 0..MANY {
+                // The web's own come last.
+                let name = format!("a-{number}");
+                let slice = mk_slice(&name, "nobody", FAMILIES[0], &[], Vec::new());
+                cluster.api.store().put(&slice)?;
+            }
+            cluster.api.faults().set_streaming_lists(streams);
+            cluster.start_agents(&[])?;
+            serves(cluster, 30001, "web")?;
+            let asked = cluster.api.access().asked();
+            let lists = asked.iter().filter(|asked| asked.verb == "list");
+            if streams {
+                ensure!(lists.count() == 0, "{asked:#?}");
+                let watches = asked.iter().filter(|asked| asked.verb == "watch");
+                ensure!(watches.clone().count() >= 2 * WATCHED, "{asked:#?}");
+                for watch in watches {
+                    let wanted = ["sendInitialEvents=true", "allowWatchBookmarks=true"];
+                    ensure!(wanted.iter().all(|it| watch.query.contains(it)), "{watch:#?}");
+                }
+            } else {
+                let pages = lists.filter(|asked| asked.resource == "endpointslices");
+                let pages: Vec<_> = pages.map(|asked| asked.query.as_str()).collect();
+                ensure!(pages.iter().all(|query| query.contains("limit=500")), "{pages:#?}");
+                let further = pages.iter().filter(|query| query.contains("continue="));
+                // Three pages for each of two agents.
+                ensure!(pages.len() == 6 && further.count() == 4, "{pages:#?}");
+            }
+            Ok(())
+        })
+        .with_context(|| format!("with streaming lists: {streams}"))?;
+    }
+    Ok(())
+}
+
+/// Others renew the credentials: the old ones are refused, and what stands in the file now is not.
+#[test]
+fn renewed_credentials() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pod = cluster.start_pod(own("web", "web", 2))?;
+        put(cluster, "web", 30001)?;
+        serves(cluster, 30001, "web")?;
+        let file = cluster.node(1).kubeconfig().to_owned();
+        let renewed = fs::read_to_string(&file)?.replace(TOKEN, "renewed");
+        cluster.api.access().set_tokens(["renewed".to_owned()]);
+        cluster.api.faults().order(Order::Cut, None);
+        put(cluster, "web", 30002)?;
+        serves(cluster, 30001, "web")?;
+        fs::write(&file, renewed)?;
+        serves(cluster, 30002, "web")
+    })
+}
+
+/// A server that refuses is asked again, but ever less often.
+#[test]
+fn pauses() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        let _pod = cluster.start_pod(own("web", "web", 1))?;
+        put(cluster, "web", 30001)?;
+        serves(cluster, 30001, "web")?;
+        let before = cluster.api.access().asked().len();
+        cluster.api.faults().fail_always(Requests::ALL, Failure::Unavailable);
+        cluster.api.faults().order(Order::Cut, None);
+        // The time that this is about: pauses of 0.2, 0.4, 0.8, 1.6, 3.2 s, half of that at least.
+        thread::sleep(Duration::from_secs(6));
+        let asked = cluster.api.access().asked().split_off(before);
+        let is_read = |asked: &&Asked| ["list", "watch"].contains(&asked.verb);
+        let watches = asked.iter().filter(is_read).count();
+        ensure!((2 * WATCHED..=7 * WATCHED).contains(&watches), "{watches}: {asked:#?}");
+        cluster.api.faults().heal();
+        put(cluster, "web", 30002)?;
+        serves(cluster, 30002, "web")
     })
 }

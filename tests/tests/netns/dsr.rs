@@ -16,7 +16,7 @@ use redirector_tests::{
     agent::Lab,
     client,
     server::{Server, Service},
-    topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
+    topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link, make_router},
     transfer, wait,
 };
 use socket2::SockRef;
@@ -69,8 +69,7 @@ impl Pair {
             Between::Nothing => link((a, "eth2", SEGMENT_A), (b, "eth0", B))?,
             Between::Router => {
                 link((router, "eth1", SEGMENT_A), (b, "eth0", B))?;
-                router.set_sysctl("net/ipv4/ip_forward", "1")?;
-                router.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+                make_router(router)?;
                 for (to, by) in [
                     ("198.18.4.0/24", NODE2.v4.to_string()),
                     ("2001:db8:4::/64", NODE2.v6.to_string()),

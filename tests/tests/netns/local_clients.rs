@@ -16,7 +16,7 @@ use redirector_tests::{
     namespace::Namespace,
     server::{Server, Service},
     site::{CONFIG, PLACES, Place, serve_names},
-    topology::{Addresses, FAMILIES, NODE1, NODE1_INSIDE, link},
+    topology::{Addresses, FAMILIES, NODE1, NODE1_INSIDE, add_pod},
 };
 
 /// A process that asks: see `src/bin/asker.rs`.
@@ -186,16 +186,8 @@ fn sources_suit_the_backend() -> Result<()> {
 fn pod(lab: &Lab) -> Result<Namespace> {
     const POD: Addresses = Addresses::new(3, 2);
     const GATEWAY: Addresses = Addresses::new(3, 1);
-    let pod = Namespace::new("pod")?;
-    link((&pod, "eth0", POD), (&lab.net.node1, "pod0", GATEWAY))?;
-    pod.ip(&format!(
-        "route add default via {}\n-6 route add default via {}",
-        GATEWAY.v4, GATEWAY.v6
-    ))?;
-    // Node 1 is the pod's router, and node 2 knows the way back.
-    for setting in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        lab.net.node1.set_sysctl(setting, "1")?;
-    }
+    let pod = add_pod(&lab.net.node1, "pod0", GATEWAY, POD)?;
+    // Node 2 knows the way back.
     lab.net.node2.ip(&format!(
         "route add 198.18.3.0/24 via {}\n-6 route add 2001:db8:3::/64 via {}",
         NODE1_INSIDE.v4, NODE1_INSIDE.v6

@@ -10,7 +10,7 @@ use redirector_tests::{
     client,
     namespace::Namespace,
     server::{Server, Service},
-    topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE2, link},
+    topology::{self, Addresses, CLIENT, FAMILIES, NODE1, NODE2},
     transfer,
 };
 
@@ -52,8 +52,7 @@ services:
 /// Makes a pod on node 1, which becomes a router, as nodes with pods are.
 fn add_pod(lab: &Lab, cable: Cable) -> Result<Namespace> {
     let node = &lab.net.node1;
-    let pod = Namespace::new("pod")?;
-    link((node, "veth1", INSIDE), (&pod, "eth0", POD))?;
+    let pod = topology::add_pod(node, "veth1", INSIDE, POD)?;
     if matches!(cable, Cable::Bridge) {
         node.ip(&format!(
             "link add cni0 type bridge
@@ -65,13 +64,6 @@ fn add_pod(lab: &Lab, cable: Cable) -> Result<Namespace> {
             INSIDE.v4, INSIDE.v6
         ))?;
     }
-    pod.ip(&format!(
-        "route add default via {}
-         -6 route add default via {}",
-        INSIDE.v4, INSIDE.v6
-    ))?;
-    node.set_sysctl("net/ipv4/ip_forward", "1")?;
-    node.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
     Ok(pod)
 }
 

@@ -8,7 +8,7 @@ use redirector_tests::{
     client,
     crowd::{self, all, apply, config},
     server::{Server, Service},
-    topology::{CLIENT, FAMILIES, NODE1},
+    topology::{CLIENT, FAMILIES, NODE1, make_router},
 };
 
 const LOCAL: &str = "trafficPolicy: Local\n";
@@ -99,9 +99,7 @@ services:
 ";
     Lab::run_with_options(with_vips, &["--xdp-mode", "native"], |lab| {
         let _server = Server::tcp(&lab.net.node1, 8080, Service::Whoami("here"))?;
-        for name in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-            lab.net.node1.set_sysctl(name, "1")?;
-        }
+        make_router(&lab.net.node1)?;
         lab.net.node1.ip("route add default via 198.18.1.2
              route add default via 2001:db8:1::2")?;
         lab.net.client.ip("route add 203.0.113.0/24 via 198.18.1.1

@@ -14,7 +14,9 @@ use redirector_tests::{
     namespace::Namespace,
     server::{Server, Service},
     site::{CONFIG, PLACES, Place},
-    topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
+    topology::{
+        Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link, make_router, route_default,
+    },
     transfer,
 };
 use socket2::{Domain, Protocol, Socket, Type};
@@ -44,19 +46,10 @@ impl Detour {
         middle.ip("link set eth1 mtu 1280")?;
         near.ip("link set narrow mtu 1280")?;
         for router in [&middle, near] {
-            router.set_sysctl("net/ipv4/ip_forward", "1")?;
-            router.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            make_router(router)?;
         }
-        far.ip(&format!(
-            "route add default via {}
-             -6 route add default via {}",
-            FAR_ROUTER.v4, FAR_ROUTER.v6
-        ))?;
-        middle.ip(&format!(
-            "route add default via {}
-             -6 route add default via {}",
-            NEAR.v4, NEAR.v6
-        ))?;
+        route_default(&far, FAR_ROUTER)?;
+        route_default(&middle, NEAR)?;
         near.ip(&format!(
             "route add 198.18.11.0/24 via {}
              -6 route add 2001:db8:b::/64 via {}",

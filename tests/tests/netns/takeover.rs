@@ -5,7 +5,7 @@ use redirector_tests::{
     agent::Lab,
     client,
     site::{CONFIG, PLACES, serve_echo},
-    topology::FAMILIES,
+    topology::{FAMILIES, make_router},
 };
 
 /// What kube-proxy makes of the same services, in essence.
@@ -30,8 +30,7 @@ fn connections_of_the_kernels_go_on() -> Result<()> {
     for mode in ["native", "generic", "off"] {
         Lab::run(|lab| {
             let node = &lab.net.node1;
-            node.set_sysctl("net/ipv4/ip_forward", "1")?;
-            node.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            make_router(node)?;
             let rules = tempfile::NamedTempFile::new()?;
             std::fs::write(rules.path(), RULES)?;
             node.run("nft", ["-f".as_ref(), rules.path().as_os_str()])?;

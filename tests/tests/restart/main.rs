@@ -6,3 +6,4 @@ mod detach;
 mod load;
 mod resize;
 mod restarts;
+mod tables;

@@ -21,9 +21,8 @@ use crate::dataplane::layout::Layout;
 use crate::dataplane::memory;
 use crate::dataplane::netlink::Host;
 use crate::dataplane::sync::Writes;
-use crate::model::Service;
 use crate::model::desired::NodeAddresses;
-use crate::model::state::{Rank, State};
+use crate::model::state::{Rank, Ranked, State};
 
 /// Index of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
@@ -76,17 +75,16 @@ impl Node {
             }
         }
         let dirty = self.state.take_dirty();
-        let step = match layout.change(&self.state, &dirty, actual) {
+        let tables = &mut self.maps.services;
+        let step = match layout.change(&self.state, &dirty, actual, &*tables.maglev) {
             Ok(step) => step,
             Err(reason) => {
                 tracing::debug!(%reason, "everything is laid out anew");
                 return Ok(false);
             }
         };
-        let mut written = step.before.clone();
-        let has_vips = layout.has_vips();
-        let writes = self.maps.services.sync_part(&mut written, &step.after, has_vips)?;
-        layout.commit(step, written, actual);
+        let writes = tables.sync_step(&step, layout.has_vips())?;
+        layout.commit(step, actual);
         self.cursors = layout.cursors();
         self.layout = Some(layout);
         self.synced(began, dirty.len(), writes);
@@ -116,20 +114,17 @@ impl Node {
             Some(actual) => actual,
             none => none.insert(self.maps.services.read()?),
         };
+        let (tables, capacity) = (&mut self.maps.services, self.maps.capacity);
         let mut encoded =
-            encode(&desired, actual, snat.clone(), self.maps.capacity, &mut self.cursors)?;
+            encode(&desired, actual, &*tables.maglev, snat.clone(), capacity, &mut self.cursors)?;
         let is_complete =
             self.kubernetes.as_ref().is_none_or(|kubernetes| kubernetes.missing().is_empty());
         if !is_complete {
             // What seems to be too much may be asked for by what was not read yet.
-            encoded.keep(actual);
+            encoded.contents.keep(actual);
         }
-        let services = desired.services.len();
-        drop(desired);
-        let writes = self.maps.services.sync(actual, &encoded)?;
-        let (listed, wanted_ports) = (encoded.listed(), encoded.ports.clone());
-        // A large cluster is not to stand in memory twice.
-        drop(encoded);
+        self.wanted_ports = encoded.contents.ports.clone();
+        let writes = tables.sync(actual, encoded)?;
         self.maps.node.put(
             0,
             &NodeConfig {
@@ -145,20 +140,19 @@ impl Node {
             },
         )?;
         if is_complete && !self.cursors.is_crowded() {
-            let capacity = self.maps.capacity;
-            self.layout =
-                Some(Layout::new(&self.state, actual, snat.clone(), capacity, self.cursors));
+            let (state, snat, cursors) = (&self.state, snat.clone(), self.cursors);
+            self.layout = Some(Layout::new(state, &desired, actual, snat, capacity, cursors));
         }
         // The layout has them too.
         self.listed = match self.layout {
             Some(_) => BTreeSet::new(),
-            None => listed,
+            None => actual.listed(),
         };
         self.tell_direct();
-        self.wanted_ports = wanted_ports;
         self.made_from = (!self.cursors.is_crowded()).then_some(addresses);
         self.account.change(|status| status.snat_ports = (*snat.start(), *snat.end()));
-        self.synced(began, services, writes);
+        self.synced(began, desired.services.len(), writes);
+        drop(desired);
         memory::release();
         Ok(())
     }
@@ -207,10 +201,10 @@ impl Node {
     }
 
     /// What all sources ask for, the first to be served first.
-    fn services(&mut self) -> Vec<(Rank, Service)> {
+    fn services(&mut self) -> Vec<Ranked> {
         let file = self.wishes.services().into_iter();
-        let mut services: Vec<(Rank, Service)> =
-            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it)).collect();
+        let mut services: Vec<Ranked> =
+            (0..).zip(file).map(|(order, it)| (Rank { source: 0, order }, it.into())).collect();
         // Services are made of several kinds of objects: of those that have come before the others,
         // Services without endpoints would come.
         if let Some(kubernetes) = &mut self.kubernetes
@@ -235,6 +229,8 @@ impl Node {
             Some(dead_end) => Cow::Owned(wanted.union(&dead_end.ports())),
             None => Cow::Borrowed(wanted),
         };
+        // After a write that failed nobody is sure.
+        let listed = self.actual.as_ref().map(|_| listed);
         let keep = Keep { listed, dead_end };
         let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);

@@ -1,7 +1,7 @@
 //! Whatever changes in whatever order, what is written bit by bit is what would be laid out.
 
 use proptest::prelude::*;
-use redirector_common::Peer;
+use redirector_common::{Peer, Protocol};
 
 use super::*;
 use crate::dataplane::delta::delta;
@@ -43,6 +43,7 @@ fn mk_service(name: u32, port: u16, backends: impl IntoIterator<Item = u8>) -> S
 struct Kept {
     state: State,
     actual: Contents,
+    lines: BTreeMap<u32, MaglevLine>,
     layout: Layout,
 }
 
@@ -51,53 +52,51 @@ impl Kept {
         let ranked = services.into_iter().map(|it| (Rank { source: 1, order: 0 }, it));
         let state = State::new(node(), ranked);
         let mut cursors = Cursors::default();
-        let actual = encode(&state.all(), &Contents::default(), SNAT, CAPACITY, &mut cursors)
-            .expect("there is room");
-        let layout = Layout::new(&state, &actual, SNAT, CAPACITY, cursors);
-        Self { state, actual, layout }
+        let (desired, empty, no_lines) = (state.all(), Contents::default(), BTreeMap::new());
+        let encoded = encode(&desired, &empty, &no_lines, SNAT, CAPACITY, &mut cursors);
+        let Encoded { contents: actual, lines } = encoded.expect("there is room");
+        let layout = Layout::new(&state, &desired, &actual, SNAT, CAPACITY, cursors);
+        Self { state, actual, lines: lines.into_iter().collect(), layout }
     }
 
     /// Carries out what was changed in the state. Returns how many entries were looked at, and
     /// how many were written.
     fn follow(&mut self) -> (usize, usize) {
         let dirty = self.state.take_dirty();
-        let step = self.layout.change(&self.state, &dirty, &self.actual).expect("it fits");
+        let step = self.layout.change(&self.state, &dirty, &self.actual, &self.lines);
+        let step = step.expect("it fits");
         let (before, after) = (&step.before, &step.after);
-        let looked_at = before.maglev.len()
-            + after.maglev.len()
-            + before.slots.len()
+        let looked_at = before.slots.len()
             + after.slots.len()
             + before.backends.len()
             + after.backends.len()
             + before.frontends.len()
             + after.frontends.len();
-        let written = delta(&before.maglev, &after.maglev).set.len()
+        let written = step.lines.len()
             + delta(&before.slots, &after.slots).set.len()
             + delta(&before.backends, &after.backends).set.len()
             + delta(&before.services, &after.services).set.len()
             + delta(&before.infos, &after.infos).set.len()
             + delta(&before.frontends, &after.frontends).set.len();
-        let mut found = step.after.clone();
-        found.ports = step.before.ports.union(&step.after.ports);
-        self.layout.commit(step, found, &mut self.actual);
+        self.lines.extend(step.lines.iter().copied());
+        self.layout.commit(step, &mut self.actual);
         (looked_at, written)
     }
 
     fn check(&self) {
         let mut cursors = self.layout.cursors();
-        let mut laid_out =
-            encode(&self.state.all(), &self.actual, SNAT, CAPACITY, &mut cursors).expect("fits");
+        let desired = self.state.all();
+        let laid_out = encode(&desired, &self.actual, &self.lines, SNAT, CAPACITY, &mut cursors);
+        let Encoded { contents: mut laid_out, lines } = laid_out.expect("fits");
+        assert_eq!(lines, [], "every table is what it should be");
         assert_eq!(*self.layout.listed(), laid_out.listed());
         assert_eq!(*self.layout.wanted_ports(), laid_out.ports);
         assert_eq!(self.layout.has_vips(), !laid_out.vips.is_empty());
         // Flags of ports go later, when no flow needs them.
         laid_out.ports = self.actual.ports.union(&laid_out.ports);
         assert_eq!(laid_out, self.actual);
-        let counted = Layout::new(&self.state, &self.actual, SNAT, CAPACITY, cursors);
-        assert_eq!(self.layout.backends, counted.backends);
-        assert_eq!(self.layout.vips, counted.vips);
-        assert_eq!(self.layout.ports, counted.ports);
-        assert_eq!(self.layout.lines, counted.lines);
+        let counted = Layout::new(&self.state, &desired, &self.actual, SNAT, CAPACITY, cursors);
+        assert_eq!(self.layout.shared, counted.shared);
     }
 }
 

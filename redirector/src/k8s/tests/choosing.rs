@@ -18,10 +18,10 @@ fn backends(slices: impl IntoIterator<Item = Value>) -> Vec<BackendSpec> {
         Kind::Node,
         json!({"metadata": {"name": NODE, "labels": {"topology.kubernetes.io/zone": "z1"}}}),
     ));
-    let mut services = rules().convert_service(&index, &web()).services;
+    let services = rules().convert_service(&index, &web()).services;
     assert_eq!(services.len(), 1);
     assert_eq!(services[0].key.source, Source::NodePort);
-    std::mem::take(&mut services[0].backends)
+    services[0].backends.clone()
 }
 
 /// Backends as `address:port`, with what is unusual of them.

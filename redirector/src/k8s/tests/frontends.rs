@@ -43,7 +43,7 @@ fn shown(converted: &Converted) -> Vec<String> {
             })
             .collect::<Vec<_>>()
     };
-    converted.services.iter().flat_map(show).collect()
+    converted.services.iter().flat_map(|service| show(service)).collect()
 }
 
 fn frontends(spec: &Value) -> Vec<String> {

@@ -86,7 +86,7 @@ fn by_frontend(mut conflicts: Vec<Conflict>) -> Vec<Conflict> {
 proptest! {
     #[test]
     fn what_is_kept_is_what_would_be_made(changes in proptest::collection::vec(any_change(), 0..12)) {
-        let mut state = State::new(node(), []);
+        let mut state = State::new::<Service>(node(), []);
         let mut services = BTreeMap::new();
         let mut node = node();
         for change in changes {

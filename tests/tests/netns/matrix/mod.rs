@@ -33,7 +33,7 @@ use redirector_tests::{
     frame::Tap,
     namespace::Namespace,
     server::{Server, Service},
-    topology::{Addresses, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link},
+    topology::{Addresses, FAMILIES, NODE1, NODE1_INSIDE, NODE2, add_pod, link},
     wait,
 };
 
@@ -121,20 +121,6 @@ fn build_direct_way(lab: &Lab) -> Result<()> {
             by.v4, source.v4, by.v6, source.v6
         ))
         .map(drop)
-}
-
-/// Joins a pod to its node, which becomes a router.
-fn add_pod(node: &Namespace, name: &str, inside: Addresses, pod: Addresses) -> Result<Namespace> {
-    let host = Namespace::new("pod")?;
-    link((node, name, inside), (&host, "eth0", pod))?;
-    host.ip(&format!(
-        "route add default via {}
-         -6 route add default via {}",
-        inside.v4, inside.v6
-    ))?;
-    node.set_sysctl("net/ipv4/ip_forward", "1")?;
-    node.set_sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    Ok(host)
 }
 
 fn serve(hosts: &[&Namespace; 4]) -> Result<Vec<Server>> {

@@ -76,11 +76,14 @@ type TakersRow = (&'static str, TrafficPolicy, Vec<BackendSpec>, &'static [&'sta
 #[test]
 fn takers_of_new_flows() {
     let (cluster, local) = (TrafficPolicy::Cluster, TrafficPolicy::Local);
-    let rows: [TakersRow; 13] = [
+    let avoided = |address| BackendSpec { avoided: true, ..backend(address, 80) };
+    let rows: [TakersRow; 15] = [
         ("none", cluster, vec![], &[], false),
         ("none, Local", local, vec![], &[], false),
         ("both", cluster, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE, THERE], false),
         ("Local keeps here", local, vec![backend(HERE, 80), backend(THERE, 80)], &[HERE], false),
+        ("topology", cluster, vec![avoided(HERE), backend(THERE, 80)], &[THERE], false),
+        ("Local knows none", local, vec![avoided(HERE), backend(THERE, 80)], &[HERE], false),
         ("Local, only there", local, vec![backend(THERE, 80)], &[], true),
         ("Cluster, only there", cluster, vec![backend(THERE, 80)], &[THERE], false),
         (
