@@ -75,9 +75,6 @@ fn the_first_sync_waits_for_every_kind() -> Result<()> {
                 Ok(answer.is_ok_and(|(status, said)| status == 503 && is_last(&said)))
             })
             .with_context(|| kind.to_owned())?;
-            for stream in &streams {
-                client::echo(stream, b"here?").with_context(|| format!("without {kind}"))?;
-            }
             serves(cluster, port, "web").with_context(|| format!("without {kind}"))?;
             // Nor is half of what was read believed.
             for family in FAMILIES {
