@@ -47,7 +47,7 @@ fn withstand(lab: &Lab, disturb: impl FnOnce(&Lab) -> Result<()>) -> Result<()> 
         let connecting = scope.spawn(|| -> Result<Vec<TcpStream>> {
             let mut new = Vec::new();
             while !ended.load(Ordering::Relaxed) || new.len() < 10 {
-                if new.len() == 100 {
+                if new.len() == 20 {
                     // Servers hang up on those that say nothing for long.
                     check(&new).context("new connections")?;
                     new.drain(..).try_for_each(|stream| client::finish(&stream))?;
