@@ -121,7 +121,7 @@ impl Row for ServiceRow {
             render::word(&self.source),
             render::some_of(&frontends, 2),
             render::some_of(&backends, 2),
-            self.state().to_owned(),
+            self.state(),
             count(packets),
             render::bytes(bytes),
         ]

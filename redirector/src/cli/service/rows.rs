@@ -231,10 +231,15 @@ impl ServiceRow {
         }
     }
 
-    /// The worst state among the frontends.
-    pub(super) fn state(&self) -> &'static str {
-        let worst = self.frontends.iter().map(|frontend| frontend.state).max();
-        worst.map_or("no-frontends", FrontendState::name)
+    /// The state of the frontends: how many of them answer, where some do and some do not.
+    pub(super) fn state(&self) -> String {
+        let states = self.frontends.iter().map(|frontend| frontend.state);
+        let active = states.clone().filter(|state| *state == FrontendState::Active).count();
+        match states.max() {
+            None => "no-frontends".to_owned(),
+            Some(worst) if active == 0 || worst == FrontendState::Active => worst.name().to_owned(),
+            Some(_) => format!("{active} of {} active", self.frontends.len()),
+        }
     }
 }
 

@@ -141,3 +141,18 @@ fn backends_that_keep_their_flows_alone_say_so() {
         assert_eq!(backend_row(&backend, slot).label(), wanted);
     }
 }
+
+#[test]
+fn a_service_is_as_active_as_its_frontends() {
+    let web = || service_rows(&two_families()).remove(0);
+    assert_eq!(web().state(), "1 of 3 active");
+    let left = |state| {
+        let mut row = web();
+        row.frontends.retain(|frontend| frontend.state == state);
+        row.state()
+    };
+    assert_eq!(left(FrontendState::Active), "active");
+    assert_eq!(left(FrontendState::Conflict), "conflict");
+    assert_eq!(left(FrontendState::NoEndpoints), "no-endpoints");
+    assert_eq!(ServiceRow { frontends: Vec::new(), ..web() }.state(), "no-frontends");
+}
