@@ -46,8 +46,12 @@ pub fn attached(pins: &Pins) -> io::Result<Vec<Attached>> {
         let Some((hook, interface)) = name.to_str().and_then(parse) else {
             continue;
         };
-        let link = syscall::open_pin(&entry.path())?;
-        let link = syscall::link_info(link.as_fd())?;
+        let link = match syscall::open_pin(&entry.path()) {
+            Ok(link) => syscall::link_info(link.as_fd())?,
+            // The agent has left the interface since the pins were listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
         let (program, loaded_at) = programs.get(&link.program).cloned().unwrap_or_default();
         attached.push(Attached {
             hook,
