@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use super::decide::{Decision, Hook, Outcome, Step};
 use super::select::hash;
 use super::{Environment, FlowEntry, Packet};
-use crate::cache::WAYS;
+use crate::cache::{LIFETIME, WAYS};
 use crate::{CacheSet, CachedFlow, Tuple, words};
 
 /// Where a packet's flow stands in the cache, and the epoch as it was before anything else was
@@ -125,8 +125,8 @@ pub(super) fn keep<E: Environment>(
     entry.epoch = place.epoch;
 }
 
-/// The entry to fill in: the flow's own, or else one that is empty, or else the oldest. What it
-/// counted goes where it belongs.
+/// The entry to fill in: the flow's own, or else the first choice among those that nobody believes any
+/// more, or else the oldest. What it counted goes where it belongs.
 #[inline(always)]
 fn make_room<'a, E: Environment>(
     environment: &E,
@@ -141,12 +141,10 @@ fn make_room<'a, E: Environment>(
     let (mut chosen, mut longest) = (0, 0);
     for nth in 0..WAYS {
         let entry = &set.ways[CacheSet::choice(place.hash, nth)];
-        let age = if entry.key == packet.tuple {
-            u64::MAX
-        } else if entry.epoch == 0 {
-            u64::from(u32::MAX) + 1
-        } else {
-            u64::from(ticks.wrapping_sub(entry.filled))
+        let age = match ticks.wrapping_sub(entry.filled) {
+            _ if entry.key == packet.tuple => u32::MAX,
+            age if entry.epoch != 0 && age < LIFETIME => age,
+            _ => LIFETIME,
         };
         if age > longest {
             (chosen, longest) = (nth, age);
