@@ -78,7 +78,7 @@ maps! {
     /// Addresses that are frontends' and not this host's: what is sent to other ports of them goes
     /// nowhere.
     Vips = "VIPS", 1;
-    /// Addresses of the other nodes that run redirector: what they hand over is taken.
+    /// Addresses of the other nodes, and whether they take flows: what they hand over is taken.
     Peers = "PEERS", 1;
     /// Ports of the first fragments of packets, for the fragments after them.
     Fragments = "FRAGMENTS", 1;

@@ -12,8 +12,9 @@
 //! a wide integer, and fold the carries once, at the end. A [`Delta`] is the `~m + m'` part,
 //! collected over all words that change; it then applies to any number of checksums.
 //!
-//! Words that do not change must not be added: `~m + m` is all ones, one's complement's other
-//! zero, which would turn a checksum of `0xffff` into `0`.
+//! Where nothing changes nothing must be added: `~m + m` is all ones, one's complement's other
+//! zero, which would turn a checksum of `0xffff` into `0`. Beside a word that does change it makes no
+//! difference.
 
 use crate::Address;
 
@@ -45,8 +46,7 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
-    /// An address changes. Words of it that do not are added all the same: beside one that does,
-    /// a zero more makes no difference.
+    /// An address changes. Words of it that do not are added all the same.
     #[inline(always)]
     #[must_use]
     pub fn address(self, old: &Address, new: &Address) -> Self {
