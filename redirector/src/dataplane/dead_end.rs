@@ -1,7 +1,7 @@
 //! Where clients are led whose backend was removed, so that they hear of it.
 //!
 //! A reset is believed only with the right number, which nobody here knows until the client sends
-//! again. So its flow is led to a port of this host at which nobody listens, the first one for
+//! again. So its flow is led to a port of this host at which nobody listens, one of the first for
 //! translation: the kernel answers what comes there with a reset, by the client's own numbers, and
 //! TC egress gives that the frontend's address, as any answer of a program here.
 
@@ -13,15 +13,18 @@ use super::contents::Ports;
 use super::gc::FlowTable;
 use super::table::TableError;
 
-/// A port of this host at which nobody listens.
+/// Ports of this host at which nobody listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeadEnd {
     /// An IPv4 address of this host, if it has one.
     pub v4: Option<Address>,
     /// An IPv6 address of this host, if it has one.
     pub v6: Option<Address>,
-    /// The port.
-    pub port: Port,
+    /// The first port.
+    pub first: u16,
+    /// The last one. There are several because a client may have used one port of its own towards
+    /// several frontends, and each of these connections needs an end of its own.
+    pub last: u16,
 }
 
 impl DeadEnd {
@@ -29,8 +32,14 @@ impl DeadEnd {
     #[must_use]
     pub fn ports(&self) -> Ports {
         let mut ports = Ports::default();
-        ports.add(Protocol::Tcp, self.port, PortFlags::LOCAL_BACKEND);
+        for port in self.candidates() {
+            ports.add(Protocol::Tcp, port, PortFlags::LOCAL_BACKEND);
+        }
         ports
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = Port> + use<> {
+        (self.first..=self.last).map(Port::new)
     }
 
     fn address(&self, family: Family) -> Option<Address> {
@@ -45,7 +54,7 @@ impl DeadEnd {
     pub(super) fn is_for(&self, key: &Tuple, flow: &Flow) -> bool {
         let address = self.address(key.source.family());
         let leads_here = address == Some(flow.translated.destination)
-            && flow.translated.destination_port == self.port;
+            && self.candidates().any(|port| port == flow.translated.destination_port);
         key.protocol() == Protocol::Tcp
             && flow.direction() == Direction::Forward
             && matches!(flow.state(), FlowState::Established | FlowState::HalfClosed)
@@ -53,8 +62,8 @@ impl DeadEnd {
             && !leads_here
     }
 
-    /// Leads a flow here. Returns both halves with their keys; nothing if the client has another
-    /// one here that would look the same.
+    /// Leads a flow here. Returns both halves with their keys; nothing if the client has one at each
+    /// port that would look the same.
     pub(super) fn lead(
         &self,
         table: &mut dyn FlowTable,
@@ -65,11 +74,18 @@ impl DeadEnd {
             return Ok(None);
         };
         let client = (key.source, key.source_port);
-        let translated = Tuple::new(key.protocol(), client, (address, self.port));
-        let reply_key = translated.reversed();
-        if table.half(&reply_key)?.is_some() {
-            return Ok(None);
+        let mut free = None;
+        for port in self.candidates() {
+            let translated = Tuple::new(key.protocol(), client, (address, port));
+            if table.half(&translated.reversed())?.is_none() {
+                free = Some(translated);
+                break;
+            }
         }
+        let Some(translated) = free else {
+            return Ok(None);
+        };
+        let reply_key = translated.reversed();
         let half = |direction, translated| {
             let mut half =
                 Flow::new(direction, translated, flow.service, flow.backend, true, flow.created);

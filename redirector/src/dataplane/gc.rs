@@ -349,7 +349,7 @@ mod tests {
         }
         let (none, listed) = (BTreeSet::new(), BTreeSet::from([(1, 1)]));
         let (address, port) = end(1, 49152);
-        let dead_end = Some(DeadEnd { v4: Some(address), v6: None, port });
+        let dead_end = Some(DeadEnd { v4: Some(address), v6: None, first: 49152, last: 49153 });
         let mut led = |listed, dead_end| {
             collect(&mut table, Keep { listed: Some(listed), dead_end }, 1).expect("collected")
         };
@@ -370,5 +370,36 @@ mod tests {
         let reply = table[&half.translated.reversed()];
         assert_eq!((reply.translated, reply.is_local()), (forward.reversed(), true));
         assert_eq!(reply.direction(), Direction::Reply);
+    }
+
+    /// A client may use one port of its own towards many frontends.
+    #[test]
+    fn flows_that_would_look_the_same_there_have_ports_of_their_own() {
+        let mut table = BTreeMap::new();
+        for frontend in [80, 81, 82] {
+            let forward = Tuple::new(Protocol::Tcp, end(9, 1000), end(1, frontend));
+            let translated = Tuple::new(Protocol::Tcp, end(1, 50000 + frontend), end(2, 8080));
+            let mut flow = Flow::new(Direction::Forward, translated, 1, 1, false, 0);
+            flow.set_state(FlowState::Established);
+            table.insert(forward, flow);
+        }
+        let none = BTreeSet::new();
+        let (address, _) = end(1, 0);
+        let dead_end = Some(DeadEnd { v4: Some(address), v6: None, first: 49152, last: 49153 });
+        let keep = Keep { listed: Some(&none), dead_end };
+        assert_eq!(collect(&mut table, keep, 1).expect("collected").led, 4);
+        let ends = |table: &BTreeMap<Tuple, Flow>| -> Vec<u16> {
+            let led = table.values().filter(|flow| flow.is_local());
+            let there = led.filter(|flow| flow.direction() == Direction::Forward);
+            there.map(|flow| flow.translated.destination_port.number()).collect()
+        };
+        assert_eq!(ends(&table), [49152, 49153]);
+        // The third one's turn comes when one of them has been reset.
+        assert_eq!(collect(&mut table, keep, 1).expect("collected").led, 0);
+        table.retain(|key, flow| {
+            key.destination_port.number() != 80 && flow.translated.source_port.number() != 80
+        });
+        assert_eq!(collect(&mut table, keep, 1).expect("collected").led, 2);
+        assert_eq!(ends(&table), [49153, 49152]);
     }
 }

@@ -187,6 +187,42 @@ fn connections_of_backends_that_are_removed() -> Result<()> {
     })
 }
 
+/// A client hears of every connection that lost its backend, also of those that it made from one
+/// port of its own to several frontends.
+#[test]
+fn connections_from_one_port_to_several_frontends_are_reset() -> Result<()> {
+    let file = |name: &'static str| {
+        format!("removedBackends: reset\n{}", config("", move |it| (it == name).then_some("")))
+    };
+    Lab::run_with(&file("there"), |lab| {
+        let _servers = [8080, 8081]
+            .map(|port| Server::tcp(&lab.net.node2, port, Service::Echo))
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        for family in FAMILIES {
+            apply(lab, &file("there"))?;
+            let mut streams = Vec::new();
+            for port in TCP {
+                let frontend = SocketAddr::new(NODE1.of(family), port);
+                let stream = client::tcp_from(&lab.net.client, 40000, frontend)?;
+                client::echo(&stream, b"hello")?;
+                streams.push(stream);
+            }
+            apply(lab, &file("beyond"))?;
+            let there = SocketAddr::new(NODE2.of(family), 8080).to_string();
+            wait::until_true("nobody to be led to what was removed", wait::SOON, || {
+                Ok(!backends(lab)?.values().any(|backend| *backend == there))
+            })?;
+            for stream in &streams {
+                let error = client::echo(stream, b"still there?").err().context("it goes on")?;
+                let kind = error.downcast_ref().map(std::io::Error::kind);
+                ensure!(kind == Some(ErrorKind::ConnectionReset), "{error:#}");
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Connections to every backend, with the address of each backend; none for the program here,
 /// whose connections are in no table.
 fn open_to_everyone(lab: &Lab, frontend: SocketAddr) -> Result<Vec<(String, TcpStream)>> {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use redirector_common::node::{MAX_PEERS, NodeConfig};
-use redirector_common::{Address, Family, Peer, Port};
+use redirector_common::{Address, Family, Peer};
 
 use super::super::interfaces;
 use super::super::kubernetes::Kubernetes;
@@ -29,6 +29,10 @@ const LOOPBACK: u32 = 1;
 
 /// How long after one pass over the flows the next may begin because of a change.
 const BETWEEN_COLLECTIONS: Duration = Duration::from_millis(300);
+
+/// To how many frontends one port of a client may be connected whose backends all go at once, if
+/// it is to hear of all of them at once.
+const DEAD_ENDS: u16 = 16;
 
 impl Node {
     /// Brings the maps in line with objects of the Kubernetes API that changed.
@@ -252,11 +256,13 @@ impl Node {
     /// Where clients are led whose backend was removed, if they are to hear of it.
     fn dead_end(&self) -> Option<DeadEnd> {
         let addresses = self.made_from.as_ref().filter(|_| self.wishes.resets_clients())?;
-        let first = |family| addresses.published(family).next().map(Address::from);
+        let address = |family| addresses.published(family).next().map(Address::from);
+        let (first, last) = self.wishes.snat_ports().into_inner();
         Some(DeadEnd {
-            v4: first(Family::V4),
-            v6: first(Family::V6),
-            port: Port::new(*self.wishes.snat_ports().start()),
+            v4: address(Family::V4),
+            v6: address(Family::V6),
+            first,
+            last: last.min(first.saturating_add(DEAD_ENDS - 1)),
         })
     }
 
