@@ -30,7 +30,8 @@ fn the_file_changes() -> Result<()> {
         let _server = Server::tcp(&lab.net.node1, 8080, Service::Whoami("8080"))?;
         for family in FAMILIES {
             let [old, new] = [80, 82].map(|port| SocketAddr::new(NODE1.of(family), port));
-            ensure!(answers(lab, old) && !answers(lab, new));
+            await_answer(lab, old, true)?;
+            ensure!(!answers(lab, new));
             lab.write_config("publish: ['82:8080']")?;
             await_answer(lab, new, true)?;
             await_answer(lab, old, false)?;
