@@ -235,7 +235,8 @@ impl Node {
         };
         // After a write that failed nobody is sure.
         let listed = self.actual.as_ref().map(|_| listed);
-        let keep = Keep { listed, dead_end };
+        let frontends = self.actual.as_ref().map(|actual| &actual.frontends);
+        let keep = Keep { listed, frontends, dead_end };
         let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
             match &mut self.actual {
