@@ -6,7 +6,7 @@ use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS};
 use redirector_common::{Address, Family, Interface as Entry};
 
 use crate::dataplane::netlink::{Host, Interface};
-use crate::model::desired::{NodeAddresses, Side};
+use crate::model::desired::{NodeAddresses, Side, is_link_local};
 
 /// Counter slots by interface name. A slot stays with its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,8 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
             .filter(|address| address.is_global)
             .map(|address| address.address)
             .collect(),
-        host: host.addresses(),
+        // Every pod's link has one of these, and nobody beyond it can use it.
+        host: host.addresses().into_iter().filter(|it| !is_link_local(*it)).collect(),
         has_kube_proxy: false,
         sides,
         nodes: BTreeMap::new(),
@@ -202,7 +203,7 @@ mod tests {
     fn only_global_addresses_are_published() {
         let addresses = addresses(&host(), &names(&["eth0", "gone"]));
         assert_eq!(addresses.chosen, ["192.0.2.1".parse::<IpAddr>().expect("an address")]);
-        assert_eq!(addresses.host.len(), 5);
+        assert_eq!(addresses.host.len(), 4);
     }
 
     #[test]
