@@ -1,5 +1,3 @@
-//! Flow tables without a kernel.
-
 use std::net::{IpAddr, Ipv4Addr};
 
 use redirector_common::{Address, FlowState, Port};
