@@ -255,6 +255,7 @@ impl Spec {
             }
             MapName::Epochs => Self::array::<u32>(cache::EPOCHS),
             MapName::Interfaces => Self::array::<Interface>(MAX_IFINDEX),
+            MapName::SnatAddresses => Self::hash::<SnatAddressKey, Address>(MAX_SNAT_ENTRIES),
             MapName::Node => Self::array::<NodeConfig>(1),
             MapName::Counters => {
                 Self { kind: MapType::PerCpuArray, ..Self::array::<CounterBlock>(MAX_SLOTS) }
