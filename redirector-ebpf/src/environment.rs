@@ -19,18 +19,20 @@ use redirector_common::packet::{
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, SnatAddressKey, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
+    RingSlot, Service, ServiceId, SnatAddressKey, SourceBits, SourceRange, Taker, TakerKey, Tuple,
+    words,
 };
 
 use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SNAT_ADDRESSES, SOURCE_RANGES, TAKERS, VIPS, add_one,
+    INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SNAT_ADDRESSES, SOURCE_RANGES, TAKERS, VIPS,
+    add_one,
 };
 use crate::{counters, maps, redirect, steer};
 use exported::{
-    flow_admit, flow_clear, flow_reclaim, flow_record, flow_try_ports, flow_vacate, handover_settle, reply_clamp,
-    steer_count,
+    flow_admit, flow_clear, flow_reclaim, flow_record, flow_try_ports, flow_vacate,
+    handover_settle, reply_clamp, steer_count,
 };
 
 pub(crate) use kernel::{Kernel, Workspace};
@@ -125,13 +127,7 @@ impl Environment for Kernel {
     }
 
     #[inline(always)]
-    fn try_ports(
-        &self,
-        _: &Packet,
-        scratch: &mut Scratch,
-        attempts: u32,
-        takes: bool,
-    ) -> Recorded {
+    fn try_ports(&self, _: &Packet, scratch: &mut Scratch, attempts: u32, takes: bool) -> Recorded {
         // The function finds the halves where they are, and changes them.
         exposed(scratch);
         let recorded = flow_try_ports(attempts, takes.into());

@@ -1,10 +1,12 @@
 //! Which interfaces the agent works on, and what the data path has to know of all of them. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS};
-use redirector_common::{Address, Family, Interface as Entry};
+use redirector_common::node::{MAX_IFINDEX, MAX_SLOTS, MAX_SNAT_ADDRESSES};
+use redirector_common::{Address, Family, Interface as Entry, SnatAddressKey};
 
+use crate::config::SnatAddresses;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::model::desired::{NodeAddresses, Side};
 
@@ -147,10 +149,64 @@ pub(super) fn entries(
         .collect()
 }
 
+/// Contents of the `SNAT_ADDRESSES` map, given that of `INTERFACES`: what `wish` allows of the other
+/// addresses that an interface has itself. Not those that only seem to be this host's for a
+/// while, as services say (`is_named`) or the kernel does.
+pub(super) fn snat_addresses(
+    host: &Host,
+    entries: &BTreeMap<u32, Entry>,
+    wish: &SnatAddresses,
+    is_named: impl Fn(IpAddr) -> bool,
+) -> BTreeMap<SnatAddressKey, Address> {
+    let mut all = BTreeMap::new();
+    for interface in &host.interfaces {
+        for family in [Family::V4, Family::V6] {
+            let entry = entries.get(&interface.index);
+            let first = entry.map_or(Address::UNSPECIFIED, |entry| entry.source(family));
+            if !interface.addresses.iter().any(|own| Address::from(own.address) == first) {
+                // There is none, or it is lent.
+                continue;
+            }
+            let mut further: Vec<(usize, Address)> = interface
+                .addresses
+                .iter()
+                .filter(|own| own.is_global && own.is_lasting && !is_link_local(own.address))
+                .filter(|own| !is_named(own.address))
+                .filter_map(|own| Some((place(wish, own.address)?, Address::from(own.address))))
+                .filter(|(_, address)| address.family() == family && *address != first)
+                .collect();
+            further.sort_by_key(|(place, _)| *place);
+            let mut seen = BTreeSet::new();
+            further.retain(|(_, address)| seen.insert(*address));
+            let further = (1..MAX_SNAT_ADDRESSES).zip(further);
+            all.extend(further.map(|(position, (_, address))| {
+                (SnatAddressKey::new(interface.index, family, position), address)
+            }));
+        }
+    }
+    all
+}
+
+/// Where an address stands among those that may be used, if it may; several may stand at one place.
+fn place(wish: &SnatAddresses, address: IpAddr) -> Option<usize> {
+    match wish {
+        SnatAddresses::Primary => None,
+        SnatAddresses::All => Some(0),
+        SnatAddresses::In(networks) => {
+            networks.iter().position(|network| network.contains(&address))
+        }
+    }
+}
+
+const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
     use crate::dataplane::netlink::InterfaceAddress;
 
@@ -169,6 +225,7 @@ mod tests {
                 .map(|(address, is_global)| InterfaceAddress {
                     address: address.parse().expect("an address"),
                     is_global: *is_global,
+                    is_lasting: true,
                 })
                 .collect(),
         }
@@ -240,6 +297,50 @@ mod tests {
         assert_eq!((v6(1).as_str(), v6(2).as_str()), ("2001:db8::1", "2001:db8::1"));
         assert_eq!((entries[&1].slot, entries[&3].slot), (0, 2));
         assert!(entries[&3].xdp_transmit() && !entries[&2].xdp_transmit());
+    }
+
+    #[test]
+    fn further_addresses_are_the_interfaces_own_and_lasting() {
+        let mut host = host();
+        let eth0 = &mut host.interfaces[1];
+        let mut add = |address: &str, is_global, is_lasting| {
+            let address = address.parse().expect("an address");
+            eth0.addresses.push(InterfaceAddress { address, is_global, is_lasting });
+        };
+        for last in 2..=11 {
+            add(&format!("192.0.2.{last}"), true, true);
+        }
+        add("203.0.113.1", true, true);
+        add("203.0.113.1", true, true);
+        add("169.254.1.1", true, true);
+        add("2001:db8::5", true, true);
+        add("2001:db8::6", true, false);
+        add("2001:db8::7", true, true);
+        let chosen = BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)]);
+        let known = entries(&host, &chosen, Lending::Now, |_| false);
+        let of = |wish: &SnatAddresses, index: u32, family| {
+            let is_named = |address: IpAddr| address.to_string() == "192.0.2.3";
+            let all = snat_addresses(&host, &known, wish, is_named);
+            let at = |position| all.get(&SnatAddressKey::new(index, family, position));
+            assert_eq!(at(0), None);
+            (1..)
+                .map_while(at)
+                .map(|address| IpAddr::from(*address).to_string())
+                .collect::<Vec<_>>()
+        };
+        let (v4, v6) = (Family::V4, Family::V6);
+        let all = SnatAddresses::All;
+        let expected = [2, 4, 5, 6, 7, 8, 9].map(|last| format!("192.0.2.{last}"));
+        assert_eq!(of(&all, 2, v4), expected, "no more than there is room for");
+        assert_eq!(of(&all, 2, v6), ["2001:db8::7"]);
+        assert_eq!(of(&all, 1, v4), [""; 0], "lent, with what is lent");
+        assert_eq!(of(&all, 3, v4), [""; 0]);
+        assert_eq!(of(&SnatAddresses::Primary, 2, v4), [""; 0]);
+        let networks = ["203.0.113.0/24", "192.0.2.1/32", "192.0.2.2/31", "2001:db8:1::/64"];
+        let networks = networks.map(|text| text.parse().expect("a network"));
+        let some = SnatAddresses::In(networks.into());
+        assert_eq!(of(&some, 2, v4), ["203.0.113.1", "192.0.2.2"]);
+        assert_eq!(of(&some, 2, v6), [""; 0]);
     }
 
     #[test]

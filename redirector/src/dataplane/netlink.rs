@@ -89,6 +89,9 @@ pub struct InterfaceAddress {
     pub address: IpAddr,
     /// Whether other hosts, beyond the link, can be told of it.
     pub is_global: bool,
+    /// Whether it is there to stay: it is in use already (not tentative), still is (not
+    /// deprecated), and was not made up for a while (RFC 8981).
+    pub is_lasting: bool,
 }
 
 /// An XDP program on an interface.
@@ -286,20 +289,27 @@ fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {
 fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
     let mut address = None;
     let mut local = None;
+    let mut flags = AddressFlags::empty();
     for attribute in &message.attributes {
         if let AddressAttribute::Address(found) = attribute {
             address = Some(*found);
         } else if let AddressAttribute::Local(found) = attribute {
             // On a point-to-point interface the other attribute is the other end's.
             local = Some(*found);
-        } else if let AddressAttribute::Flags(flags) = attribute
-            && flags.contains(AddressFlags::Dadfailed)
-        {
-            return None;
+        } else if let AddressAttribute::Flags(found) = attribute {
+            flags = *found;
         }
     }
+    if flags.contains(AddressFlags::Dadfailed) {
+        return None;
+    }
+    let address = local.or(address)?;
+    // Of an IPv4 address, the flag of temporary ones says that it is not the first of its network.
+    let is_temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
+    let passing = AddressFlags::Tentative | AddressFlags::Deprecated;
     Some(InterfaceAddress {
-        address: local.or(address)?,
+        address,
+        is_lasting: !is_temporary && !flags.intersects(passing),
         is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
     })
 }
