@@ -26,9 +26,9 @@ fn host(further: &[u8]) -> Host {
 }
 
 fn set(host: &mut Host, further: &[u8]) {
-    let entries = (1..).zip(further).map(|(position, last)| {
-        (SnatAddressKey::new(IFINDEX, Family::V4, position), v4(*last))
-    });
+    let entries = (1..)
+        .zip(further)
+        .map(|(position, last)| (SnatAddressKey::new(IFINDEX, Family::V4, position), v4(*last)));
     host.snat_addresses = entries.collect();
 }
 

@@ -371,8 +371,10 @@ fn addresses_to_translate_to() {
         ),
         (
             "snatAddresses: [192.0.2.1, '2001:db8::/64', 192.0.2.1/32]",
-            &["1:45: snatAddresses: 192.0.2.1/32 stands at redirector.yaml:1:17 already; remove one of \
-               them"],
+            &[
+                "1:45: snatAddresses: 192.0.2.1/32 stands at redirector.yaml:1:17 already; remove one of \
+               them",
+            ],
         ),
     ]);
 }
