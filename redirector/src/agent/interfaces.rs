@@ -90,44 +90,46 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
     }
 }
 
-/// When an interface without an address of its own is lent the node's.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Lending<'a> {
-    /// At once.
-    Now,
-    /// Only where it is already, in these entries: an interface that has just come gets its
-    /// addresses one by one, and a flow keeps the source that it began with.
-    Kept(&'a BTreeMap<u32, Entry>),
-}
-
-/// Contents of the `INTERFACES` map. `transmits` says whether XDP may send out of an interface.
+/// Contents of the `INTERFACES` map, given what it was. `transmits` says whether XDP may send out of
+/// an interface.
+///
+/// An address stays the first of its interface: the kernel puts those of IPv6 that come later before
+/// it. `lends`: an interface without one is lent the node's at once, and else only where it is
+/// already: one that has just come gets its addresses one by one, and a flow keeps the source that
+/// it began with.
 pub(super) fn entries(
     host: &Host,
     chosen: &BTreeMap<String, u16>,
-    lending: Lending<'_>,
+    before: &BTreeMap<u32, Entry>,
+    lends: bool,
     transmits: impl Fn(&Interface) -> bool,
 ) -> BTreeMap<u32, Entry> {
-    let primary = |is_v4| {
+    let earlier = |interface: &Interface, family| {
+        before.get(&interface.index).map(|entry| entry.source(family))
+    };
+    let own = |interface: &Interface, family: Family| {
+        let earlier = earlier(interface, family).filter(|it| {
+            let mut usable =
+                interface.addresses.iter().filter(|own| own.is_global && own.is_lasting);
+            usable.any(|own| Address::from(own.address) == *it)
+        });
+        earlier.or_else(|| interface.primary(family == Family::V4).map(Address::from))
+    };
+    let of_node = |family| {
         let mut all = host.interfaces.iter();
         all.find_map(|interface| {
             chosen.get(&interface.name)?;
-            interface.primary(is_v4)
+            own(interface, family)
         })
     };
-    let (v4, v6) = (primary(true), primary(false));
+    let (v4, v6) = (of_node(Family::V4), of_node(Family::V6));
     let source = |interface: &Interface, family: Family| {
-        let (is_v4, node) = match family {
-            Family::V4 => (true, v4),
-            Family::V6 => (false, v6),
+        let node = match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
         };
-        let own = interface.primary(is_v4).map(Address::from);
-        let lent = node.map(Address::from).filter(|address| match lending {
-            Lending::Now => true,
-            Lending::Kept(before) => {
-                before.get(&interface.index).is_some_and(|entry| entry.source(family) == *address)
-            }
-        });
-        own.or(lent).unwrap_or(Address::UNSPECIFIED)
+        let lent = node.filter(|address| lends || earlier(interface, family) == Some(*address));
+        own(interface, family).or(lent).unwrap_or(Address::UNSPECIFIED)
     };
     let own_slot = |interface: &Interface| chosen.get(&interface.name).copied();
     let slot = |interface: &Interface| {
@@ -284,13 +286,11 @@ mod tests {
     fn an_interface_without_an_address_lends_the_nodes() {
         let chosen = BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)]);
         let none = BTreeMap::new();
-        let cautious = entries(&host(), &chosen, Lending::Kept(&none), |_| false);
+        let cautious = entries(&host(), &chosen, &none, false, |_| false);
         assert!(cautious[&2].ipv6.is_unspecified());
-        let entries = entries(&host(), &chosen, Lending::Now, |interface| interface.index == 3);
-        assert_eq!(
-            super::entries(&host(), &chosen, Lending::Kept(&entries), |i| i.index == 3),
-            entries
-        );
+        let entries = entries(&host(), &chosen, &none, true, |interface| interface.index == 3);
+        let again = super::entries(&host(), &chosen, &entries, false, |i| i.index == 3);
+        assert_eq!(again, entries);
         let v4 = |index: u32| IpAddr::from(entries[&index].source(Family::V4)).to_string();
         let v6 = |index: u32| IpAddr::from(entries[&index].source(Family::V6)).to_string();
         assert_eq!((v4(1).as_str(), v4(3).as_str()), ("192.0.2.1", "10.0.0.1"));
@@ -317,7 +317,7 @@ mod tests {
         add("2001:db8::6", true, false);
         add("2001:db8::7", true, true);
         let chosen = BTreeMap::from([("eth0".to_owned(), 1), ("eth1".to_owned(), 2)]);
-        let known = entries(&host, &chosen, Lending::Now, |_| false);
+        let known = entries(&host, &chosen, &BTreeMap::new(), true, |_| false);
         let of = |wish: &SnatAddresses, index: u32, family| {
             let is_named = |address: IpAddr| address.to_string() == "192.0.2.3";
             let all = snat_addresses(&host, &known, wish, is_named);
@@ -344,12 +344,35 @@ mod tests {
     }
 
     #[test]
+    fn the_first_address_stays_so_for_as_long_as_it_lasts() {
+        let mut host = host();
+        let chosen = BTreeMap::from([("eth1".to_owned(), 1)]);
+        let first = |host: &Host, before: &BTreeMap<u32, Entry>| {
+            let entries = entries(host, &chosen, before, true, |_| false);
+            (IpAddr::from(entries[&3].source(Family::V6)).to_string(), entries)
+        };
+        let (address, before) = first(&host, &BTreeMap::new());
+        assert_eq!(address, "2001:db8::1");
+        let newer = InterfaceAddress {
+            address: "2001:db8::2".parse().expect("an address"),
+            is_global: true,
+            is_lasting: true,
+        };
+        host.interfaces[2].addresses.insert(0, newer);
+        assert_eq!(first(&host, &before).0, "2001:db8::1");
+        host.interfaces[2].addresses[2].is_lasting = false;
+        assert_eq!(first(&host, &before).0, "2001:db8::2");
+        host.interfaces[2].addresses[0].is_lasting = false;
+        assert_eq!(first(&host, &BTreeMap::new()).0, "2001:db8::2", "for want of a better one");
+    }
+
+    #[test]
     fn a_bonds_members_count_for_it() {
         let mut host = host();
         host.interfaces.push(Interface { bond: Some(2), ..interface(4, "port0", &[]) });
         host.interfaces.push(Interface { bond: Some(3), ..interface(5, "port1", &[]) });
         let chosen = BTreeMap::from([("eth0".to_owned(), 1)]);
-        let entries = entries(&host, &chosen, Lending::Now, |_| false);
+        let entries = entries(&host, &chosen, &BTreeMap::new(), true, |_| false);
         assert_eq!((entries[&4].slot, entries[&5].slot), (1, 0));
     }
 

@@ -129,13 +129,11 @@ impl Host {
 }
 
 impl Interface {
-    /// The first global address of a family, `is_v4` or not.
+    /// The first global address of a family, `is_v4` or not; the first that lasts, if one does.
     #[must_use]
     pub fn primary(&self, is_v4: bool) -> Option<IpAddr> {
-        self.addresses
-            .iter()
-            .find(|address| address.is_global && address.address.is_ipv4() == is_v4)
-            .map(|address| address.address)
+        let all = self.addresses.iter().filter(|it| it.is_global && it.address.is_ipv4() == is_v4);
+        all.clone().find(|it| it.is_lasting).or_else(|| all.clone().next()).map(|it| it.address)
     }
 }
 

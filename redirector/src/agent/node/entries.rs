@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::Context as _;
 use redirector_common::Address;
 
-use super::super::interfaces::{self, Lending};
+use super::super::interfaces;
 use super::Node;
 use crate::dataplane::delta::delta;
 use crate::dataplane::netdev;
@@ -28,11 +28,11 @@ impl Node {
         };
         let chosen: BTreeMap<String, u16> =
             self.chosen.iter().map(|name| (name.clone(), self.slots.of(name))).collect();
-        let lending = if lends { Lending::Now } else { Lending::Kept(&self.entries) };
-        let entries = interfaces::entries(host, &chosen, lending, |interface| match &known {
+        let transmits = |interface: &Interface| match &known {
             Some(known) => known.get(&interface.index).copied().unwrap_or(false),
             None => is_native(interface),
-        });
+        };
+        let entries = interfaces::entries(host, &chosen, &self.entries, lends, transmits);
         let changes = delta(&self.entries, &entries);
         for (index, entry) in &changes.set {
             self.maps.interfaces.set(index, entry)?;
