@@ -288,9 +288,9 @@ pub fn record<E: Environment>(
             };
             scratch.forward.translated.source = source;
             scratch.reply_key.destination = source;
-            match environment.try_ports(packet, scratch, attempts, takes) {
-                Recorded::NoPort => {}
-                recorded => return recorded,
+            let recorded = environment.try_ports(packet, scratch, attempts, takes);
+            if !matches!(recorded, Recorded::NoPort) {
+                return recorded;
             }
         }
     }

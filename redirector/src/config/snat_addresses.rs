@@ -12,18 +12,23 @@ use super::node::{Node, Value};
 
 const PATH: &str = "snatAddresses";
 const ALLOWED: &str = "primary, all, or a list of addresses and networks";
+const WORDS: [(&str, SnatAddresses); 2] =
+    [("primary", SnatAddresses::Primary), ("all", SnatAddresses::All)];
 
 pub(super) fn read(fields: &Fields<'_>, reader: &mut Reader<'_>) -> Option<SnatAddresses> {
     let node = fields.get_filled(PATH)?;
-    match &node.value {
-        Value::List(list) => read_list(node, list, reader),
-        Value::Text(word) if word == "primary" => Some(SnatAddresses::Primary),
-        Value::Text(word) if word == "all" => Some(SnatAddresses::All),
-        _ => {
-            reader.mismatch(node, PATH, ALLOWED);
-            None
-        }
+    if let Value::List(list) = &node.value {
+        return read_list(node, list, reader);
     }
+    let wish = if let Value::Text(word) = &node.value {
+        WORDS.into_iter().find(|(known, _)| known == word)
+    } else {
+        None
+    };
+    if wish.is_none() {
+        reader.mismatch(node, PATH, ALLOWED);
+    }
+    wish.map(|(_, wish)| wish)
 }
 
 fn read_list(node: &Node, list: &[Node], reader: &mut Reader<'_>) -> Option<SnatAddresses> {

@@ -12,7 +12,7 @@ use redirector_tests::{
     agent::Lab,
     client,
     namespace::Namespace,
-    site::{CONFIG, Place, node2, serve_echo},
+    site::{CONFIG, Place, serve_echo},
     topology::{Addresses, FAMILIES, NODE1_INSIDE},
     wait,
 };
@@ -104,8 +104,7 @@ fn every_port_of_every_address() -> Result<()> {
             let [ports, used] = gauges.map(|gauge| lab.metric(gauge));
             ensure!(ports? == Some(12.0) && used? == Some(12.0), "gauges");
             let status = lab.cli().text(&["status"])?;
-            let busiest = format!("12 of 12 in use for {}", node2(family, 8080));
-            ensure!(status.contains(&busiest), "not {busiest}: {status}");
+            ensure!(status.contains("12 of 12 in use for "), "{status}");
 
             client::reset(streams.remove(5))?;
             let patience = Duration::from_millis(1500);
