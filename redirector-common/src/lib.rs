@@ -36,7 +36,7 @@ pub use cache::{CacheSet, CachedFlow};
 pub use flow::{Direction, Flow, FlowState, Manner};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
-pub use node::{Interface, NodeConfig, PortFlags};
+pub use node::{Interface, NodeConfig, PortFlags, SnatAddressKey};
 pub use peer::Peer;
 pub use reason::{Reason, Verdict};
 pub use ring::RingSlot;
@@ -74,6 +74,7 @@ pod!(
     ServiceInfo,
     SlotKey,
     SlotValue,
+    SnatAddressKey,
     SourceBits,
     SourceRange,
     Taker,

@@ -6,16 +6,16 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
-    SysctlValue, Text, port_index,
+    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, MAX_SNAT_ENTRIES, PORT_BLOCKS, PortBlock,
+    SysctlKey, SysctlValue, Text, port_index,
 };
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Endpoint, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol,
-    RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SocketKey, SourceBits, SteeredKey, Taker,
-    TakerKey, Tuple, cache,
+    RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SnatAddressKey, SocketKey, SourceBits,
+    SteeredKey, Taker, TakerKey, Tuple, cache,
 };
 
 use crate::environment::Workspace;
@@ -62,6 +62,9 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> =
     LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
+#[map]
+pub(crate) static SNAT_ADDRESSES: HashMap<SnatAddressKey, Address> =
+    HashMap::with_max_entries(MAX_SNAT_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]

@@ -4,6 +4,7 @@
 //! What [`desired::build`](super::desired::build) makes of all services at once, this makes of
 //! each when it changes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::desired::{
     Conflict, Desired, DesiredService, NodeAddresses, Side, build_backends, expand_frontends,
     expand_localhost, foreign,
 };
-use super::{BackendAddress, Forwarding, Service, ServiceKey};
+use super::{BackendAddress, Forwarding, Service, ServiceKey, Source};
 
 /// Who gets a frontend that several services claim: the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +35,8 @@ pub struct State {
     peers: BTreeMap<Address, Peer>,
     services: BTreeMap<ServiceKey, Ranked>,
     claims: BTreeMap<FrontendKey, Claims>,
+    /// Addresses that services of the cluster name for themselves, and how many do.
+    named: BTreeMap<IpAddr, usize>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
     dirty: BTreeSet<ServiceKey>,
@@ -106,6 +109,9 @@ impl State {
                 self.contest(frontend);
             }
         }
+        for address in named(&service) {
+            *self.named.entry(address).or_default() += 1;
+        }
         self.dirty.insert(service.key.clone());
         self.services.insert(service.key.clone(), (rank, service));
     }
@@ -127,6 +133,14 @@ impl State {
             }
             if claims.is_empty() {
                 self.claims.remove(&frontend);
+            }
+        }
+        for address in named(&service) {
+            if let Entry::Occupied(mut count) = self.named.entry(address) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
             }
         }
         self.dirty.insert(key.clone());
@@ -193,6 +207,13 @@ impl State {
         for (rank, service) in concerned {
             self.put(rank, service);
         }
+    }
+
+    /// Whether a service of the cluster names an address as an external IP or a load balancer's:
+    /// a node that has it may lose it to another.
+    #[must_use]
+    pub fn is_named(&self, address: IpAddr) -> bool {
+        self.named.contains_key(&address)
     }
 
     /// Number of services that may have become others.
@@ -315,6 +336,12 @@ impl State {
             self.contested.insert(frontend);
         }
     }
+}
+
+/// Addresses that a service of the cluster names for itself, once for each frontend.
+fn named(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let is_named = matches!(service.key.source, Source::ExternalIp | Source::LoadBalancer);
+    service.frontends.iter().filter(move |_| is_named).filter_map(|frontend| frontend.address)
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ impl Node {
             self.made_from = None;
             self.sync(host)
         });
-        match done {
+        match done.and_then(|()| self.write_snat_addresses(host)) {
             Ok(()) if self.is_off => {}
             Ok(()) => self.account.in_sync(),
             Err(error) => {

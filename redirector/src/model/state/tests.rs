@@ -206,3 +206,30 @@ fn other_nodes_concern_those_whose_backends_answer_directly() {
     assert_eq!(*state.peers(), peer(Peer::taking()));
     assert!(state.take_dirty().is_empty());
 }
+
+#[test]
+fn addresses_that_services_of_the_cluster_name_are_counted() {
+    let address = IpAddr::from([192, 0, 2, 10]);
+    let named = |name: u8, source, ports: &[u16]| {
+        let frontend = |port: &u16| FrontendSpec {
+            address: Some(address),
+            port: *port,
+            protocol: Protocol::Tcp,
+        };
+        Service {
+            frontends: ports.iter().map(frontend).collect(),
+            ..Service::new(ServiceKey { source, ..key(name) })
+        }
+    };
+    let rank = Rank { source: 1, order: 0 };
+    let mut state = State::new(node(), [(rank, named(0, Source::Static, &[80]))]);
+    assert!(!state.is_named(address), "the file's words are the operator's own");
+    let (one, two) = (Source::ExternalIp, Source::LoadBalancer);
+    state.put(rank, named(1, one, &[81, 82]));
+    state.put(rank, named(2, two, &[83]));
+    assert!(state.is_named(address));
+    state.put(rank, named(1, one, &[]));
+    assert!(state.is_named(address));
+    state.remove(&ServiceKey { source: two, ..key(2) });
+    assert!(!state.is_named(address));
+}
