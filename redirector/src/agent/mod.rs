@@ -270,11 +270,9 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 node.retry();
                 node.speak().await;
             }
-            Event::HostChanged
-            | Event::ClusterChanged
-            | Event::LockedOut
-            | Event::WaysChanged
-            | Event::Stop => {}
+            // An interface may have become narrower, without a word of routes.
+            Event::HostChanged => node.forget_next_hops(),
+            Event::ClusterChanged | Event::LockedOut | Event::WaysChanged | Event::Stop => {}
         }
         if node.has_moved() {
             tracing::info!("tables are made larger: beginning anew, while the data path goes on");

@@ -3,6 +3,7 @@
 use std::{
     io::ErrorKind,
     net::SocketAddr,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -80,6 +81,43 @@ fn path_mtu_discovery() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// The way becomes narrower under a flow that is in use: the client is told before what is
+/// remembered of the way runs out by itself, a second or more later.
+#[test]
+fn a_way_that_becomes_narrower() -> Result<()> {
+    const ROUNDS: usize = 9;
+    const AT_ONCE: Duration = Duration::from_millis(500);
+    Lab::run_with(CONFIG, |lab| {
+        let _servers = serve_echo(lab)?;
+        for family in FAMILIES {
+            let mut took = Vec::new();
+            for _ in 0..ROUNDS {
+                lab.net.node1.ip("link set eth1 mtu 1500")?;
+                lab.net.client.ip("-4 route flush cache\n-6 route flush cache")?;
+                let socket = client::udp(&lab.net.client, Place::Remote.udp(family))?;
+                for _ in 0..60 {
+                    client::round_trip(&socket, b"small")?;
+                    thread::sleep(Duration::from_millis(5));
+                }
+                let before = lab.cli().packets("too-big")?;
+                lab.net.node1.ip("link set eth1 mtu 1350")?;
+                let start = Instant::now();
+                wait::until_true("the client to be told", wait::SOON, || {
+                    // What does not fit is sent in pieces once the client knows.
+                    client::round_trip(&socket, b"small")?;
+                    socket.send(&[7; 1400])?;
+                    Ok(lab.cli().packets("too-big")? > before)
+                })?;
+                took.push(start.elapsed());
+            }
+            // What the machine has no time for says nothing, nor does one that ran out just then.
+            took.sort();
+            ensure!(took[ROUNDS / 2] <= AT_ONCE, "{family:?}: {took:?}");
+        }
+        Ok(())
+    })
 }
 
 /// The client's packets are one hop short of the backend; the one at home they reach.
