@@ -41,6 +41,10 @@ impl Wishes {
     /// Returns the interfaces to work on from now.
     pub(super) fn reload(&mut self, host: &Host) -> anyhow::Result<Vec<String>> {
         self.file = read_file(&self.options);
+        // Whoever writes a file in place empties it first.
+        if let (Some(path), Some([])) = (&self.options.config, self.file.as_deref()) {
+            anyhow::bail!("{}: is empty; to publish nothing, write publish: []", path.display());
+        }
         let config = load_config(&self.options)?;
         let earlier = std::mem::replace(&mut self.config, config);
         let chosen = self.choose(host);

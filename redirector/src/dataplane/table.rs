@@ -16,18 +16,30 @@ use super::lines::LineTable;
 
 /// A map could not be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("map {map}: {action}: {source}")]
+#[error("{}", self.describe())]
 pub struct TableError {
     map: &'static str,
     action: &'static str,
-    source: io::Error,
+    cause: io::Error,
 }
 
 impl TableError {
     /// An error of `map` while `action` was tried.
     #[must_use]
-    pub fn new(map: MapName, action: &'static str, source: io::Error) -> Self {
-        Self { map: map.name(), action, source }
+    pub fn new(map: MapName, action: &'static str, cause: io::Error) -> Self {
+        Self { map: map.name(), action, cause }
+    }
+
+    fn describe(&self) -> String {
+        let Self { map, action, cause } = self;
+        match cause.raw_os_error() {
+            // Of a hash map, and of a trie.
+            Some(libc::E2BIG | libc::ENOSPC) => format!(
+                "map {map} is full: make it larger with 'redirector map resize {map} NUMBER', or \
+                 with 'tables' in the file"
+            ),
+            _ => format!("map {map}: {action}: {cause}"),
+        }
     }
 
     fn of_map(map: MapName, action: &'static str, error: MapError) -> Self {
@@ -35,7 +47,11 @@ impl TableError {
     }
 
     fn of_batch(map: MapName, action: &'static str, error: BatchError) -> Self {
-        Self::new(map, action, io::Error::other(error))
+        let cause = match error {
+            BatchError::Call { source, .. } => source,
+            BatchError::Info(_) | BatchError::Layout { .. } => io::Error::other(error),
+        };
+        Self::new(map, action, cause)
     }
 }
 
@@ -160,7 +176,7 @@ const REMOVING: &str = "removing an entry";
 
 /// What was to be removed was not there: no error.
 fn forgive_absence(error: TableError) -> Result<(), TableError> {
-    match error.source.raw_os_error() {
+    match error.cause.raw_os_error() {
         Some(libc::ENOENT) => Ok(()),
         _ => Err(error),
     }
@@ -320,5 +336,31 @@ impl<K: Ord + Copy, V: Clone> Table<K, V> for BTreeMap<K, V> {
     fn remove(&mut self, key: &K) -> Result<(), TableError> {
         self.remove(key);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_do_about_a_full_map_is_said() {
+        let told = |code| {
+            let error = io::Error::from_raw_os_error(code);
+            let error = TableError::new(MapName::Frontends, "writing", error);
+            // As the agent tells it.
+            format!("{:#}", anyhow::Error::new(error))
+        };
+        for full in [libc::E2BIG, libc::ENOSPC] {
+            assert_eq!(
+                told(full),
+                "map FRONTENDS is full: make it larger with 'redirector map resize FRONTENDS \
+                 NUMBER', or with 'tables' in the file"
+            );
+        }
+        assert_eq!(
+            told(libc::EPERM),
+            "map FRONTENDS: writing: Operation not permitted (os error 1)"
+        );
     }
 }

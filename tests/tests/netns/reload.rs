@@ -120,7 +120,9 @@ fn a_bad_file() -> Result<()> {
     Lab::run_with(CONFIG, |lab| {
         let _servers = serve_names(lab)?;
         ensure!(lab.metric("redirector_config_stale")? == Some(0.0));
-        for bad in ["publish: ['80:0']", "publish: [", "nonsense: 1", "publish: ['80:1', '80:2']"] {
+        for bad in
+            ["", "publish: ['80:0']", "publish: [", "nonsense: 1", "publish: ['80:1', '80:2']"]
+        {
             lab.write_config(bad)?;
             wait::until_true("the metric to tell", wait::SOON, || {
                 Ok(lab.metric("redirector_config_stale")? == Some(1.0))
