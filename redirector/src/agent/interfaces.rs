@@ -8,7 +8,7 @@ use redirector_common::{Address, Family, Interface as Entry, SnatAddressKey};
 
 use crate::config::SnatAddresses;
 use crate::dataplane::netlink::{Host, Interface};
-use crate::model::desired::{NodeAddresses, Side};
+use crate::model::desired::{NodeAddresses, Side, is_link_local};
 
 /// Counter slots by interface name. A slot stays with its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,7 +83,8 @@ pub(super) fn addresses(host: &Host, chosen: &[String]) -> NodeAddresses {
             .filter(|address| address.is_global)
             .map(|address| address.address)
             .collect(),
-        host: host.addresses(),
+        // Every pod's link has one of these, and nobody beyond it can use it.
+        host: host.addresses().into_iter().filter(|it| !is_link_local(*it)).collect(),
         has_kube_proxy: false,
         sides,
         nodes: BTreeMap::new(),
@@ -172,7 +173,7 @@ pub(super) fn snat_addresses(
             let mut further: Vec<(usize, Address)> = interface
                 .addresses
                 .iter()
-                .filter(|own| own.is_global && own.is_lasting && !is_link_local(own.address))
+                .filter(|own| own.is_global && own.is_lasting && !stays_on_link(own.address))
                 .filter(|own| !is_named(own.address))
                 .filter_map(|own| Some((place(wish, own.address)?, Address::from(own.address))))
                 .filter(|(_, address)| address.family() == family && *address != first)
@@ -200,10 +201,12 @@ fn place(wish: &SnatAddresses, address: IpAddr) -> Option<usize> {
     }
 }
 
-const fn is_link_local(address: IpAddr) -> bool {
+/// Whether nobody beyond the link could answer `address`. Unlike [`is_link_local`] of both families:
+/// programs do serve at such addresses of IPv4.
+fn stays_on_link(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        IpAddr::V6(_) => is_link_local(address),
     }
 }
 
@@ -261,7 +264,7 @@ mod tests {
     fn only_global_addresses_are_published() {
         let addresses = addresses(&host(), &names(&["eth0", "gone"]));
         assert_eq!(addresses.chosen, ["192.0.2.1".parse::<IpAddr>().expect("an address")]);
-        assert_eq!(addresses.host.len(), 5);
+        assert_eq!(addresses.host.len(), 4);
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! Packets go on meanwhile, so what is read here may be old when it is acted upon: a flow is looked
 //! at again just before it is removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nix::time::{ClockId, clock_gettime};
-use redirector_common::{BackendId, Direction, Flow, PortFlags, Protocol, ServiceId, Tuple};
+use redirector_common::{
+    BackendId, Direction, Flow, Frontend, FrontendKey, PortFlags, Protocol, ServiceId, Tuple,
+};
 
 use super::contents::Ports;
 use super::dead_end::DeadEnd;
@@ -113,8 +115,23 @@ pub struct Keep<'a> {
     /// Backends of services; `None`: nobody knows at the moment. A UDP flow of any other goes: its
     /// client would go on to send to that backend for ever.
     pub listed: Option<&'a BTreeSet<(ServiceId, BackendId)>>,
+    /// Whose frontends are whose: a UDP flow of one that has become another service's goes, too.
+    pub frontends: Option<&'a BTreeMap<FrontendKey, Frontend>>,
     /// Where TCP flows of other backends are led; `None`: they are left alone.
     pub dead_end: Option<DeadEnd>,
+}
+
+impl Keep<'_> {
+    /// Whether the flow's frontend is another service's by now.
+    fn is_moved(&self, key: &Tuple, flow: &Flow) -> bool {
+        let (address, port) = match flow.direction() {
+            Direction::Forward => (key.destination, key.destination_port),
+            Direction::Reply => (flow.translated.source, flow.translated.source_port),
+        };
+        let frontend = FrontendKey::new(address, port, key.protocol());
+        let owner = self.frontends.and_then(|frontends| frontends.get(&frontend));
+        owner.is_some_and(|owner| owner.service != flow.service)
+    }
 }
 
 /// Removes flows both of whose halves are idle for too long, and UDP flows that have lost their
@@ -198,7 +215,7 @@ fn judge(
     now: u64,
 ) -> Result<Fate, TableError> {
     let is_listed = keep.listed.is_none_or(|listed| listed.contains(&(flow.service, flow.backend)));
-    if key.protocol() == Protocol::Udp && !is_listed {
+    if key.protocol() == Protocol::Udp && (!is_listed || keep.is_moved(key, flow)) {
         return Ok(Fate::Orphaned);
     }
     if flow.is_expired(now)

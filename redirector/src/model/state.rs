@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use redirector_common::{Address, Family, FrontendKey, Peer};
 
 use super::desired::{
-    Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
+    Conflict, Desired, DesiredService, NodeAddresses, Side, build_backends, expand_frontends,
     expand_localhost, foreign,
 };
-use super::{Forwarding, Service, ServiceKey, Source};
+use super::{BackendAddress, Forwarding, Service, ServiceKey, Source};
 
 /// Who gets a frontend that several services claim: the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -166,13 +167,43 @@ impl State {
                 && (service.forwarding == Forwarding::Dsr
                     || named.any(|address| changed.contains(&address)))
         };
+        self.renew(concerns, |state| {
+            state.node.nodes = nodes;
+            state.peers = state.node.peers();
+        });
+    }
+
+    /// Takes in which networks are where. On many nodes every pod that comes or goes is one.
+    pub fn set_sides(&mut self, sides: BTreeMap<IpNet, Side>) {
+        let (old, new) = (&self.node.sides, &sides);
+        let changed: Vec<IpNet> = old
+            .keys()
+            .chain(new.keys())
+            .filter(|network| old.get(network) != new.get(network))
+            .copied()
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        let is_in = |address: BackendAddress| match address {
+            BackendAddress::Local => false,
+            BackendAddress::At(address) => changed.iter().any(|network| network.contains(&address)),
+        };
+        self.renew(
+            |service| service.backends.iter().any(|backend| is_in(backend.address)),
+            |state| state.node.sides = sides,
+        );
+    }
+
+    /// Changes something of the node, and has services that this concerns claim their frontends
+    /// anew.
+    fn renew(&mut self, concerns: impl Fn(&Service) -> bool, change: impl FnOnce(&mut Self)) {
         let concerned: Vec<Ranked> =
             self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
         for (_, service) in &concerned {
             self.remove(&service.key);
         }
-        self.node.nodes = nodes;
-        self.peers = self.node.peers();
+        change(self);
         for (rank, service) in concerned {
             self.put(rank, service);
         }

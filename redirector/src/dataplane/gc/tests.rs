@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use redirector_common::{Address, FlowState, Port};
@@ -31,7 +30,7 @@ impl FlowTable for BTreeMap<Tuple, Flow> {
 }
 
 fn keep(listed: &BTreeSet<(ServiceId, BackendId)>) -> Keep<'_> {
-    Keep { listed: Some(listed), dead_end: None }
+    Keep { listed: Some(listed), frontends: None, dead_end: None }
 }
 
 fn end(host: u8, port: u16) -> (Address, Port) {
@@ -86,11 +85,32 @@ fn udp_flows_end_with_their_backend() {
     add(&mut table, Protocol::Udp, 1000, (0, 0));
     let listed = BTreeSet::from([(1, 1)]);
     assert_eq!(collect(&mut table, keep(&listed), 1).expect("collected").orphaned, 0);
-    let unknown = Keep { listed: None, dead_end: None };
+    let unknown = Keep { listed: None, frontends: None, dead_end: None };
     assert_eq!(collect(&mut table, unknown, 1).expect("collected").orphaned, 0);
     let collected = collect(&mut table, keep(&BTreeSet::new()), 1).expect("collected");
     assert_eq!((collected.halves, collected.orphaned), (2, 2));
     assert!(table.keys().all(|key| key.protocol() == Protocol::Tcp));
+}
+
+#[test]
+fn udp_flows_end_where_their_frontend_becomes_another_services() {
+    let mut table = BTreeMap::new();
+    add(&mut table, Protocol::Tcp, 1000, (0, 0));
+    add(&mut table, Protocol::Udp, 1000, (0, 0));
+    let listed = BTreeSet::from([(1, 1), (2, 1)]);
+    let (address, port) = end(1, 80);
+    let mut orphaned = |service| {
+        let owned = Frontend::new(service, address);
+        let frontends = BTreeMap::from(
+            Protocol::ALL.map(|protocol| (FrontendKey::new(address, port, protocol), owned)),
+        );
+        let frontends = Some(&frontends).filter(|_| service != 0);
+        let keep = Keep { listed: Some(&listed), frontends, dead_end: None };
+        collect(&mut table, keep, 1).expect("collected").orphaned
+    };
+    assert_eq!((orphaned(0), orphaned(1)), (0, 0));
+    assert_eq!((orphaned(2), orphaned(2)), (2, 0));
+    assert!(table.len() == 2 && table.keys().all(|key| key.protocol() == Protocol::Tcp));
 }
 
 #[test]
@@ -107,7 +127,8 @@ fn tcp_flows_that_lose_their_backend_are_led_to_the_dead_end() {
     let (address, port) = end(1, 49152);
     let dead_end = Some(DeadEnd { v4: Some(address), v6: None, first: 49152, last: 49153 });
     let mut led = |listed, dead_end| {
-        collect(&mut table, Keep { listed: Some(listed), dead_end }, 1).expect("collected")
+        collect(&mut table, Keep { listed: Some(listed), frontends: None, dead_end }, 1)
+            .expect("collected")
     };
     assert_eq!(led(&none, None).led, 0);
     assert_eq!(led(&listed, dead_end).led, 0);
@@ -142,7 +163,7 @@ fn flows_that_would_look_the_same_there_have_ports_of_their_own() {
     let none = BTreeSet::new();
     let (address, _) = end(1, 0);
     let dead_end = Some(DeadEnd { v4: Some(address), v6: None, first: 49152, last: 49153 });
-    let keep = Keep { listed: Some(&none), dead_end };
+    let keep = Keep { listed: Some(&none), frontends: None, dead_end };
     assert_eq!(collect(&mut table, keep, 1).expect("collected").led, 4);
     let ends = |table: &BTreeMap<Tuple, Flow>| -> Vec<u16> {
         let led = table.values().filter(|flow| flow.is_local());
