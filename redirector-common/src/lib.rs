@@ -14,6 +14,7 @@ pub mod address;
 pub mod affinity;
 pub mod backend;
 pub mod cache;
+pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
@@ -33,6 +34,7 @@ pub use address::{Address, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
+pub use event::{Event, Watch};
 pub use flow::{Direction, Flow, FlowState, Manner};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
@@ -80,6 +82,8 @@ pod!(
     TakerKey,
     Peer,
     Endpoint,
+    Event,
+    Watch,
     RingSlot,
     SocketKey,
     SteeredKey,
