@@ -1,7 +1,7 @@
 //! `redirector flow list` and `flush`: flows, both halves of each together.
 
 mod rows;
-mod select;
+pub(super) mod select;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::render::{self, Row, age, count};
 use super::{BpffsArgs, ReadArgs};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+pub(super) use rows::{service_name, socket};
 use rows::{FlowRow, Loaded, flow_rows};
 use select::Selection;
 

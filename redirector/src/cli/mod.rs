@@ -12,10 +12,12 @@ pub mod detach;
 pub mod explain;
 pub mod flow;
 pub mod map;
+pub mod monitor;
 pub mod render;
 pub mod run;
 pub mod service;
 pub mod status;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -61,6 +63,8 @@ enum Command {
     Flow(flow::FlowCommand),
     /// Show packets and bytes by Reason and interface
     Counters(counters::CountersArgs),
+    /// Show live what becomes of packets: new flows, drops
+    Monitor(Box<monitor::MonitorArgs>),
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
@@ -153,6 +157,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Service(command) => service::run(&command),
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
+        Command::Monitor(args) => monitor::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Audit(args) => audit::run(&args),
         Command::Explain(args) => explain::run(&args),
