@@ -98,12 +98,13 @@ extern "C" fn event_frame(ctx: *mut xdp_md, reason: u32, is_last: u32) -> u32 {
     };
     let frame = Frame::from_raw(ctx);
     record.event.ifindex = frame.ifindex();
-    let captured = extent(&mut record.event, frame.size(), snap);
-    let done = captured == 0
+    let last = last_byte(&mut record.event, frame.size(), snap);
+    let bytes = record.bytes.as_mut_ptr().cast();
+    let is_copied = last < MAX_SNAP as usize
         // SAFETY: the context is valid, the destination as large as checked; the helper checks the
         // frame's end.
-        || unsafe { bpf_xdp_load_bytes(ctx, 0, record.bytes.as_mut_ptr().cast(), captured as u32) } == 0;
-    send(record, if done { captured } else { 0 });
+        && unsafe { bpf_xdp_load_bytes(ctx, 0, bytes, last as u32 + 1) } == 0;
+    send(record, if is_copied { last + 1 } else { 0 });
     0
 }
 
@@ -119,13 +120,12 @@ extern "C" fn event_skb(ctx: *mut __sk_buff, reason: u32, hook: u32, is_last: u3
     };
     let skb = Skb::from_raw(ctx);
     record.event.ifindex = skb.ifindex();
-    let captured = extent(&mut record.event, skb.size(), snap);
-    let done = captured == 0
+    let last = last_byte(&mut record.event, skb.size(), snap);
+    let bytes = record.bytes.as_mut_ptr().cast();
+    let is_copied = last < MAX_SNAP as usize
         // SAFETY: as above.
-        || unsafe {
-            bpf_skb_load_bytes(ctx.cast(), 0, record.bytes.as_mut_ptr().cast(), captured as u32)
-        } == 0;
-    send(record, if done { captured } else { 0 });
+        && unsafe { bpf_skb_load_bytes(ctx.cast(), 0, bytes, last as u32 + 1) } == 0;
+    send(record, if is_copied { last + 1 } else { 0 });
     0
 }
 
@@ -214,12 +214,12 @@ extern "C" fn event_choose(reason: u32, hook: u32) -> u32 {
     1
 }
 
-/// Notes the packet's length, and says how many bytes of it to take.
+/// Notes the packet's length, and says which byte of it is the last to take; none: a number beyond
+/// all that there may be. Not how many, of which 6.1's verifier would not see that they are not zero.
 #[inline(always)]
-fn extent(event: &mut Event, size: usize, snap: u32) -> usize {
+fn last_byte(event: &mut Event, size: usize, snap: u32) -> usize {
     event.len = size as u32;
-    let wanted = size.min(snap as usize);
-    opaque(wanted.min(MAX_SNAP as usize))
+    opaque(size.min(snap as usize).wrapping_sub(1))
 }
 
 /// Sends the event with so many bytes of the packet.

@@ -4,6 +4,7 @@
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
 pub mod audit;
+pub mod capture;
 pub mod check;
 pub mod completions;
 pub mod config;
@@ -65,6 +66,8 @@ enum Command {
     Counters(counters::CountersArgs),
     /// Show live what becomes of packets: new flows, drops
     Monitor(Box<monitor::MonitorArgs>),
+    /// Write packets into a file, before and after they are translated
+    Capture(Box<capture::CaptureArgs>),
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
@@ -158,6 +161,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
         Command::Monitor(args) => monitor::run(&args),
+        Command::Capture(args) => capture::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Audit(args) => audit::run(&args),
         Command::Explain(args) => explain::run(&args),

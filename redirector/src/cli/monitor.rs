@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Stdout, Write as _};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
 use anyhow::Result;
 use clap::Args;
@@ -54,8 +55,7 @@ pub fn run(args: &MonitorArgs) -> Result<()> {
         format: args.read.output,
         output: BufWriter::new(io::stdout()),
     };
-    screen.begin()?;
-    follow(&maps, wish, args.watch.limits(), &io::stdout(), &mut screen)
+    follow(&maps, wish, args.watch.limits(), Some(io::stdout().as_fd()), &mut screen)
 }
 
 /// Where events are shown.
@@ -65,7 +65,7 @@ struct Screen {
     output: BufWriter<Stdout>,
 }
 
-impl Screen {
+impl Listener for Screen {
     fn begin(&mut self) -> Result<()> {
         if self.format == Format::Table {
             self.output.write_all(line(HEADINGS).as_bytes())?;
@@ -73,9 +73,7 @@ impl Screen {
         }
         Ok(())
     }
-}
 
-impl Listener for Screen {
     fn hear(&mut self, event: &Event, _: &[u8]) -> Result<()> {
         let story = self.teller.tell(event);
         let text = match self.format {

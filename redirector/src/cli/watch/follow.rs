@@ -1,7 +1,7 @@
 //! Reading events until somebody or something ends it.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -27,6 +27,9 @@ pub(in crate::cli) struct Limits {
 
 /// Whoever is told.
 pub(in crate::cli) trait Listener {
+    /// From here on events are told.
+    fn begin(&mut self) -> Result<()>;
+
     /// One event, with the bytes of the packet.
     fn hear(&mut self, event: &Event, bytes: &[u8]) -> Result<()>;
 
@@ -34,8 +37,8 @@ pub(in crate::cli) trait Listener {
     fn rest(&mut self) -> Result<()>;
 }
 
-/// Hands events to `listener` until a limit is reached, a signal comes, or whoever reads `output` has
-/// gone; says then what was lost.
+/// Hands events to `listener` until a limit is reached, a signal comes, or the `reader`, a pipe, is
+/// closed at its other end; says then what was lost.
 ///
 /// # Errors
 ///
@@ -44,12 +47,14 @@ pub(in crate::cli) fn follow(
     maps: &Pinned,
     wish: Watch,
     limits: Limits,
-    output: &impl AsFd,
+    reader: Option<BorrowedFd<'_>>,
     listener: &mut impl Listener,
 ) -> Result<()> {
     // Before anything is asked for: from here on a signal ends the loop, and not the process.
     let signals = catch_signals().context("cannot wait for signals")?;
     let mut watcher = Watcher::begin(maps, wish)?;
+    listener.begin()?;
+    render::say("watching, until Ctrl-C");
     let begun = Instant::now();
     let mut renewed = begun;
     let mut left = limits.count;
@@ -70,7 +75,7 @@ pub(in crate::cli) fn follow(
             }
             wait = wait.min(remaining);
         }
-        match pause(&watcher, &signals, output, wait)? {
+        match pause(&watcher, &signals, reader, wait)? {
             Woken::Events => {}
             Woken::Signal => break false,
             Woken::ReaderGone => break true,
@@ -130,29 +135,29 @@ enum Woken {
 fn pause(
     watcher: &Watcher,
     signals: &SignalFd,
-    output: &impl AsFd,
+    reader: Option<BorrowedFd<'_>>,
     wait: Duration,
 ) -> Result<Woken> {
-    let mut ready = [
-        PollFd::new(watcher.as_fd(), PollFlags::POLLIN),
+    let mut ready = vec![
         PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        // A pipe without a reader says so by itself.
-        PollFd::new(output.as_fd(), PollFlags::empty()),
+        PollFd::new(watcher.as_fd(), PollFlags::POLLIN),
     ];
+    // A pipe that is closed says so without being asked.
+    ready.extend(reader.map(|reader| PollFd::new(reader, PollFlags::empty())));
     // Rounded up, or the last millisecond would be waited for without a pause.
     let wait = PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
     match poll(&mut ready, wait) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(error) => return Err(io::Error::from(error)).context("cannot wait for events"),
     }
-    let [_, signal, output] = ready;
-    if signal.any() == Some(true) {
-        return Ok(Woken::Signal);
-    }
-    if output.revents().is_some_and(|it| it.intersects(PollFlags::POLLERR | PollFlags::POLLHUP)) {
-        return Ok(Woken::ReaderGone);
-    }
-    Ok(Woken::Events)
+    let woken = |nth: usize| ready.get(nth).and_then(PollFd::any) == Some(true);
+    Ok(if woken(0) {
+        Woken::Signal
+    } else if woken(2) {
+        Woken::ReaderGone
+    } else {
+        Woken::Events
+    })
 }
 
 /// Signals that ask a program to end, as something that can be waited for.

@@ -146,3 +146,32 @@ fn boot_time() -> anyhow::Result<Timestamp> {
     let elapsed = SignedDuration::new(monotonic.tv_sec(), i32::try_from(monotonic.tv_nsec())?);
     Ok(Timestamp::now().checked_sub(elapsed)?)
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A packet from a client to a backend elsewhere.
+    pub(in crate::cli) fn story() -> Story {
+        let end = |text: &str| text.parse().expect("address and port");
+        let claimed = (end("198.51.100.9:4000"), end("192.0.2.1:80"));
+        let translated = (end("192.0.2.1:50000"), end("10.0.0.5:8080"));
+        Story {
+            time: Timestamp::from_nanosecond(1_767_225_600_000_001_000).expect("a time"),
+            phase: Phase::Before,
+            hook: "xdp",
+            interface: "eth0".to_owned(),
+            out_interface: Some("eth1".to_owned()),
+            reason: Some(Reason::RemoteEstablished),
+            direction: Some("request"),
+            protocol: Some("TCP"),
+            client: Some(claimed.0),
+            frontend: Some(claimed.1),
+            backend: Some(translated.1),
+            service: Some("default/web".to_owned()),
+            claimed: Some(claimed),
+            translated: Some(translated),
+            bytes: 66,
+        }
+    }
+}
