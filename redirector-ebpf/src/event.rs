@@ -39,17 +39,16 @@ pub(crate) struct Record {
     number: u32,
 }
 
-/// Whether somebody watches. Asked once for each packet, before it is told of.
+/// Finds out whether somebody watches: once for each packet, before it is told of.
 #[inline(always)]
-pub(crate) fn is_watched(environment: &Kernel) -> bool {
+pub(crate) fn look(environment: &Kernel) {
     // SAFETY: a map's element stays allocated until the program has ended. Volatile, as others write.
-    let until = WATCH.get_ptr(0).map_or(0, |watch| unsafe { (&raw const (*watch).until).read_volatile() });
-    let found = if until == 0 { NOBODY } else { UNTOLD };
-    environment.set_watched(found);
-    found != NOBODY
+    let until =
+        WATCH.get_ptr(0).map_or(0, |watch| unsafe { (&raw const (*watch).until).read_volatile() });
+    environment.set_watched(if until == 0 { NOBODY } else { UNTOLD });
 }
 
-/// Tells how the packet came, in XDP.
+/// Tells how the packet came, in XDP, if somebody watches.
 #[inline(always)]
 pub(crate) fn tell_frame_before(ctx: *mut xdp_md, environment: &Kernel, reason: Reason) {
     if environment.watched() != NOBODY {
@@ -65,7 +64,7 @@ pub(crate) fn tell_frame(ctx: *mut xdp_md, environment: &Kernel, reason: Reason)
     }
 }
 
-/// Tells how the packet came, at TC.
+/// Tells how the packet came, at TC, if somebody watches.
 #[inline(always)]
 pub(crate) fn tell_skb_before(
     ctx: *mut __sk_buff,
@@ -80,7 +79,12 @@ pub(crate) fn tell_skb_before(
 
 /// Tells how the packet leaves TC, if somebody watches.
 #[inline(always)]
-pub(crate) fn tell_skb(ctx: *mut __sk_buff, environment: &Kernel, reason: impl Into<u32>, hook: Hook) {
+pub(crate) fn tell_skb(
+    ctx: *mut __sk_buff,
+    environment: &Kernel,
+    reason: impl Into<u32>,
+    hook: Hook,
+) {
     if environment.watched() != NOBODY {
         event_skb(ctx, reason.into(), hook as u32, 1);
     }

@@ -76,7 +76,7 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     let decision = decide_claimed(&environment, packet, flags, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
         Step::Forward => {
-            event::is_watched(&environment);
+            event::look(&environment);
             event::tell_frame_before(ctx.ctx, &environment, decision.reason);
             match handover::prepare(&mut frame, packet, outcome) {
                 Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
@@ -84,7 +84,7 @@ fn accelerate(ctx: &XdpContext) -> u32 {
             }
         }
         Step::Drop => {
-            event::is_watched(&environment);
+            event::look(&environment);
             (decision.reason, xdp_action::XDP_DROP)
         }
         // TC ingress sees it next, decides again with more means, and counts.
@@ -115,9 +115,8 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         }
         if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_skb(skb.raw()) == 0 {
             counters::count(ifindex, reason, size);
-            if event::is_watched(&environment) {
-                event::tell_skb(skb.raw(), &environment, reason, Hook::Ingress);
-            }
+            event::look(&environment);
+            event::tell_skb(skb.raw(), &environment, reason, Hook::Ingress);
             return TC_ACT_OK;
         }
         tunnelled = 1;
@@ -125,7 +124,7 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
     packet.tunnelled = tunnelled;
     let len = skb.segment_len(packet);
     let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
-    event::is_watched(&environment);
+    event::look(&environment);
     let done = match decision.step {
         // Nobody is left to hand over to: `decide` does it for XDP alone.
         Step::Pass | Step::HandOver => Some(TC_ACT_OK),
@@ -195,7 +194,7 @@ pub fn redirector_out(ctx: TcContext) -> i32 {
     let decision = decide_reply(&environment, packet, outcome);
     let (reason, verdict) = match decision.step {
         Step::Deliver => {
-            event::is_watched(&environment);
+            event::look(&environment);
             event::tell_skb_before(skb.raw(), &environment, decision.reason, Hook::Egress);
             match translate(&mut skb, packet, outcome, Step::Deliver) {
                 Some(verdict) => (decision.reason, verdict),
@@ -203,7 +202,7 @@ pub fn redirector_out(ctx: TcContext) -> i32 {
             }
         }
         Step::Drop => {
-            event::is_watched(&environment);
+            event::look(&environment);
             (decision.reason, TC_ACT_SHOT)
         }
         // What this host sends of its own is counted only where it is ours.

@@ -317,11 +317,11 @@ fn fail(ctx: *mut __sk_buff) -> i32 {
 /// Tells how a packet came that is going to be changed, if somebody watches.
 #[inline(always)]
 fn tell_before(ctx: *mut __sk_buff, hook: Hook, is_changed: bool) {
-    if let Some((environment, _, _)) = Kernel::new(ctx.cast())
-        && event::is_watched(&environment)
-        && is_changed
-    {
-        event::tell_skb_before(ctx, &environment, environment.related().reason, hook);
+    if let Some((environment, _, _)) = Kernel::new(ctx.cast()) {
+        event::look(&environment);
+        if is_changed {
+            event::tell_skb_before(ctx, &environment, environment.related().reason, hook);
+        }
     }
 }
 

@@ -10,8 +10,8 @@ use nix::time::{ClockId, clock_gettime};
 use super::render::{self, Row, age, count};
 use super::{BpffsArgs, ReadArgs};
 use crate::dataplane::pinned::{Pinned, PinnedError};
-pub(super) use rows::{service_name, socket};
 use rows::{FlowRow, Loaded, flow_rows};
+pub(super) use rows::{service_name, socket};
 use select::Selection;
 
 /// Commands about flows.

@@ -144,8 +144,17 @@ impl<'a> Shown<'a> {
 
 /// The columns, and how wide each is at least: a line is printed before the next is known.
 const HEADINGS: [&str; 11] = [
-    "TIME (UTC)", "HOOK", "INTERFACE", "VERDICT", "REASON", "PROTOCOL", "BYTES", "CLIENT", "FRONTEND",
-    "BACKEND", "SERVICE",
+    "TIME (UTC)",
+    "HOOK",
+    "INTERFACE",
+    "VERDICT",
+    "REASON",
+    "PROTOCOL",
+    "BYTES",
+    "CLIENT",
+    "FRONTEND",
+    "BACKEND",
+    "SERVICE",
 ];
 const WIDTHS: [usize; 11] = [15, 7, 9, 7, 18, 8, 5, 21, 21, 21, 0];
 

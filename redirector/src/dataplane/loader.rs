@@ -286,9 +286,7 @@ impl Spec {
             MapName::Events => {
                 Self { kind: MapType::RingBuf, key: 0, value: 0, entries: event::RING_BYTES }
             }
-            MapName::EventsLost => {
-                Self { kind: MapType::PerCpuArray, ..Self::array::<u64>(1) }
-            }
+            MapName::EventsLost => Self { kind: MapType::PerCpuArray, ..Self::array::<u64>(1) },
             MapName::Sockets => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
             }

@@ -180,8 +180,10 @@ fn hold(maps: &Pinned) -> Result<Flock<File>, WatchError> {
     }
 }
 
-/// An event and the bytes after it; `None`: the programs are of another version.
-fn parse(record: &[u8]) -> Option<(Event, &[u8])> {
+/// An event and the bytes of the packet after it, as they stand in a record of the ring; `None`: the
+/// programs are of another version.
+#[must_use]
+pub fn parse(record: &[u8]) -> Option<(Event, &[u8])> {
     let (head, rest) = record.split_at_checked(size_of::<Event>())?;
     // SAFETY: as many bytes as an event has, which is made of integers; the read is unaligned.
     let event = unsafe { head.as_ptr().cast::<Event>().read_unaligned() };

@@ -140,10 +140,7 @@ fn bits(is_wanted: impl Fn(Reason) -> bool) -> u64 {
 
 /// Whether the packet is the first of a flow or connection.
 pub(in crate::cli) const fn opens(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::LocalNew | Reason::RemoteNew | Reason::SteeredNew | Reason::DsrNew
-    )
+    matches!(reason, Reason::LocalNew | Reason::RemoteNew | Reason::SteeredNew | Reason::DsrNew)
 }
 
 fn drops(reason: Reason) -> bool {

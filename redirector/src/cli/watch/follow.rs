@@ -91,7 +91,9 @@ pub(in crate::cli) fn follow(
         0 => {}
         1 => render::say("1 event was lost: there were more than could be read in time"),
         lost => {
-            render::say(&format!("{lost} events were lost: there were more than could be read in time"));
+            render::say(&format!(
+                "{lost} events were lost: there were more than could be read in time"
+            ));
         }
     }
     Ok(())

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use nix::time::{ClockId, clock_gettime};
-use redirector_common::packet::Hook;
 use redirector_common::event::Phase;
+use redirector_common::packet::Hook;
 use redirector_common::{Address, Direction, Event, Port, Reason, ServiceId, Tuple};
 
 use super::args::opens;
