@@ -19,7 +19,7 @@ use pcap_file::pcapng::blocks::interface_description::{
     InterfaceDescriptionBlock, InterfaceDescriptionOption,
 };
 use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeaderOption};
-use pcap_file::{DataLink, PcapError};
+use pcap_file::{DataLink, Endianness, PcapError};
 use redirector_common::event::{MAX_SNAP, Phase};
 use redirector_common::{Event, Watch};
 
@@ -142,6 +142,7 @@ impl Listener for Capture<'_> {
     fn begin(&mut self) -> Result<()> {
         let file = open(self.args)?;
         let section = SectionHeaderBlock {
+            endianness: Endianness::native(),
             options: vec![SectionHeaderOption::UserApplication(Cow::Borrowed(concat!(
                 "redirector ",
                 env!("CARGO_PKG_VERSION")

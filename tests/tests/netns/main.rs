@@ -28,4 +28,5 @@ mod shapes;
 mod sources;
 mod steering;
 mod takeover;
+mod watching;
 mod wires;
