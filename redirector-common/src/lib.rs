@@ -38,7 +38,7 @@ pub use event::{Event, Watch};
 pub use flow::{Direction, Flow, FlowState, Manner};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
-pub use node::{Interface, NodeConfig, PortFlags};
+pub use node::{Interface, NodeConfig, PortFlags, SnatAddressKey};
 pub use peer::Peer;
 pub use reason::{Reason, Verdict};
 pub use ring::RingSlot;
@@ -76,6 +76,7 @@ pod!(
     ServiceInfo,
     SlotKey,
     SlotValue,
+    SnatAddressKey,
     SourceBits,
     SourceRange,
     Taker,

@@ -57,6 +57,8 @@ maps! {
     Epochs = "EPOCHS", 1;
     /// Interfaces by index: addresses to translate to, counter slots.
     Interfaces = "INTERFACES", 1;
+    /// Further addresses of interfaces that sources may be translated to.
+    SnatAddresses = "SNAT_ADDRESSES", 1;
     /// Settings of the node.
     Node = "NODE", 4;
     /// Packets and bytes by interface and Reason.

@@ -177,6 +177,39 @@ impl Interface {
     }
 }
 
+/// Addresses of one family that sources may be translated to when leaving by one interface, the
+/// first of which stands in [`Interface`].
+pub const MAX_SNAT_ADDRESSES: u16 = 8;
+/// Entries that the `SNAT_ADDRESSES` map has room for.
+pub const MAX_SNAT_ENTRIES: u32 = 16384;
+
+/// Key of the `SNAT_ADDRESSES` map, whose values are [`Address`]es.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnatAddressKey {
+    /// Index of the interface.
+    pub ifindex: u32,
+    family: u16,
+    /// Position among the addresses of the family, from 1, without gaps, below
+    /// [`MAX_SNAT_ADDRESSES`].
+    pub position: u16,
+}
+
+const _: () = assert!(size_of::<SnatAddressKey>() == 8);
+
+impl SnatAddressKey {
+    /// The key of the address at a position.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(ifindex: u32, family: Family, position: u16) -> Self {
+        let family = match family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        Self { ifindex, family, position }
+    }
+}
+
 /// Packets and bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

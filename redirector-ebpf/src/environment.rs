@@ -19,18 +19,20 @@ use redirector_common::packet::{
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, SourceBits, SourceRange, Taker, TakerKey, Tuple, words,
+    RingSlot, Service, ServiceId, SnatAddressKey, SourceBits, SourceRange, Taker, TakerKey, Tuple,
+    words,
 };
 
 use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
-    INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SOURCE_RANGES, TAKERS, VIPS, add_one,
+    INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SNAT_ADDRESSES, SOURCE_RANGES, TAKERS, VIPS,
+    add_one,
 };
 use crate::{counters, maps, redirect, steer};
 use exported::{
-    flow_admit, flow_clear, flow_reclaim, flow_record, flow_vacate, handover_settle, reply_clamp,
-    steer_count,
+    flow_admit, flow_clear, flow_reclaim, flow_record, flow_try_ports, flow_vacate,
+    handover_settle, reply_clamp, steer_count,
 };
 
 pub(crate) use kernel::{Kernel, Workspace};
@@ -122,6 +124,15 @@ impl Environment for Kernel {
     #[inline(always)]
     fn record(&self, _: &Packet, _: &mut Scratch, keep_port: bool) -> Recorded {
         Recorded::from_number(flow_record(keep_port.into()))
+    }
+
+    #[inline(always)]
+    fn try_ports(&self, _: &Packet, scratch: &mut Scratch, attempts: u32, takes: bool) -> Recorded {
+        // The function finds the halves where they are, and changes them.
+        exposed(scratch);
+        let recorded = flow_try_ports(attempts, takes.into());
+        exposed(scratch);
+        Recorded::from_number(recorded)
     }
 
     #[inline(always)]
@@ -262,6 +273,12 @@ impl Environment for Kernel {
     #[inline(always)]
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         INTERFACES.get(ifindex).copied()
+    }
+
+    #[inline(always)]
+    fn snat_address(&self, key: &SnatAddressKey) -> Option<Address> {
+        // SAFETY: copied at once.
+        unsafe { SNAT_ADDRESSES.get(key) }.copied()
     }
 
     #[inline(always)]

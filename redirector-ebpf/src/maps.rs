@@ -7,16 +7,16 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use redirector_common::event::RING_BYTES;
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey,
-    SysctlValue, Text, port_index,
+    CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, MAX_SNAT_ENTRIES, PORT_BLOCKS, PortBlock,
+    SysctlKey, SysctlValue, Text, port_index,
 };
 use redirector_common::packet::limit::ErrorBudget;
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Endpoint, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol,
-    RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SocketKey, SourceBits, SteeredKey, Taker,
-    TakerKey, Tuple, Watch, cache,
+    RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SnatAddressKey, SocketKey, SourceBits,
+    SteeredKey, Taker, TakerKey, Tuple, Watch, cache,
 };
 
 use crate::environment::Workspace;
@@ -64,6 +64,9 @@ pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, FirstFragment> =
     LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub(crate) static INTERFACES: Array<Interface> = Array::with_max_entries(MAX_IFINDEX, 0);
+#[map]
+pub(crate) static SNAT_ADDRESSES: HashMap<SnatAddressKey, Address> =
+    HashMap::with_max_entries(MAX_SNAT_ENTRIES, BPF_F_NO_PREALLOC);
 #[map]
 pub(crate) static NODE: Array<NodeConfig> = Array::with_max_entries(1, 0);
 #[map]

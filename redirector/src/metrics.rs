@@ -20,7 +20,7 @@ use crate::cli::counters::{self, CounterRow};
 use crate::dataplane::connections;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::pins::Pins;
-use crate::dataplane::translation::PortUse;
+use crate::dataplane::translation::{PortUse, Sources};
 use traffic::{Seen, ServiceName, Total, Traffic};
 
 /// The content type of what [`Metrics::scrape`] returns.
@@ -87,7 +87,7 @@ impl Metrics {
             flows: flows.values().filter(waiting).count(),
             budget: ring::half_open_budget(maps.node()?.ring_slots),
         };
-        let translation = PortUse::of(&flows, &maps.node()?);
+        let translation = PortUse::of(&flows, &maps.node()?, &Sources::read(&maps)?);
         let mut fill = Vec::new();
         for name in MapName::ALL {
             let entries = match name {
@@ -103,6 +103,7 @@ impl Metrics {
                 | MapName::Maglev
                 | MapName::Backends
                 | MapName::Interfaces
+                | MapName::SnatAddresses
                 | MapName::Node
                 | MapName::Counters
                 | MapName::Slots
@@ -211,9 +212,9 @@ impl Scrape {
         gauge(to, "half_open_flows", help, [([], whole(self.half_open.flows))])?;
         let help = "Flows that may be half-open at once; one more takes the oldest one's place";
         gauge(to, "half_open_budget", help, [([], i64::from(self.half_open.budget))])?;
-        let help = "Ports for translation, towards each backend elsewhere";
-        gauge(to, "snat_ports", help, [([], i64::from(self.translation.ports))])?;
-        let help = "Ports for translation in use, towards the backend that has most of them";
+        let help = "Ports for translation, towards the backend that has the fewest left";
+        gauge(to, "snat_ports", help, [([], whole(self.translation.ports))])?;
+        let help = "Those in use, towards that backend";
         gauge(to, "snat_ports_used", help, [([], whole(self.translation.used))])?;
         let entries =
             self.fill.iter().map(|fill| ([("map", fill.map.to_owned())], whole(fill.entries)));

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
@@ -92,6 +92,21 @@ fn bound(host: &Namespace, port: u16, to: SocketAddr, kind: Type) -> Result<Sock
             .with_context(|| format!("binding the client's port {port}"))?;
     }
     Ok(socket)
+}
+
+/// A UDP socket of a host, connected to where an echo server has answered another one: agents may
+/// still be about to serve what is asked for.
+///
+/// # Errors
+///
+/// If nobody answers.
+pub fn udp_once_served(host: &Namespace, to: SocketAddr) -> Result<UdpSocket> {
+    wait::until_true(&format!("an echo from {to}"), wait::SOON, || {
+        let socket = udp(host, to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(round_trip(&socket, b"hello").is_ok())
+    })?;
+    udp(host, to)
 }
 
 /// What a `Whoami` server said.
@@ -220,6 +235,8 @@ impl Pulse {
         let received = Arc::new(AtomicU64::new(0));
         let outgoing = socket.try_clone()?;
         let stop_sender = stop.clone();
+        let total = Arc::new(OnceLock::new());
+        let told = total.clone();
         let sender = thread::spawn(move || {
             let start = Instant::now();
             let mut next = 0;
@@ -231,26 +248,29 @@ impl Pulse {
                 let due = interval * u32::try_from(next)?;
                 thread::sleep(due.saturating_sub(start.elapsed()));
             }
-            Ok(next)
+            Ok(*told.get_or_init(|| next))
         });
-        let (stop_receiver, count) = (stop.clone(), received.clone());
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let count = received.clone();
+        socket.set_read_timeout(Some(Duration::from_millis(100)))?;
         let receiver = thread::spawn(move || {
             let mut answers = BTreeSet::new();
             let mut buffer = [0; 8];
+            let mut ended = None;
             loop {
+                if let Some(sent) = total.get() {
+                    let ended = *ended.get_or_insert_with(Instant::now);
+                    // What has not come for so long does not come any more.
+                    if answers.len() as u64 >= *sent || ended.elapsed() > PATIENCE {
+                        return Ok(answers);
+                    }
+                }
                 match wait::uninterrupted(|| socket.recv(&mut buffer)) {
                     Ok(8) => {
                         answers.insert(u64::from_be_bytes(buffer));
                         count.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(length) => bail!("an answer of {length} bytes"),
-                    // Half a second of silence after the last one was sent: none is on its way.
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        if stop_receiver.load(Ordering::Relaxed) {
-                            return Ok(answers);
-                        }
-                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error).context("receiving an echo"),
                 }
             }

@@ -1,8 +1,11 @@
 //! A service with several backends, here and elsewhere, that say who they are.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use redirector_common::{Family, Protocol};
 
 use crate::{
@@ -40,7 +43,7 @@ pub fn config(settings: &str, member: impl Fn(&str) -> Option<&'static str>) -> 
         let Some(words) = member(name) else {
             continue;
         };
-        let addresses: std::collections::BTreeSet<_> = addresses.into_iter().collect();
+        let addresses: BTreeSet<_> = addresses.into_iter().collect();
         for address in addresses {
             text += &format!("      - {{address: '{address}', port: {port}{words}}}\n");
         }
@@ -93,6 +96,23 @@ pub fn ask(lab: &Lab, protocol: Protocol, address: IpAddr, port: u16) -> Result<
 /// If nobody does.
 pub fn ask_tcp(lab: &Lab, family: Family) -> Result<String> {
     ask(lab, Protocol::Tcp, NODE1.of(family), TCP[0])
+}
+
+/// Asks until everyone has answered, or that would be a miracle: one in a hundred millions if
+/// each of three has a third of the clients.
+///
+/// # Errors
+///
+/// If nobody answers, or only some do.
+pub fn meet_everyone(mut ask: impl FnMut() -> Result<String>) -> Result<()> {
+    let mut met = BTreeSet::new();
+    for _ in 0..50 {
+        met.insert(ask()?);
+        if met.len() == MEMBERS.len() {
+            return Ok(());
+        }
+    }
+    bail!("only {met:?} answer")
 }
 
 /// Replaces the file, and waits until the agent has brought the maps in line.

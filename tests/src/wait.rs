@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// How long a condition that should hold soon may take on a busy machine.
-pub const SOON: Duration = Duration::from_secs(10);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// Between two looks at a condition.
 const INTERVAL: Duration = Duration::from_millis(10);

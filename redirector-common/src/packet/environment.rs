@@ -8,7 +8,7 @@ use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey,
     Interface, Manner, NodeConfig, Peer, Port, PortFlags, Protocol, Reason, RingSlot, Service,
-    ServiceId, Taker, TakerKey, Tuple,
+    ServiceId, SnatAddressKey, Taker, TakerKey, Tuple,
 };
 
 /// The node as the packet code sees it. In the kernel: maps and helpers; in user space: copies.
@@ -90,6 +90,21 @@ pub trait Environment {
         new_flow::record(self, packet, scratch, keep_port)
     }
 
+    /// Adds the halves that are put together with a port of the block for their source address:
+    /// [`new_flow::try_ports`].
+    fn try_ports(
+        &self,
+        packet: &Packet,
+        scratch: &mut Scratch,
+        attempts: u32,
+        takes: bool,
+    ) -> Recorded
+    where
+        Self: Sized,
+    {
+        new_flow::try_ports(self, packet, scratch, attempts, takes)
+    }
+
     /// A copy of a key that others may write, for as long as none other is held.
     fn hold(&self, key: &Tuple) -> &Tuple;
 
@@ -152,6 +167,9 @@ pub trait Environment {
 
     /// An interface.
     fn interface(&self, ifindex: u32) -> Option<Interface>;
+
+    /// A further address of an interface to translate sources to.
+    fn snat_address(&self, key: &SnatAddressKey) -> Option<Address>;
 
     /// What was noted of the first fragment of a packet.
     fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment>;
@@ -257,6 +275,9 @@ pub struct Scratch {
     pub affinity_group: u32,
     /// How the flow's packets are to get to a backend elsewhere, if that can be: a [`Manner`].
     pub wanted: u32,
+    /// Index of the interface by which packets to a backend elsewhere leave; 0 for one on this
+    /// host, which sees the client's address always.
+    pub outgoing: u32,
     /// Where packets come from for a backend that cannot tell this client from others.
     pub source: Address,
 }

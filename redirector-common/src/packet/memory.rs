@@ -23,6 +23,7 @@ impl Default for Memory {
                 reply_key: Packet::EMPTY.tuple,
                 affinity_group: 0,
                 wanted: 0,
+                outgoing: 0,
                 source: Address::UNSPECIFIED,
             }),
             held: UnsafeCell::new(Packet::EMPTY.tuple),

@@ -28,6 +28,7 @@ pub mod rewrite;
 pub mod select;
 pub mod steer;
 pub mod track;
+pub mod transport;
 pub mod tunnel;
 
 pub use checksum::Delta;
@@ -36,11 +37,12 @@ pub use environment::{Environment, Scratch};
 pub use flow_entry::FlowEntry;
 pub use memory::Memory;
 pub use next_hop::{LinkAddresses, NextHop, Route};
-pub use parse::{Packet, TcpFlags, parse, parse_claimed};
+pub use parse::{Packet, parse, parse_claimed};
 pub use quoted::Quoted;
 pub use related::Kind;
 pub use rewrite::rewrite;
 pub use steer::Socket;
+pub use transport::TcpFlags;
 
 /// Types that may be read from and written to packet bytes.
 ///

@@ -3,12 +3,11 @@
 //!
 //! The backend's own answers go to the client directly and may be as large as they are.
 
+use super::transport::TCP_HEADER_LEN;
 use super::tunnel::header_len;
 use super::{Delta, Packet, PacketBuf};
 use crate::Family;
 
-/// TCP's header without options, in bytes.
-const TCP_HEADER_LEN: u16 = 20;
 /// All options together, in bytes.
 const MAX_OPTIONS: u16 = 40;
 

@@ -6,18 +6,23 @@ use super::environment::{Inserted, Recorded};
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
 use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
+use crate::node::MAX_SNAT_ADDRESSES;
 use crate::{
     Address, Direction, Frontend, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service,
-    Tuple, words,
+    SnatAddressKey, Tuple, words,
 };
 
-/// Ports of the translation block that are tried for one new flow. From a random start, so that a
-/// client's retransmission tries others.
-const PORT_ATTEMPTS: u32 = 32;
+/// Ports of the translation block that are tried for one new flow, and as many again if need be,
+/// taken from flows that are finished or half-open: a flood must not keep the ports from everyone
+/// else. From a random start, so that a client's retransmission tries others.
+const PORT_ATTEMPTS: u32 = 16;
 
-/// After so many of them that were taken, they are taken from flows that are finished or half-open:
-/// a flood must not keep the ports from everyone else.
-const POLITE_ATTEMPTS: u32 = 16;
+/// The same of every further address: all of them together should not cost many times what one
+/// does.
+const FURTHER_ATTEMPTS: u32 = 8;
+
+/// A block of so many ports is tried as a whole.
+const SMALL_BLOCK: u32 = 32;
 
 /// Decides about a packet to a possible frontend that belongs to no flow.
 #[inline(always)]
@@ -142,9 +147,11 @@ pub(super) fn open<E: Environment>(
     if local {
         outcome.manner = Manner::Translate;
         words::copy(&tuple.source, &mut scratch.source);
+        scratch.outgoing = 0;
     } else {
+        scratch.outgoing = outcome.next_hop.ifindex;
         scratch.source = environment
-            .interface(outcome.next_hop.ifindex)
+            .interface(scratch.outgoing)
             .map_or(Address::UNSPECIFIED, |interface| interface.source(packet.family()));
         if scratch.source.is_unspecified() {
             return Decision::drop(Reason::NoSourceAddress);
@@ -239,6 +246,9 @@ fn fill<E: Environment>(
 /// Adds both halves, the reply half first: its key is free exactly if no other flow would look
 /// the same to the backend. Local backends see the client's own port where that is so, and
 /// everyone else a port of the translation block.
+///
+/// Of the addresses that a source may be translated to, the first is used for as long as it has
+/// ports; and no port is taken from a flow while another address has a free one.
 #[inline(always)]
 pub fn record<E: Environment>(
     environment: &E,
@@ -246,51 +256,85 @@ pub fn record<E: Environment>(
     scratch: &mut Scratch,
     keep_port: bool,
 ) -> Recorded {
-    let node = environment.node();
-    let count = u32::from(node.snat_count);
-    let random = environment.random();
-    // A small block is walked one by one, so that every port is tried; a large one in strides
-    // that differ from flow to flow, so that flows do not queue up behind each other.
-    let stride = if count <= PORT_ATTEMPTS { 1 } else { (random >> 16) | 1 };
-    let mut offset = random & 0xffff;
-    if packet.is_tunnelled() && node.clamps_mss() {
+    if packet.is_tunnelled() && environment.node().clamps_mss() {
         scratch.reply.set_clamps_mss();
     }
-    let mut own_port = keep_port;
-    let mut is_vacated = false;
-    for attempt in 0..=PORT_ATTEMPTS {
-        if !own_port && !is_vacated {
-            if count == 0 {
-                return Recorded::NoPort;
-            }
-            offset = (offset + stride) % count;
-            let port = Port::new(node.snat_first.wrapping_add(offset as u16));
-            scratch.forward.translated.source_port = port;
-            scratch.reply_key.destination_port = port;
-        }
+    if keep_port {
         match environment.insert_flow(&scratch.reply_key, &scratch.reply) {
             Inserted::Done => return record_forward(environment, packet, scratch),
             Inserted::Full => return Recorded::Full,
             Inserted::Exists => {}
         }
-        if own_port {
-            // Another flow of the client's looks the same to the backend.
-            match environment.flow(&scratch.reply_key) {
-                // Another CPU is opening this very flow, or only half of it is left: share it.
-                Some(entry) if *entry.translated() == scratch.reply.translated => {
-                    return record_forward(environment, packet, scratch);
-                }
-                Some(_) | None => {
-                    own_port = false;
-                    scratch.forward.translated.source = scratch.source;
-                    scratch.reply_key.destination = scratch.source;
-                    scratch.forward.set_manner(Manner::Translate);
-                    scratch.reply.set_manner(Manner::Translate);
-                }
-            }
-            continue;
+        // Another flow of the client's looks the same to the backend; or another CPU is opening
+        // this very flow, or only half of it is left: share it.
+        if let Some(entry) = environment.flow(&scratch.reply_key)
+            && *entry.translated() == scratch.reply.translated
+        {
+            return record_forward(environment, packet, scratch);
         }
-        is_vacated = attempt >= POLITE_ATTEMPTS && environment.vacate(scratch);
+        scratch.forward.set_manner(Manner::Translate);
+        scratch.reply.set_manner(Manner::Translate);
+    }
+    for takes in [false, true] {
+        for position in 0..MAX_SNAT_ADDRESSES {
+            let (source, attempts) = if position == 0 {
+                (scratch.source, PORT_ATTEMPTS)
+            } else {
+                let key = SnatAddressKey::new(scratch.outgoing, packet.family(), position);
+                match environment.snat_address(&key) {
+                    Some(source) => (source, FURTHER_ATTEMPTS),
+                    None => break,
+                }
+            };
+            scratch.forward.translated.source = source;
+            scratch.reply_key.destination = source;
+            let recorded = environment.try_ports(packet, scratch, attempts, takes);
+            if !matches!(recorded, Recorded::NoPort) {
+                return recorded;
+            }
+        }
+    }
+    Recorded::NoPort
+}
+
+/// Adds both halves with the source address that they have and a port of the translation block.
+/// `takes`: ports of flows that are finished or half-open are taken from them.
+#[inline(always)]
+pub fn try_ports<E: Environment>(
+    environment: &E,
+    packet: &Packet,
+    scratch: &mut Scratch,
+    attempts: u32,
+    takes: bool,
+) -> Recorded {
+    let node = environment.node();
+    let count = u32::from(node.snat_count);
+    if count == 0 {
+        return Recorded::NoPort;
+    }
+    let random = environment.random();
+    // A small block is walked one by one, so that every port is tried; a large one in strides
+    // that differ from flow to flow, so that flows do not queue up behind each other.
+    let (stride, attempts) =
+        if count <= SMALL_BLOCK { (1, count) } else { ((random >> 16) | 1, attempts) };
+    let mut offset = random & 0xffff;
+    for attempt in 0..SMALL_BLOCK {
+        if attempt >= attempts {
+            break;
+        }
+        offset = (offset + stride) % count;
+        let port = Port::new(node.snat_first.wrapping_add(offset as u16));
+        scratch.forward.translated.source_port = port;
+        scratch.reply_key.destination_port = port;
+        let mut inserted = environment.insert_flow(&scratch.reply_key, &scratch.reply);
+        if takes && matches!(inserted, Inserted::Exists) && environment.vacate(scratch) {
+            inserted = environment.insert_flow(&scratch.reply_key, &scratch.reply);
+        }
+        match inserted {
+            Inserted::Done => return record_forward(environment, packet, scratch),
+            Inserted::Full => return Recorded::Full,
+            Inserted::Exists => {}
+        }
     }
     Recorded::NoPort
 }

@@ -1,4 +1,4 @@
-//! Headers: Ethernet, VLAN tags, IPv4, IPv6 with extension headers, TCP, UDP.
+//! Headers: Ethernet, VLAN tags, IPv4, IPv6 with extension headers; then those of [`super::transport`].
 //!
 //! The only place where `network-types`' headers are interpreted; its known pitfalls (header
 //! lengths in bytes, subtraction below zero) are dealt with here once.
@@ -7,6 +7,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::extensions::walk_extensions;
+use super::transport::{TcpFlags, destination_of, parse_tcp, parse_udp};
 use super::{PacketBuf, tunnel};
 use crate::{Address, Family, Port, Protocol, Reason, Tuple};
 
@@ -26,50 +27,6 @@ pub(super) const ICMPV6: u8 = 58;
 /// More fragments follow, and the offset, of IPv4's flags and fragment offset field.
 const IPV4_MORE_FRAGMENTS: u16 = 0x2000;
 const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
-
-/// TCP's control bits.
-#[repr(transparent)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TcpFlags(pub u8);
-
-impl TcpFlags {
-    /// No more data from the sender.
-    pub const FIN: u8 = 0x01;
-    /// Synchronise sequence numbers.
-    pub const SYN: u8 = 0x02;
-    /// Reset the connection.
-    pub const RST: u8 = 0x04;
-    /// Acknowledgement field significant.
-    pub const ACK: u8 = 0x10;
-
-    /// Whether any of `bits` is set.
-    #[inline(always)]
-    #[must_use]
-    pub const fn any(self, bits: u8) -> bool {
-        self.0 & bits != 0
-    }
-
-    /// Whether this is of a connection whose handshake has begun: ACK without SYN or RST.
-    #[inline(always)]
-    #[must_use]
-    pub const fn acknowledges(self) -> bool {
-        self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
-    }
-
-    /// Whether this answers one that opens a connection: SYN and ACK, without RST or FIN.
-    #[inline(always)]
-    #[must_use]
-    pub const fn answers(self) -> bool {
-        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN | Self::ACK
-    }
-
-    /// Whether this opens a connection: SYN without ACK, RST or FIN.
-    #[inline(always)]
-    #[must_use]
-    pub const fn opens(self) -> bool {
-        self.0 & (Self::SYN | Self::ACK | Self::RST | Self::FIN) == Self::SYN
-    }
-}
 
 /// Where a TCP or UDP packet's headers are, and what the data path needs of them.
 #[repr(C)]
@@ -398,38 +355,4 @@ pub(super) fn read_words<const B: usize, const W: usize>(bytes: &[u8; B]) -> [u3
 fn read_long_words(bytes: &[u8; 16]) -> [u64; 2] {
     // SAFETY: as many bytes; the read is unaligned.
     unsafe { bytes.as_ptr().cast::<[u64; 2]>().read_unaligned() }
-}
-
-/// Both ports as loaded from memory, header length in bytes, control bits.
-type Transport = (u32, usize, TcpFlags);
-
-/// The second of two ports that were loaded together.
-#[inline(always)]
-const fn destination_of(ports: u32) -> Port {
-    let [_, _, high, low] = ports.to_ne_bytes();
-    Port::from_bytes([high, low])
-}
-
-#[inline(always)]
-fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
-    // RFC 9293 §3.1: ports, sequence, acknowledgement, data offset in words, control bits.
-    let header: *mut [u8; 20] = packet.at(offset).ok_or(Reason::Malformed)?;
-    // SAFETY: `at` checked the bounds; bytes are never misaligned.
-    let header = unsafe { &*header };
-    let header_len = usize::from(header[12] >> 4) * 4;
-    if header_len < 20 {
-        return Err(Reason::Malformed);
-    }
-    let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
-    Ok((ports, header_len, TcpFlags(header[13])))
-}
-
-#[inline(always)]
-fn parse_udp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
-    // RFC 768: ports, length, checksum.
-    let header: *mut [u8; 8] = packet.at(offset).ok_or(Reason::Malformed)?;
-    // SAFETY: `at` checked the bounds; bytes are never misaligned.
-    let header = unsafe { &*header };
-    let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
-    Ok((ports, 8, TcpFlags(0)))
 }

@@ -13,7 +13,7 @@ use redirector_common::packet::{
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
+    RingSlot, Service, ServiceId, SnatAddressKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 /// Interface by which everything leaves.
@@ -42,6 +42,7 @@ pub(crate) struct Host {
     pub(crate) peers: BTreeMap<Address, Peer>,
     pub(crate) errors: Cell<u32>,
     pub(crate) interface: Option<Interface>,
+    pub(crate) snat_addresses: BTreeMap<SnatAddressKey, Address>,
     pub(crate) route: Cell<Route>,
     /// The next node on the way; the destination itself if there is none.
     pub(crate) router: Cell<Option<Address>>,
@@ -102,6 +103,7 @@ impl Host {
             peers: BTreeMap::new(),
             errors: Cell::new(u32::MAX),
             interface: Some(Interface::new(1, v4(1), Address::UNSPECIFIED, true)),
+            snat_addresses: BTreeMap::new(),
             route: Cell::new(Route::Via),
             router: Cell::new(None),
             gateway: Cell::new(Address::UNSPECIFIED),

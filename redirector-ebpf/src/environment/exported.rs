@@ -69,6 +69,18 @@ pub(super) extern "C" fn flow_record(keep_port: u32) -> u32 {
     new_flow::record(&environment, packet, scratch, keep_port != 0) as u32
 }
 
+/// Adds them with a port of the translation block for the source address that they have.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn flow_try_ports(attempts: u32, takes: u32) -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return Recorded::Full as u32;
+    };
+    // SAFETY: this CPU's element, as in `Kernel::new`; the caller does not use it meanwhile.
+    let scratch = unsafe { &mut (*environment.workspace).scratch };
+    new_flow::try_ports(&environment, packet, scratch, attempts, takes != 0) as u32
+}
+
 /// Makes room in a flow table that is full. 0: there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]

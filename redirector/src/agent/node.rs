@@ -5,18 +5,17 @@ use std::time::Instant;
 
 use anyhow::Context;
 use redirector_common::map_name::MapName;
-use redirector_common::{BackendId, Interface as Entry, ServiceId};
+use redirector_common::{Address, BackendId, Interface as Entry, ServiceId, SnatAddressKey};
 
 use self::parts::Parts;
 use super::Shared;
 use super::account::Account;
 use super::clients;
-use super::interfaces::{self, Lending, Slots};
+use super::interfaces::Slots;
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interface};
 use crate::dataplane::contents::{Contents, Ports};
-use crate::dataplane::delta::delta;
 use crate::dataplane::detach::detach_locked;
 use crate::dataplane::direct::{Direct, describe_mtu};
 use crate::dataplane::epochs::Epochs;
@@ -27,7 +26,6 @@ use crate::dataplane::kube_proxy;
 use crate::dataplane::layout::Layout;
 use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, ids};
-use crate::dataplane::netdev;
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
@@ -35,13 +33,13 @@ use crate::dataplane::resize;
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
-use crate::dataplane::table::Table;
 use crate::k8s::presence::{self, Keeper};
 use crate::k8s::report::Mouth;
 use crate::model::desired::NodeAddresses;
 use crate::model::state::State;
 
 mod cluster;
+mod entries;
 mod parts;
 mod services;
 
@@ -79,6 +77,7 @@ pub(super) struct Node {
     collected_at: Option<Instant>,
     collect_at: Option<Instant>,
     entries: BTreeMap<u32, Entry>,
+    snat_addresses: BTreeMap<SnatAddressKey, Address>,
     slots: Slots,
     chosen: Vec<String>,
     has_kube_proxy: bool,
@@ -297,39 +296,6 @@ impl Node {
             attach::detach(self.pins(), name)?;
             tracing::info!("{name}: taken off");
         }
-        Ok(())
-    }
-
-    fn write_entries(
-        &mut self,
-        host: &Host,
-        attached: &[InterfaceStatus],
-        lends: bool,
-    ) -> anyhow::Result<()> {
-        let known = netdev::read_xdp_transmit().context("cannot ask for XDP features")?;
-        let is_native = |interface: &Interface| {
-            let mut all = attached.iter().filter(|status| status.ifindex == interface.index);
-            !interface.is_veth && all.any(|status| status.xdp == XdpState::Native)
-        };
-        let chosen: BTreeMap<String, u16> =
-            self.chosen.iter().map(|name| (name.clone(), self.slots.of(name))).collect();
-        let lending = if lends { Lending::Now } else { Lending::Kept(&self.entries) };
-        let entries = interfaces::entries(host, &chosen, lending, |interface| match &known {
-            Some(known) => known.get(&interface.index).copied().unwrap_or(false),
-            None => is_native(interface),
-        });
-        let changes = delta(&self.entries, &entries);
-        for (index, entry) in &changes.set {
-            self.maps.interfaces.set(index, entry)?;
-        }
-        for index in &changes.remove {
-            self.maps.interfaces.remove(index)?;
-        }
-        if !changes.set.is_empty() || !changes.remove.is_empty() {
-            // Whether XDP can send out of an interface is cached with each flow.
-            self.epochs.raise_all()?;
-        }
-        self.entries = entries;
         Ok(())
     }
 

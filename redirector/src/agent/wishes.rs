@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use redirector_common::map_name::MapName;
 
 use super::{Options, interfaces};
-use crate::config::{self, Config, XdpMode};
+use crate::config::{self, Config, SnatAddresses, XdpMode};
 use crate::dataplane::attach::{self, find_interfaces};
 use crate::dataplane::netlink::Host;
 use crate::model::Service;
@@ -90,6 +90,10 @@ impl Wishes {
 
     pub(super) fn snat_ports(&self) -> RangeInclusive<u16> {
         self.config.snat_ports.clone()
+    }
+
+    pub(super) const fn snat_addresses(&self) -> &SnatAddresses {
+        &self.config.snat_addresses
     }
 
     pub(super) const fn mss_clamp(&self) -> bool {

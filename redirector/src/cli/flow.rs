@@ -112,8 +112,8 @@ pub(super) fn now() -> Result<u64> {
 impl Row for FlowRow {
     fn headings() -> Vec<&'static str> {
         vec![
-            "PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "SERVICE", "STATE", ">AGE", ">IDLE",
-            ">PACKETS", ">BYTES",
+            "PROTOCOL", "CLIENT", "FRONTEND", "SOURCE", "BACKEND", "SERVICE", "STATE", ">AGE",
+            ">IDLE", ">PACKETS", ">BYTES",
         ]
     }
 
@@ -122,6 +122,7 @@ impl Row for FlowRow {
             self.protocol.name().to_owned(),
             self.client.to_string(),
             self.frontend.to_string(),
+            self.translated_source.to_string(),
             self.backend.to_string(),
             self.service.clone(),
             self.state.name().to_owned(),

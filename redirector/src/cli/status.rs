@@ -20,7 +20,7 @@ use crate::dataplane::lock::find_holder;
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use crate::dataplane::sizes;
 use crate::dataplane::status::{PeersStatus, Status};
-use crate::dataplane::translation::PortUse;
+use crate::dataplane::translation::{PortUse, Sources};
 use report::{AgentState, Fill, Loaded, Report, report};
 
 /// Options of `redirector status`.
@@ -87,7 +87,7 @@ fn load(maps: &Pinned) -> Result<Loaded> {
         infos: maps.infos()?,
         fill: fill(maps, halves.len())?,
         flows,
-        translation: PortUse::of(&halves, &maps.node()?),
+        translation: PortUse::of(&halves, &maps.node()?, &Sources::read(maps)?),
         node: maps.node()?,
         now: SystemTime::now(),
     })

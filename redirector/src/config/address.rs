@@ -30,6 +30,26 @@ pub(super) fn parse(text: &str, role: Role) -> Result<IpAddr, String> {
     Ok(address)
 }
 
+/// Parses and checks an address of this node, or a network that some of its addresses are in; the
+/// error says what is wrong and what is allowed.
+pub(super) fn parse_own(text: &str) -> Result<IpNet, String> {
+    if let Ok(network) = text.parse::<IpNet>() {
+        check_network(network)?;
+        // Every address is in a network without a prefix.
+        if network.prefix_len() > 0 {
+            check(network.addr(), Role::Node)?;
+        }
+        return Ok(network);
+    }
+    let Ok(address) = text.parse::<IpAddr>() else {
+        return Err(format!(
+            "{text:?} is no address and no network; allowed: as in \"192.0.2.10\" or \"192.0.2.0/24\""
+        ));
+    };
+    check(address, Role::Node)?;
+    Ok(address.into())
+}
+
 /// Checks a network that clients may come from; the error says what was meant.
 pub(super) fn check_network(network: IpNet) -> Result<(), String> {
     let whole = network.trunc();

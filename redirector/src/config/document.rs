@@ -9,7 +9,10 @@ use redirector_common::map_name::MapName;
 use super::error::Place;
 use super::fields::{Fields, Reader};
 use super::node::{Node, Value};
-use super::{DEFAULT_MSS_CLAMP, DEFAULT_SNAT_PORTS, XdpMode, keys, nodes, publish, service};
+use super::{
+    DEFAULT_MSS_CLAMP, DEFAULT_SNAT_PORTS, SnatAddresses, XdpMode, keys, nodes, publish, service,
+    snat_addresses,
+};
 use crate::dataplane::sizes;
 use crate::model::Service;
 
@@ -20,6 +23,7 @@ pub(super) struct Document {
     pub(super) xdp_mode: XdpMode,
     pub(super) resets_clients: bool,
     pub(super) snat_ports: SnatPorts,
+    pub(super) snat_addresses: SnatAddresses,
     pub(super) mss_clamp: bool,
     pub(super) tables: BTreeMap<MapName, u32>,
     pub(super) nodes: BTreeSet<IpAddr>,
@@ -60,6 +64,7 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         xdp_mode: XdpMode::default(),
         resets_clients: false,
         snat_ports: SnatPorts::default(),
+        snat_addresses: SnatAddresses::default(),
         mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
@@ -87,6 +92,9 @@ pub(super) fn read(root: &Node, reader: &mut Reader<'_>) -> Document {
         && let Some(range) = read_snat_ports(node, reader)
     {
         document.snat_ports = SnatPorts { range, place: Some(reader.place(node.position)) };
+    }
+    if let Some(addresses) = snat_addresses::read(&fields, reader) {
+        document.snat_addresses = addresses;
     }
     if let Some(node) = fields.get("mssClamp")
         && let Some(clamps) = reader.boolean(node, "mssClamp")

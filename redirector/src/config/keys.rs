@@ -10,6 +10,7 @@ pub(super) const FILE: &[&str] = &[
     "publish",
     "removedBackends",
     "services",
+    "snatAddresses",
     "snatPorts",
     "tables",
     "xdpMode",

@@ -14,6 +14,7 @@ mod node;
 mod nodes;
 pub mod publish;
 mod service;
+mod snat_addresses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -24,6 +25,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use redirector_common::map_name::MapName;
 
 pub use error::{ConfigError, Place, Position, Problem};
@@ -54,6 +56,8 @@ pub struct Config {
     /// The block of ports for source translation: not empty, from 1024 up, and apart from every
     /// port of a frontend or local backend.
     pub snat_ports: RangeInclusive<u16>,
+    /// Addresses of this node that sources may be translated to.
+    pub snat_addresses: SnatAddresses,
     /// Whether clients whose packets come by a tunnel are told of segments that fit into it.
     pub mss_clamp: bool,
     /// Entries of the maps whose size was chosen.
@@ -74,12 +78,26 @@ impl Default for Config {
             xdp_mode: XdpMode::default(),
             resets_clients: false,
             snat_ports: DEFAULT_SNAT_PORTS,
+            snat_addresses: SnatAddresses::default(),
             mss_clamp: DEFAULT_MSS_CLAMP,
             tables: BTreeMap::new(),
             nodes: BTreeSet::new(),
             services: Vec::new(),
         }
     }
+}
+
+/// Addresses of this node that sources may be translated to: always the first of the interface that
+/// packets leave by, and while the ports of that are taken, some of its others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SnatAddresses {
+    /// No others: they may move to another node.
+    #[default]
+    Primary,
+    /// All of them.
+    All,
+    /// Those in these networks, in their order.
+    In(Vec<IpNet>),
 }
 
 /// How XDP programs are attached.
@@ -201,6 +219,7 @@ pub fn from_arguments<S: AsRef<str>>(
         xdp_mode: XdpMode::default(),
         resets_clients: false,
         snat_ports: SnatPorts::default(),
+        snat_addresses: SnatAddresses::default(),
         mss_clamp: DEFAULT_MSS_CLAMP,
         tables: BTreeMap::new(),
         nodes: BTreeSet::new(),
@@ -222,6 +241,7 @@ fn check(document: Document, mut problems: Problems) -> Result<Config, ConfigErr
         xdp_mode: document.xdp_mode,
         resets_clients: document.resets_clients,
         snat_ports: document.snat_ports.range,
+        snat_addresses: document.snat_addresses,
         mss_clamp: document.mss_clamp,
         tables: document.tables,
         nodes: document.nodes,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::RangeInclusive;
 
+use redirector_common::packet::transport::TCP_HEADER_LEN;
 use redirector_common::{Address, Family, Frontend, FrontendKey, Port, PortFlags, Protocol};
 use rtnetlink::sys::protocols::NETLINK_SOCK_DIAG;
 
@@ -43,7 +44,6 @@ const SEGMENTS_IN: usize = 140;
 /// Bit of the options: both ends send timestamps, in 12 bytes of each segment.
 const TIMESTAMPS: u8 = 1;
 const TIMESTAMPS_LEN: u64 = 12;
-const TCP_HEADER_LEN: u64 = 20;
 
 /// A connection of a socket of this network namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ fn parse(message: &[u8]) -> Option<Connection> {
         Family::V6 => 40,
     };
     let timestamps = if info.get(OPTIONS)? & TIMESTAMPS != 0 { TIMESTAMPS_LEN } else { 0 };
-    let headers = packets * (ip_header + TCP_HEADER_LEN + timestamps);
+    let headers = packets * (ip_header + u64::from(TCP_HEADER_LEN) + timestamps);
     Some(Connection {
         frontend: FrontendKey::new(address, port, Protocol::Tcp),
         cookie: u64::from_ne_bytes(bytes_at(message, COOKIE)?),

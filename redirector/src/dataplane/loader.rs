@@ -8,14 +8,15 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp}
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{
-    CounterBlock, MAX_IFINDEX, MAX_SLOTS, PORT_BLOCKS, PortBlock, SysctlKey, SysctlValue, Text,
+    CounterBlock, MAX_IFINDEX, MAX_SLOTS, MAX_SNAT_ENTRIES, PORT_BLOCKS, PortBlock, SysctlKey,
+    SysctlValue, Text,
 };
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, Watch, cache, event,
-    ring,
+    SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, Watch,
+    cache, event, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
@@ -256,6 +257,7 @@ impl Spec {
             }
             MapName::Epochs => Self::array::<u32>(cache::EPOCHS),
             MapName::Interfaces => Self::array::<Interface>(MAX_IFINDEX),
+            MapName::SnatAddresses => Self::hash::<SnatAddressKey, Address>(MAX_SNAT_ENTRIES),
             MapName::Node => Self::array::<NodeConfig>(1),
             MapName::Counters => {
                 Self { kind: MapType::PerCpuArray, ..Self::array::<CounterBlock>(MAX_SLOTS) }

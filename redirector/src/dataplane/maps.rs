@@ -6,7 +6,9 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use redirector_common::map_name::MapName;
 use redirector_common::node::{PortBlock, SysctlKey, SysctlValue, Text};
 use redirector_common::service::{MAGLEV_LINE, MaglevLine};
-use redirector_common::{Backend, Flow, Interface, NodeConfig, Service, Tuple};
+use redirector_common::{
+    Address, Backend, Flow, Interface, NodeConfig, Service, SnatAddressKey, Tuple,
+};
 
 use super::encode::Capacity;
 use super::info::InfoTable;
@@ -28,6 +30,8 @@ pub struct Maps {
     pub capacity: Capacity,
     /// `INTERFACES`.
     pub interfaces: ArrayTable<Interface>,
+    /// `SNAT_ADDRESSES`.
+    pub snat_addresses: HashTable<SnatAddressKey, Address>,
     /// `NODE`.
     pub node: ArrayTable<NodeConfig>,
     /// `STATUS`.
@@ -71,6 +75,7 @@ impl Maps {
                 wait_for_packets: Box::new(syscall::wait_for_programs),
             },
             interfaces: array(pins, MapName::Interfaces, Interface::NONE)?,
+            snat_addresses: hash(pins, MapName::SnatAddresses)?,
             node: node(pins)?,
             status: array(pins, MapName::Status, Text::new(""))?,
             sysctls: sysctls(pins)?,

@@ -89,6 +89,9 @@ pub struct InterfaceAddress {
     pub address: IpAddr,
     /// Whether other hosts, beyond the link, can be told of it.
     pub is_global: bool,
+    /// Whether it is there to stay: it is in use already (not tentative), still is (not
+    /// deprecated), and was not made up for a while (RFC 8981).
+    pub is_lasting: bool,
 }
 
 /// An XDP program on an interface.
@@ -126,13 +129,11 @@ impl Host {
 }
 
 impl Interface {
-    /// The first global address of a family, `is_v4` or not.
+    /// The first global address of a family, `is_v4` or not; the first that lasts, if one does.
     #[must_use]
     pub fn primary(&self, is_v4: bool) -> Option<IpAddr> {
-        self.addresses
-            .iter()
-            .find(|address| address.is_global && address.address.is_ipv4() == is_v4)
-            .map(|address| address.address)
+        let all = self.addresses.iter().filter(|it| it.is_global && it.address.is_ipv4() == is_v4);
+        all.clone().find(|it| it.is_lasting).or_else(|| all.clone().next()).map(|it| it.address)
     }
 }
 
@@ -286,20 +287,27 @@ fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {
 fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
     let mut address = None;
     let mut local = None;
+    let mut flags = AddressFlags::empty();
     for attribute in &message.attributes {
         if let AddressAttribute::Address(found) = attribute {
             address = Some(*found);
         } else if let AddressAttribute::Local(found) = attribute {
             // On a point-to-point interface the other attribute is the other end's.
             local = Some(*found);
-        } else if let AddressAttribute::Flags(flags) = attribute
-            && flags.contains(AddressFlags::Dadfailed)
-        {
-            return None;
+        } else if let AddressAttribute::Flags(found) = attribute {
+            flags = *found;
         }
     }
+    if flags.contains(AddressFlags::Dadfailed) {
+        return None;
+    }
+    let address = local.or(address)?;
+    // Of an IPv4 address, the flag of temporary ones says that it is not the first of its network.
+    let is_temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
+    let passing = AddressFlags::Tentative | AddressFlags::Deprecated;
     Some(InterfaceAddress {
-        address: local.or(address)?,
+        address,
+        is_lasting: !is_temporary && !flags.intersects(passing),
         is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
     })
 }

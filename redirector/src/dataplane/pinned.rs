@@ -22,7 +22,8 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, FirstFragment, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId,
-    ServiceInfo, SlotKey, SlotValue, SocketKey, SourceRange, SteeredKey, Taker, TakerKey,
+    ServiceInfo, SlotKey, SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker,
+    TakerKey,
 };
 
 use super::batch::{self, BatchError};
@@ -264,6 +265,15 @@ impl Pinned {
         let mut interfaces = self.table(MapName::Interfaces)?;
         interfaces.retain(|_, interface| *interface != Interface::NONE);
         Ok(interfaces)
+    }
+
+    /// Further addresses of interfaces that sources may be translated to.
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn snat_addresses(&self) -> Result<BTreeMap<SnatAddressKey, Address>, PinnedError> {
+        self.table(MapName::SnatAddresses)
     }
 
     /// The node's settings.

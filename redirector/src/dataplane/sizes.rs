@@ -151,6 +151,7 @@ impl Sizes {
             | MapName::Epochs
             | MapName::Peers
             | MapName::Interfaces
+            | MapName::SnatAddresses
             | MapName::Node
             | MapName::Counters
             | MapName::ServiceInfo

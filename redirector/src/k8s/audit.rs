@@ -288,8 +288,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::k8s::index::{Kind, Record};
     use crate::k8s::mk::{merge, mk_pod, read};
+    use crate::k8s::record::{Kind, Record};
 
     fn pod(meta: &Value, publish: Option<&str>, ports: &Value) -> PodRecord {
         let containers = json!([{"name": "main", "ports": ports}]);

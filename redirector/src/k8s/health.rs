@@ -246,8 +246,11 @@ mod tests {
         let answer = Answer::default();
         answer.set_health(healthy(None));
         let mut servers = CheckServers::new(answer.clone());
-        let port = free_port().await;
-        assert_eq!(servers.serve(checks(port, 2)).await, BTreeMap::new());
+        let mut port = free_port().await;
+        // Somebody else may have been faster.
+        while !servers.serve(checks(port, 2)).await.is_empty() {
+            port = free_port().await;
+        }
         let said = ask(port, "/any/path").await;
         assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
         assert!(said.contains("content-type: application/json\r\n"), "{said}");

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use super::index::{Index, Kind, Record};
+use super::index::Index;
 use super::lease::LeaseRecord;
 use super::lenient::Lenient;
 use super::node::NodeRecord;
 use super::object::ObjectName;
 use super::pod::PodRecord;
+use super::record::{Kind, Record};
 use super::service::ServiceRecord;
 use super::slice::SliceRecord;
 

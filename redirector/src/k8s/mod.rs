@@ -25,6 +25,7 @@ pub mod pod;
 pub mod presence;
 pub mod protected;
 pub mod publish;
+pub mod record;
 pub mod report;
 pub mod service;
 pub mod slice;

@@ -16,8 +16,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::Access;
-use super::index::Kind;
 use super::object::ObjectName;
+use super::record::Kind;
 
 /// How long the API server is believed to remember an Event.
 const AGAIN: Duration = Duration::from_secs(3600);

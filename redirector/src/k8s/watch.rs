@@ -22,13 +22,13 @@ use tokio::time::{sleep, timeout};
 
 use super::client::Access;
 use super::cluster::Cluster;
-use super::index::{Kind, Record};
 use super::lease::{LABEL, LeaseRecord};
 use super::lenient::Lenient;
 use super::node::NodeRecord;
 use super::object::ObjectName;
 use super::pause::{Pause, REFUSED, spread};
 use super::pod::PodRecord;
+use super::record::{Kind, Record};
 use super::service::ServiceRecord;
 use super::slice::SliceRecord;
 

@@ -16,7 +16,7 @@ use super::{
 pub(super) mod foreign;
 mod node;
 
-pub use node::{NodeAddresses, Side};
+pub use node::{NodeAddresses, Side, is_link_local};
 
 /// What the maps should hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,17 +4,19 @@
 //! What [`desired::build`](super::desired::build) makes of all services at once, this makes of
 //! each when it changes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use redirector_common::{Address, Family, FrontendKey, Peer};
 
 use super::desired::{
-    Conflict, Desired, DesiredService, NodeAddresses, build_backends, expand_frontends,
+    Conflict, Desired, DesiredService, NodeAddresses, Side, build_backends, expand_frontends,
     expand_localhost, foreign,
 };
-use super::{Forwarding, Service, ServiceKey};
+use super::{BackendAddress, Forwarding, Service, ServiceKey, Source};
 
 /// Who gets a frontend that several services claim: the least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +35,8 @@ pub struct State {
     peers: BTreeMap<Address, Peer>,
     services: BTreeMap<ServiceKey, Ranked>,
     claims: BTreeMap<FrontendKey, Claims>,
+    /// Addresses that services of the cluster name for themselves, and how many do.
+    named: BTreeMap<IpAddr, usize>,
     /// Frontends with several claims.
     contested: BTreeSet<FrontendKey>,
     dirty: BTreeSet<ServiceKey>,
@@ -105,6 +109,9 @@ impl State {
                 self.contest(frontend);
             }
         }
+        for address in named(&service) {
+            *self.named.entry(address).or_default() += 1;
+        }
         self.dirty.insert(service.key.clone());
         self.services.insert(service.key.clone(), (rank, service));
     }
@@ -126,6 +133,14 @@ impl State {
             }
             if claims.is_empty() {
                 self.claims.remove(&frontend);
+            }
+        }
+        for address in named(&service) {
+            if let Entry::Occupied(mut count) = self.named.entry(address) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
             }
         }
         self.dirty.insert(key.clone());
@@ -152,16 +167,53 @@ impl State {
                 && (service.forwarding == Forwarding::Dsr
                     || named.any(|address| changed.contains(&address)))
         };
+        self.renew(concerns, |state| {
+            state.node.nodes = nodes;
+            state.peers = state.node.peers();
+        });
+    }
+
+    /// Takes in which networks are where. On many nodes every pod that comes or goes is one.
+    pub fn set_sides(&mut self, sides: BTreeMap<IpNet, Side>) {
+        let (old, new) = (&self.node.sides, &sides);
+        let changed: Vec<IpNet> = old
+            .keys()
+            .chain(new.keys())
+            .filter(|network| old.get(network) != new.get(network))
+            .copied()
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        let is_in = |address: BackendAddress| match address {
+            BackendAddress::Local => false,
+            BackendAddress::At(address) => changed.iter().any(|network| network.contains(&address)),
+        };
+        self.renew(
+            |service| service.backends.iter().any(|backend| is_in(backend.address)),
+            |state| state.node.sides = sides,
+        );
+    }
+
+    /// Changes something of the node, and has services that this concerns claim their frontends
+    /// anew.
+    fn renew(&mut self, concerns: impl Fn(&Service) -> bool, change: impl FnOnce(&mut Self)) {
         let concerned: Vec<Ranked> =
             self.services.values().filter(|(_, service)| concerns(service)).cloned().collect();
         for (_, service) in &concerned {
             self.remove(&service.key);
         }
-        self.node.nodes = nodes;
-        self.peers = self.node.peers();
+        change(self);
         for (rank, service) in concerned {
             self.put(rank, service);
         }
+    }
+
+    /// Whether a service of the cluster names an address as an external IP or a load balancer's:
+    /// a node that has it may lose it to another.
+    #[must_use]
+    pub fn is_named(&self, address: IpAddr) -> bool {
+        self.named.contains_key(&address)
     }
 
     /// Number of services that may have become others.
@@ -284,6 +336,12 @@ impl State {
             self.contested.insert(frontend);
         }
     }
+}
+
+/// Addresses that a service of the cluster names for itself, once for each frontend.
+fn named(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let is_named = matches!(service.key.source, Source::ExternalIp | Source::LoadBalancer);
+    service.frontends.iter().filter(move |_| is_named).filter_map(|frontend| frontend.address)
 }
 
 #[cfg(test)]

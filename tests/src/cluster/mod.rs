@@ -32,7 +32,7 @@ use network::{API, Network, node_address};
 use node::Node;
 
 /// How long it may take until something is said: agents look at some things only now and then.
-const EVENT: Duration = Duration::from_secs(20);
+const EVENT: Duration = Duration::from_secs(60);
 
 /// Nodes, an API server, and who is outside. Nodes count from 1.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const PATIENCE_UDP: Duration = Duration::from_millis(700);
 
 /// How long the agents may take to follow a change, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(40);
 
 /// What a client meets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +44,26 @@ pub enum Outcome {
 ///
 /// If something else than an [`Outcome`] comes of it.
 pub fn probe(host: &Namespace, protocol: Protocol, to: SocketAddr) -> Result<Outcome> {
+    let patience = match protocol {
+        Protocol::Tcp => PATIENCE,
+        Protocol::Udp => PATIENCE_UDP,
+    };
+    probe_for(host, protocol, to, patience)
+}
+
+fn probe_for(
+    host: &Namespace,
+    protocol: Protocol,
+    to: SocketAddr,
+    patience: Duration,
+) -> Result<Outcome> {
     let answer = match protocol {
-        Protocol::Tcp => client::tcp_within(host, to, PATIENCE).and_then(|stream| {
-            stream.set_read_timeout(Some(PATIENCE))?;
+        Protocol::Tcp => client::tcp_within(host, to, patience).and_then(|stream| {
+            stream.set_read_timeout(Some(patience))?;
             client::ask(&stream)
         }),
         Protocol::Udp => client::udp(host, to).and_then(|socket| {
-            socket.set_read_timeout(Some(PATIENCE_UDP))?;
+            socket.set_read_timeout(Some(patience))?;
             let answer = client::round_trip(&socket, b"who am I?\n")?;
             Whoami::parse(&String::from_utf8(answer)?)
         }),
@@ -142,7 +155,7 @@ pub fn expect_server(
     server: &str,
     seen: std::net::IpAddr,
 ) -> Result<()> {
-    let met = probe(host, protocol, to)?;
+    let met = probe_for(host, protocol, to, client::PATIENCE)?;
     ensure!(
         matches!(&met, Outcome::Answer(who) if who.server == server && who.client.ip() == seen),
         "{to} over {protocol:?}: {met:?}, not {server} for a client at {seen}"

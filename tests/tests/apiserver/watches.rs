@@ -14,7 +14,7 @@ use redirector_tests::apiserver::{Order, Pace};
 
 use crate::{Fixture, fixture, node, pod};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 type Event = kube::Result<WatchEvent<Pod>>;
 

@@ -164,7 +164,8 @@ fn connections_outlive_a_change_of_forwarding() -> Result<()> {
             for family in FAMILIES {
                 open(cluster, family, &mut connections)
                     .with_context(|| format!("round {round}: {how}, {family:?}"))?;
-                let socket = client::udp(&cluster.net.client, cluster.at(1, family, 30090))?;
+                let to = cluster.at(1, family, 30090);
+                let socket = client::udp_once_served(&cluster.net.client, to)?;
                 pulses.push(Pulse::start(socket, Duration::from_millis(10))?);
             }
             for (number, stream) in connections.iter().enumerate() {

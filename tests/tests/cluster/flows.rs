@@ -120,7 +120,8 @@ impl Traffic {
             streams.push(wait::until("a connection", wait::SOON, || {
                 Ok(client::tcp_within(&cluster.net.client, to, Duration::from_secs(1)).ok())
             })?);
-            let socket = client::udp(&cluster.net.client, cluster.at(1, family, 30090))?;
+            let to = cluster.at(1, family, 30090);
+            let socket = client::udp_once_served(&cluster.net.client, to)?;
             pulses.push(Pulse::start(socket, Duration::from_millis(10))?);
         }
         Ok(Self { streams, pulses })

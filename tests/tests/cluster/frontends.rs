@@ -176,7 +176,9 @@ fn affinity_across_frontends() -> Result<()> {
             wait::until_true("one server for all frontends", wait::SOON, || {
                 let mut met = std::collections::BTreeSet::new();
                 for to in everything(cluster, family)? {
-                    met.extend(servers(client, Tcp, to, 6)?);
+                    // One that took too long says nothing.
+                    let Ok(found) = servers(client, Tcp, to, 6) else { return Ok(false) };
+                    met.extend(found);
                 }
                 Ok(met.len() == 1)
             })?;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use k8s_openapi::{
     api::{
         coordination::v1::Lease,
@@ -34,7 +34,7 @@ use redirector_tests::{
         control,
         network::{CLIENT, node_address},
         pod::Pod,
-        probe::{Outcome, await_servers, probe},
+        probe::{await_servers, expect_server},
     },
     deployed::NAMESPACE,
     server,
@@ -92,23 +92,14 @@ fn await_taking(cluster: &mut Cluster, number: u8, expected: u64) -> Result<()> 
     known.with_context(|| format!("wanted {expected}, found {found:?}"))
 }
 
-/// Whom the server takes a new client of node 1 for.
-fn seen(cluster: &Cluster, family: Family) -> Result<IpAddr> {
-    let to = cluster.at(1, family, WHOAMI);
-    match probe(&cluster.net.client, Tcp, to)? {
-        Outcome::Answer(Whoami { client, .. }) => Ok(client.ip()),
-        other @ (Outcome::Refused | Outcome::Silence) => bail!("{to}: {other:?}"),
-    }
-}
-
 /// New clients of node 1 are seen by the server: their packets were handed over. Or they are not,
 /// and were translated.
 fn expect(cluster: &Cluster, are_seen: bool) -> Result<()> {
     for family in FAMILIES {
         let expected = if are_seen { CLIENT } else { node_address(1) }.of(family);
         for _ in 0..4 {
-            let seen = seen(cluster, family)?;
-            ensure!(seen == expected, "{family:?}: seen as {seen}, not {expected}");
+            let to = cluster.at(1, family, WHOAMI);
+            expect_server(&cluster.net.client, Tcp, to, "pod", expected)?;
         }
     }
     Ok(())

@@ -265,7 +265,9 @@ fn session_affinity() -> Result<()> {
             await_servers(client, Tcp, to, &all)?;
             stick(Some(10800))?;
             let one = |what: &str| {
-                wait::until_true(what, wait::SOON, || Ok(servers(client, Tcp, to, 15)?.len() == 1))
+                wait::until_true(what, wait::SOON, || {
+                    Ok(servers(client, Tcp, to, 15).is_ok_and(|met| met.len() == 1))
+                })
             };
             one("one server")?;
             stick(None)?;
@@ -273,11 +275,11 @@ fn session_affinity() -> Result<()> {
             // Each connection refreshes it: what sticks is not let go by use, but by rest.
             stick(Some(1))?;
             one("one server, again")?;
-            wait::until_true("another server after a rest", Duration::from_secs(40), || {
-                let first = servers(client, Tcp, to, 1)?;
+            wait::until_true("another server after a rest", Duration::from_secs(60), || {
+                let Ok(first) = servers(client, Tcp, to, 1) else { return Ok(false) };
                 // The time that this is about.
                 std::thread::sleep(Duration::from_millis(1500));
-                Ok(servers(client, Tcp, to, 1)? != first)
+                Ok(servers(client, Tcp, to, 1).is_ok_and(|next| next != first))
             })?;
             stick(None)?;
         }

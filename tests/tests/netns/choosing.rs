@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io::ErrorKind,
     net::{IpAddr, SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -227,7 +227,8 @@ fn connections_from_one_port_to_several_frontends_are_reset() -> Result<()> {
 /// whose connections are in no table.
 fn open_to_everyone(lab: &Lab, frontend: SocketAddr) -> Result<Vec<(String, TcpStream)>> {
     let mut streams = Vec::new();
-    for _ in 0..30 {
+    // So many that a miss of one of three is a matter of one in many millions.
+    for _ in 0..50 {
         let stream = client::tcp(&lab.net.client, frontend)?;
         client::echo(&stream, b"hello")?;
         streams.push(stream);
@@ -251,7 +252,7 @@ fn backends(lab: &Lab) -> Result<BTreeMap<String, String>> {
     Ok(established.filter_map(|row| Some((text(row, "client")?, text(row, "backend")?))).collect())
 }
 
-/// Within a second, a client that keeps its socket hears of another backend, also where there was
+/// A client that keeps its socket hears of another backend, also where there was
 /// none for a while.
 #[test]
 fn datagrams_leave_backends_that_go() -> Result<()> {
@@ -259,7 +260,7 @@ fn datagrams_leave_backends_that_go() -> Result<()> {
         let _servers = crowd::serve(lab)?;
         for family in FAMILIES {
             let socket = client::udp(&lab.net.client, SocketAddr::new(NODE1.of(family), UDP[0]))?;
-            socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
             for _ in 0..2 {
                 apply(lab, &config("", all))?;
                 let first = answer(&socket, None)?;
@@ -288,21 +289,25 @@ fn datagrams_leave_backends_that_go() -> Result<()> {
     })
 }
 
-/// Who answers, which must be another than `gone`; asked again for a second at most.
+/// Who answers, which must be another than `gone`.
 fn answer(socket: &std::net::UdpSocket, gone: Option<&str>) -> Result<String> {
-    let start = Instant::now();
-    loop {
-        let sent = socket.send(b"who?");
+    wait::until(&format!("another than {gone:?}"), wait::SOON, || {
         let mut buffer = [0; 100];
+        // What is late answers another question.
+        socket.set_nonblocking(true)?;
+        while socket
+            .recv(&mut buffer)
+            .map_or_else(|it| it.kind() != ErrorKind::WouldBlock, |_| true)
+        {}
+        socket.set_nonblocking(false)?;
+        let sent = socket.send(b"who?");
         if sent.is_ok()
             && let Ok(count) = socket.recv(&mut buffer)
         {
             let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or(&[])).into_owned();
             let name = text.split([' ', '=']).nth(1).unwrap_or_default().to_owned();
-            if Some(name.as_str()) != gone {
-                return Ok(name);
-            }
+            return Ok(Some(name).filter(|name| Some(name.as_str()) != gone));
         }
-        ensure!(start.elapsed() < Duration::from_secs(1), "nobody but {gone:?} in a second");
-    }
+        Ok(None)
+    })
 }

@@ -25,6 +25,7 @@ mod refusals;
 mod reload;
 mod services;
 mod shapes;
+mod snat_addresses;
 mod sources;
 mod steering;
 mod takeover;

@@ -1,7 +1,7 @@
 //! Backends on the node itself, in networks of their own: behind a veth, as most container networks
 //! have them, and behind a bridge.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use redirector_common::Family;
@@ -11,7 +11,7 @@ use redirector_tests::{
     namespace::Namespace,
     server::{Server, Service},
     topology::{self, Addresses, CLIENT, FAMILIES, NODE1, NODE2},
-    transfer,
+    transfer, wait,
 };
 
 /// How a pod is joined to the node.
@@ -108,6 +108,48 @@ fn pods_answer() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// A pod that comes while the agent runs, goes, and comes again with a link of its own: it is asked
+/// as one that is here, and sees the client itself; other pods are asked all the while.
+#[test]
+fn pods_come_and_go() -> Result<()> {
+    const NEXT: Addresses = Addresses::new(5, 2);
+    let config = format!(
+        "{CONFIG}
+  - name: next
+    frontends: [{{port: 82, protocol: TCP}}]
+    backends:
+      - {{address: {}, port: 8080}}
+      - {{address: '{}', port: 8080}}
+",
+        NEXT.v4, NEXT.v6
+    );
+    run(Cable::Veth, |lab, pod| {
+        lab.write_config(&config)?;
+        let _pod = Server::tcp(pod, 8080, Service::Whoami("pod"))?;
+        let sees = |port: u16, server: &str| {
+            FAMILIES.iter().try_for_each(|family| {
+                wait::until_true(&format!("{server} over {family:?}"), wait::SOON, || {
+                    let to = frontend(*family, port);
+                    let stream = client::tcp_within(&lab.net.client, to, Duration::from_secs(1));
+                    let answer = stream.and_then(|stream| client::ask(&stream));
+                    Ok(answer.is_ok_and(|answer| {
+                        answer.server == server && answer.client.ip() == CLIENT.of(*family)
+                    }))
+                })
+            })
+        };
+        for round in ["first", "again"] {
+            let next = topology::add_pod(&lab.net.node1, "veth2", Addresses::new(5, 1), NEXT)?;
+            let _next = Server::tcp(&next, 8080, Service::Whoami("next"))?;
+            sees(82, "next").context(round)?;
+            sees(80, "pod")?;
+            lab.net.node1.ip("link del veth2")?;
+            sees(80, "pod")?;
+        }
+        Ok(())
+    })
 }
 
 /// Policy Local means this node, whose pods they are.

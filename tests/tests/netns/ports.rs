@@ -118,7 +118,9 @@ fn every_port_in_use() -> Result<()> {
             |patience| Ok(client::tcp_within(&lab.net.client, frontend, patience).is_ok());
         let came_through: Result<bool> = try_third(Duration::from_millis(300));
         ensure!(!came_through?, "a third flow came through");
-        ensure!(lab.cli().packets("snat-exhausted")? > 0, "it was not counted");
+        wait::until_true("it to be counted", wait::SOON, || {
+            Ok(lab.cli().packets("snat-exhausted")? > 0)
+        })?;
         let gauges = ["redirector_snat_ports", "redirector_snat_ports_used"];
         let [ports, used] = gauges.map(|gauge| lab.metric(gauge));
         let (ports, used) = (ports?.context("no gauge")?, used?.context("no gauge")?);
@@ -131,7 +133,7 @@ fn every_port_in_use() -> Result<()> {
 
         // A port of a flow that has ended is free at once.
         client::reset(one)?;
-        wait::until_true("a port to come free", Duration::from_secs(5), || {
+        wait::until_true("a port to come free", wait::SOON, || {
             try_third(Duration::from_millis(500))
         })?;
         client::echo(&two, b"still here")?;

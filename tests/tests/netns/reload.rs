@@ -1,12 +1,15 @@
 //! The file and the node change under a running agent.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use redirector_tests::{
     agent::Lab,
-    client,
+    client::{self, Whoami},
     server::{Server, Service},
     site::{CONFIG, check_answers, serve_names},
     topology::{FAMILIES, NODE1},
@@ -30,7 +33,8 @@ fn the_file_changes() -> Result<()> {
         let _server = Server::tcp(&lab.net.node1, 8080, Service::Whoami("8080"))?;
         for family in FAMILIES {
             let [old, new] = [80, 82].map(|port| SocketAddr::new(NODE1.of(family), port));
-            ensure!(answers(lab, old) && !answers(lab, new));
+            await_answer(lab, old, true)?;
+            ensure!(!answers(lab, new));
             lab.write_config("publish: ['82:8080']")?;
             await_answer(lab, new, true)?;
             await_answer(lab, old, false)?;
@@ -51,6 +55,60 @@ fn hangup() -> Result<()> {
             lab.write_config(&format!("publish: ['{port}:8080']"))?;
             lab.signal(Signal::SIGHUP)?;
             await_answer(lab, SocketAddr::new(NODE1.of(family), port), true)?;
+        }
+        Ok(())
+    })
+}
+
+/// Two services exchange their ports: clients that keep their UDP socket come to the service that
+/// has the port now, whose other clients keep theirs; connections stay where they are.
+#[test]
+fn ports_that_change_hands() -> Result<()> {
+    let file = |ports: [[u16; 2]; 2]| -> String {
+        let service = |(name, [tcp, udp], to): (&str, [u16; 2], u16)| {
+            format!(
+                "
+  - name: {name}
+    frontends: [{{port: {tcp}}}, {{port: {udp}, protocol: UDP}}, {{port: {}, protocol: UDP}}]
+    backends:
+      - {{address: 198.18.2.2, port: {to}}}
+      - {{address: '2001:db8:2::2', port: {to}}}",
+                to + 1
+            )
+        };
+        let services = [("one", ports[0], 9001), ("two", ports[1], 9003)].map(service);
+        format!("services:{}", services.concat())
+    };
+    Lab::run_with(&file([[81, 54], [82, 55]]), |lab| {
+        let mut servers = Vec::new();
+        for (name, port) in [("one", 9001), ("two", 9003)] {
+            servers.push(Server::tcp(&lab.net.node2, port, Service::Echo)?);
+            servers.push(Server::udp(&lab.net.node2, port, Service::Whoami(name))?);
+        }
+        for family in FAMILIES {
+            let at = |port| SocketAddr::new(NODE1.of(family), port);
+            lab.write_config(&file([[81, 54], [82, 55]]))?;
+            let stream = client::tcp(&lab.net.client, at(81))?;
+            client::echo(&stream, b"before")?;
+            let (moves, stays) =
+                (client::udp(&lab.net.client, at(54))?, client::udp(&lab.net.client, at(9002))?);
+            moves.set_read_timeout(Some(Duration::from_millis(500)))?;
+            let ask = |socket: &UdpSocket| -> Result<Whoami> {
+                Whoami::parse(&String::from_utf8(client::round_trip(socket, b"who?")?)?)
+            };
+            let meets = |name: &str| {
+                let what = format!("{name} to answer over {family:?}");
+                wait::until_true(&what, wait::SOON, || {
+                    Ok(ask(&moves).is_ok_and(|answer| answer.server == name))
+                })
+            };
+            meets("one")?;
+            let seen = ask(&stays)?;
+            lab.write_config(&file([[82, 55], [81, 54]]))?;
+            meets("two")?;
+            ensure!(ask(&stays)? == seen, "it has another flow");
+            client::echo(&stream, b"after")?;
+            client::finish(&stream)?;
         }
         Ok(())
     })

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use redirector_common::Family;
 use redirector_tests::{
     agent::Lab,
-    client::{self, Pulse},
+    client::{self, PATIENCE, Pulse},
     site::{PLACES, Place, serve_echo},
     topology::{FAMILIES, NODE1},
     wait,
@@ -35,13 +35,16 @@ services:
     )
 }
 
-fn admits_tcp(lab: &Lab, frontend: SocketAddr) -> bool {
-    client::tcp_within(&lab.net.client, frontend, Duration::from_millis(700)).is_ok()
+/// How long nobody has to answer to count as silent.
+const SILENCE: Duration = Duration::from_millis(700);
+
+fn admits_tcp(lab: &Lab, frontend: SocketAddr, patience: Duration) -> bool {
+    client::tcp_within(&lab.net.client, frontend, patience).is_ok()
 }
 
-fn admits_udp(lab: &Lab, frontend: SocketAddr) -> Result<bool> {
+fn admits_udp(lab: &Lab, frontend: SocketAddr, patience: Duration) -> Result<bool> {
     let socket = client::udp(&lab.net.client, frontend)?;
-    socket.set_read_timeout(Some(Duration::from_millis(700)))?;
+    socket.set_read_timeout(Some(patience))?;
     Ok(client::round_trip(&socket, b"hello").is_ok())
 }
 
@@ -62,9 +65,10 @@ fn check(lab: &Lab, ranges: Option<&str>, admitted: [bool; 2]) -> Result<()> {
     for (family, admitted) in FAMILIES.into_iter().zip(admitted) {
         for place in PLACES {
             let before = lab.cli().packets("source-denied")?;
+            let patience = if admitted { PATIENCE } else { SILENCE };
             ensure!(
-                admits_tcp(lab, place.tcp(family)) == admitted
-                    && admits_udp(lab, place.udp(family))? == admitted,
+                admits_tcp(lab, place.tcp(family), patience) == admitted
+                    && admits_udp(lab, place.udp(family), patience)? == admitted,
                 "{place:?} over {family:?} with {ranges:?}: expected {admitted}"
             );
             let denied = lab.cli().packets("source-denied")? - before;
@@ -125,15 +129,15 @@ fn ranges_survive_the_agent() -> Result<()> {
         let frontend = Place::Local.tcp(Family::V4);
         let ranges = |lab: &Lab| lab.cli().rows(&["map", "dump", "SOURCE_RANGES"]);
         let before = ranges(lab)?;
-        ensure!(before.len() == 12 && !admits_tcp(lab, frontend), "{before:?}");
+        ensure!(before.len() == 12 && !admits_tcp(lab, frontend, SILENCE), "{before:?}");
         lab.kill()?;
-        ensure!(!admits_tcp(lab, frontend) && ranges(lab)? == before);
+        ensure!(!admits_tcp(lab, frontend, SILENCE) && ranges(lab)? == before);
         lab.start(&[])?;
-        ensure!(!admits_tcp(lab, frontend) && ranges(lab)? == before);
+        ensure!(!admits_tcp(lab, frontend, SILENCE) && ranges(lab)? == before);
         lab.write_config("publish: ['80:8080']")?;
         let frontend = SocketAddr::new(NODE1.of(Family::V6), 80);
         wait::until_true("everyone to be admitted", wait::SOON, || {
-            Ok(admits_tcp(lab, frontend) && ranges(lab)?.is_empty())
+            Ok(admits_tcp(lab, frontend, SILENCE) && ranges(lab)?.is_empty())
         })
     })
 }

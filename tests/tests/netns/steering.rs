@@ -286,10 +286,12 @@ fn a_port_used_again_while_the_server_waits() -> Result<()> {
                 .with_context(|| format!("round {round}"))?;
             }
         }
-        let resets =
-            lab.net.client.enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/snmp")?))?;
-        let retransmitted = netstat(&resets, "RetransSegs").context("no such counter")?;
-        ensure!(retransmitted == 0, "{retransmitted} segments were sent again");
+        let told = lab
+            .net
+            .client
+            .enter(|| Ok(std::fs::read_to_string("/proc/thread-self/net/netstat")?))?;
+        let retransmitted = netstat(&told, "TCPSynRetrans").context("no such counter")?;
+        ensure!(retransmitted == 0, "{retransmitted} SYNs were sent again");
         Ok(())
     })
 }

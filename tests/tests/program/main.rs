@@ -16,6 +16,7 @@ mod loading;
 mod quoted;
 mod refused;
 mod segments;
+mod several_addresses;
 mod sources;
 mod states;
 mod steering;

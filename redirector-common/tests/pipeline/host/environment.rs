@@ -9,7 +9,7 @@ use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, 
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, Peer, Port, PortFlags, Protocol, Reason, RingSlot, Service,
-    ServiceId, SteeredKey, Taker, TakerKey, Tuple,
+    ServiceId, SnatAddressKey, SteeredKey, Taker, TakerKey, Tuple,
 };
 
 use super::{CACHE_SETS, Host, IFINDEX, SECOND};
@@ -153,6 +153,10 @@ impl Environment for Host {
 
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         self.interface.filter(|_| ifindex == IFINDEX)
+    }
+
+    fn snat_address(&self, key: &SnatAddressKey) -> Option<Address> {
+        self.snat_addresses.get(key).copied()
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<FirstFragment> {

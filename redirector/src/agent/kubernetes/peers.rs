@@ -8,8 +8,9 @@ use redirector_common::Peer;
 
 use super::Kubernetes;
 use crate::dataplane::status::PeersStatus;
-use crate::k8s::index::{Index, Kind};
+use crate::k8s::index::Index;
 use crate::k8s::presence::Wish;
+use crate::k8s::record::Kind;
 use crate::k8s::report::{Cause, Note};
 use crate::model::Forwarding;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context;
-use redirector_common::Interface as Entry;
+use redirector_common::{Address, Interface as Entry, SnatAddressKey};
 
 use super::Node;
 use crate::agent::account::Account;
@@ -34,6 +34,7 @@ pub(super) struct Parts {
     maps: Maps,
     flows: KernelFlows,
     entries: BTreeMap<u32, Entry>,
+    snat_addresses: BTreeMap<SnatAddressKey, Address>,
     slots: Slots,
     /// What the agent before us worked for, unless it was for a while.
     installed_for: Option<String>,
@@ -55,6 +56,7 @@ impl Parts {
         Ok(Self {
             attacher: Attacher::new(programs, pins.clone(), kernel, attached),
             entries: maps.interfaces.entries()?,
+            snat_addresses: maps.snat_addresses.entries()?,
             flows: KernelFlows::open(pins)?,
             cache_sets: cache_sets(pins, sizes.cpus)?,
             ring_slots: ring_slots(pins)?,
@@ -123,6 +125,7 @@ impl Parts {
             wanted_ports: Ports::default(),
             listed: BTreeSet::new(),
             entries: self.entries,
+            snat_addresses: self.snat_addresses,
             slots: self.slots,
             chosen: Vec::new(),
             has_kube_proxy: false,

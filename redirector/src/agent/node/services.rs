@@ -47,7 +47,7 @@ impl Node {
             self.made_from = None;
             self.sync(host)
         });
-        match done {
+        match done.and_then(|()| self.write_snat_addresses(host)) {
             Ok(()) if self.is_off => {}
             Ok(()) => self.account.in_sync(),
             Err(error) => {
@@ -63,12 +63,10 @@ impl Node {
     fn sync_changes(&mut self, host: &Host) -> anyhow::Result<bool> {
         let began = Instant::now();
         let addresses = self.addresses(host);
-        let (Some(kubernetes), Some(actual), Some(mut layout)) =
-            (&mut self.kubernetes, &mut self.actual, self.layout.take())
-        else {
+        let Some(kubernetes) = &mut self.kubernetes else {
             return Ok(false);
         };
-        if self.made_from.as_ref() != Some(&addresses) || !kubernetes.missing().is_empty() {
+        if !kubernetes.missing().is_empty() {
             return Ok(false);
         }
         self.state.set_nodes(nodes(&self.wishes, Some(kubernetes), &addresses));
@@ -78,6 +76,20 @@ impl Node {
                 None => self.state.remove(&key),
             }
         }
+        self.sync_dirty(began, addresses)
+    }
+
+    /// Brings only those services in line that `state` has as changed, or that pods of this node
+    /// change by coming and going. Returns whether that could be done.
+    fn sync_dirty(&mut self, began: Instant, addresses: NodeAddresses) -> anyhow::Result<bool> {
+        let made_from = self.made_from.as_ref();
+        if !made_from.is_some_and(|made_from| made_from.has_other_sides_alone(&addresses)) {
+            return Ok(false);
+        }
+        let (Some(actual), Some(mut layout)) = (&mut self.actual, self.layout.take()) else {
+            return Ok(false);
+        };
+        self.state.set_sides(addresses.sides.clone());
         let dirty = self.state.take_dirty();
         let tables = &mut self.maps.services;
         let step = match layout.change(&self.state, &dirty, actual, &*tables.maglev) {
@@ -91,6 +103,7 @@ impl Node {
         layout.commit(step, actual);
         self.cursors = layout.cursors();
         self.layout = Some(layout);
+        self.made_from = Some(addresses);
         self.synced(began, dirty.len(), writes);
         Ok(true)
     }
@@ -102,6 +115,9 @@ impl Node {
             return Ok(());
         }
         let began = Instant::now();
+        if self.sync_dirty(began, addresses.clone())? {
+            return Ok(());
+        }
         let snat = self.wishes.snat_ports();
         if let Some(kubernetes) = &mut self.kubernetes
             && kubernetes.keep_from(snat.clone())
@@ -235,7 +251,8 @@ impl Node {
         };
         // After a write that failed nobody is sure.
         let listed = self.actual.as_ref().map(|_| listed);
-        let keep = Keep { listed, dead_end };
+        let frontends = self.actual.as_ref().map(|actual| &actual.frontends);
+        let keep = Keep { listed, frontends, dead_end };
         let outcome = gc::collect(&mut self.flows, keep, gc::now()).and_then(|collected| {
             self.account.shared.update(|snapshot| snapshot.flows = collected.halves / 2);
             match &mut self.actual {

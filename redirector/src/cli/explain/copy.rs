@@ -11,7 +11,8 @@ use redirector_common::packet::Memory;
 use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Flow, Frontend, FrontendKey, Interface,
-    NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId, SourceRange, Taker, TakerKey, Tuple,
+    NodeConfig, Peer, PortFlags, Protocol, Service, ServiceId, SnatAddressKey, SourceRange, Taker,
+    TakerKey, Tuple,
 };
 use serde::Serialize;
 
@@ -67,6 +68,7 @@ pub(super) struct Copied {
     pub(super) peers: BTreeMap<Address, Peer>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) interfaces: BTreeMap<u32, Interface>,
+    pub(super) snat_addresses: BTreeMap<SnatAddressKey, Address>,
     pub(super) large: Rc<dyn Large>,
     /// What was asked for of the flows, and what became of it.
     pub(super) flows: RefCell<BTreeMap<Tuple, Half>>,
@@ -99,6 +101,7 @@ impl Copied {
             peers: maps.peers()?,
             backends: maps.backends()?,
             interfaces: maps.interfaces()?,
+            snat_addresses: maps.snat_addresses()?,
             sockets: sockets::read(),
             find_way: |to| routes::find(to.into()),
             ..Self::empty(Rc::new(maps.clone()))
@@ -122,6 +125,7 @@ impl Copied {
             peers: BTreeMap::new(),
             backends: BTreeMap::new(),
             interfaces: BTreeMap::new(),
+            snat_addresses: BTreeMap::new(),
             large,
             flows: RefCell::default(),
             failure: RefCell::default(),
@@ -212,6 +216,7 @@ impl Clone for Copied {
             peers: self.peers.clone(),
             backends: self.backends.clone(),
             interfaces: self.interfaces.clone(),
+            snat_addresses: self.snat_addresses.clone(),
             find_way: self.find_way,
             ..Self::empty(Rc::clone(&self.large))
         }

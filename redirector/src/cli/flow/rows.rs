@@ -23,6 +23,8 @@ pub(super) struct FlowRow {
     pub(super) protocol: Protocol,
     pub(super) client: SocketAddr,
     pub(super) frontend: SocketAddr,
+    /// Where its packets come from for the backend.
+    pub(super) translated_source: SocketAddr,
     pub(super) backend: SocketAddr,
     /// `namespace/name`, or the name alone; the number where the service is gone.
     pub(super) service: String,
@@ -61,6 +63,7 @@ fn flow_row(maps: &Loaded, key: &Tuple, flow: &Flow, now: u64) -> FlowRow {
         protocol: key.protocol(),
         client: socket(key.source, key.source_port),
         frontend: socket(key.destination, key.destination_port),
+        translated_source: socket(flow.translated.source, flow.translated.source_port),
         backend: socket(flow.translated.destination, flow.translated.destination_port),
         service: service_name(&maps.infos, flow.service),
         state: flow.state(),
@@ -149,6 +152,7 @@ pub(super) mod tests {
             "protocol": "UDP",
             "client": "[2001:db8:1::7]:4000",
             "frontend": "[2001:db8::1]:53",
+            "translatedSource": "192.0.2.1:50000",
             "backend": "[2001:db8::5]:5353",
             "service": "#1",
             "state": "unreplied",

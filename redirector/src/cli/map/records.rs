@@ -68,6 +68,14 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
             record! {"hashBegins": index, "epoch": epoch}
         }),
         MapName::Interfaces => of(maps.interfaces()?, |(index, it)| interface(index, &it)),
+        MapName::SnatAddresses => of(maps.snat_addresses()?, |(key, it)| {
+            record! {
+                "index": key.ifindex,
+                "name": interface_name(key.ifindex),
+                "position": key.position,
+                "address": address(it),
+            }
+        }),
         MapName::Node => {
             let node = maps.node()?;
             vec![record! {

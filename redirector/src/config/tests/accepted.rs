@@ -35,6 +35,26 @@ fn settings() {
 }
 
 #[test]
+fn addresses_to_translate_to() {
+    let rows = [
+        ("", SnatAddresses::Primary),
+        ("primary", SnatAddresses::Primary),
+        ("all", SnatAddresses::All),
+        (
+            "[192.0.2.10, '2001:db8::/64', 0.0.0.0/0]",
+            SnatAddresses::In(
+                ["192.0.2.10/32", "2001:db8::/64", "0.0.0.0/0"]
+                    .map(|network| network.parse().unwrap())
+                    .into(),
+            ),
+        ),
+    ];
+    for (text, expected) in rows {
+        assert_eq!(config(&format!("snatAddresses: {text}")).snat_addresses, expected, "{text}");
+    }
+}
+
+#[test]
 fn xdp_modes() {
     for (word, mode) in XdpMode::WORDS {
         assert_eq!(config(&format!("xdpMode: {word}")).xdp_mode, mode);

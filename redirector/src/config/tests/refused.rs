@@ -81,7 +81,7 @@ fn what_is_of_the_wrong_kind() {
             "80:8080",
             &[
                 "1:1: found \"80:8080\"; allowed: a mapping with the keys interfaces, mssClamp, nodes, publish, \
-                 removedBackends, services, snatPorts, tables, xdpMode",
+                 removedBackends, services, snatAddresses, snatPorts, tables, xdpMode",
             ],
         ),
         (
@@ -138,13 +138,13 @@ fn unknown_repeated_and_missing_keys() {
             "publsh: []\nxdpmode: auto\nports: []\n8: 9\n",
             &[
                 "1:1: unknown key \"publsh\"; did you mean \"publish\"? allowed: interfaces, mssClamp, nodes, publish, \
-                 removedBackends, services, snatPorts, tables, xdpMode",
+                 removedBackends, services, snatAddresses, snatPorts, tables, xdpMode",
                 "2:1: unknown key \"xdpmode\"; did you mean \"xdpMode\"? allowed: interfaces, mssClamp, nodes, publish, \
-                 removedBackends, services, snatPorts, tables, xdpMode",
+                 removedBackends, services, snatAddresses, snatPorts, tables, xdpMode",
                 "3:1: unknown key \"ports\"; allowed: interfaces, mssClamp, nodes, publish, \
-                 removedBackends, services, snatPorts, tables, xdpMode",
+                 removedBackends, services, snatAddresses, snatPorts, tables, xdpMode",
                 "4:1: key 8 is not text; allowed: interfaces, mssClamp, nodes, publish, \
-                 removedBackends, services, snatPorts, tables, xdpMode",
+                 removedBackends, services, snatAddresses, snatPorts, tables, xdpMode",
             ],
         ),
         (
@@ -336,4 +336,45 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn addresses_to_translate_to() {
+    check(&[
+        (
+            "snatAddresses: every",
+            &["1:16: snatAddresses: found \"every\"; allowed: primary, all, or a list of \
+               addresses and networks"],
+        ),
+        (
+            "snatAddresses: 192.0.2.1",
+            &["1:16: snatAddresses: found \"192.0.2.1\"; allowed: primary, all, or a list of \
+               addresses and networks"],
+        ),
+        (
+            "snatAddresses: []",
+            &["1:16: snatAddresses: the list is empty; write primary for no further address"],
+        ),
+        (
+            "snatAddresses:\n  - 192.0.2.300\n  - 5\n  - 192.0.2.7/24\n  - 127.0.0.0/8\n  - fe80::1\n",
+            &[
+                "2:5: snatAddresses: \"192.0.2.300\" is no address and no network; allowed: as in \
+                 \"192.0.2.10\" or \"192.0.2.0/24\"",
+                "3:5: snatAddresses: found 5; allowed: an address or a network, in quotes",
+                "4:5: snatAddresses: 192.0.2.7/24 has bits set behind its prefix; write \
+                 192.0.2.0/24",
+                "5:5: snatAddresses: 127.0.0.0 is a loopback address: every node has it; name an \
+                 address that other nodes reach the node at",
+                "6:5: snatAddresses: fe80::1 is a link-local address: it means nothing without an \
+                 interface; name a global or unique local address",
+            ],
+        ),
+        (
+            "snatAddresses: [192.0.2.1, '2001:db8::/64', 192.0.2.1/32]",
+            &[
+                "1:45: snatAddresses: 192.0.2.1/32 stands at redirector.yaml:1:17 already; remove one of \
+               them",
+            ],
+        ),
+    ]);
 }

@@ -144,6 +144,8 @@ fn schema_and_parser_have_the_same_defaults() {
     assert!(!default.resets_clients);
     let (first, last) = (default.snat_ports.start(), default.snat_ports.end());
     assert_eq!(schema["properties"]["snatPorts"]["default"], format!("{first}-{last}"));
+    assert_eq!(schema["properties"]["snatAddresses"]["default"], "primary");
+    assert_eq!(default.snat_addresses, SnatAddresses::Primary);
     assert_eq!(schema["properties"]["mssClamp"]["default"], default.mss_clamp);
     let most = redirector_common::node::MAX_PEERS;
     assert_eq!(schema["properties"]["nodes"]["maxItems"], most);

@@ -42,6 +42,7 @@ impl Pinned {
             MapName::FlowCache => self.cached_flows()?.len(),
             MapName::Epochs => usize::try_from(redirector_common::cache::EPOCHS).unwrap_or(0),
             MapName::Interfaces => self.interfaces()?.len(),
+            MapName::SnatAddresses => self.snat_addresses()?.len(),
             MapName::Node => usize::from(self.node()?.snat_count != 0),
             MapName::Counters => self.counters()?.len(),
             MapName::Slots => self.slots()?.len(),

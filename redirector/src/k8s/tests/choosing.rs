@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use crate::k8s::convert::Rules;
 use crate::k8s::endpoints::count_local_ready;
-use crate::k8s::index::Kind;
 use crate::k8s::mk::{NODE, mk_endpoint, mk_index, mk_service, mk_slice, read, web};
+use crate::k8s::record::Kind;
 use crate::model::{BackendAddress, BackendSpec, BackendState, Source};
 
 fn rules() -> Rules {

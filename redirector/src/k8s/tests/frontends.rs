@@ -4,8 +4,8 @@ use redirector_common::Family;
 use serde_json::{Value, json};
 
 use crate::k8s::convert::{Converted, NodePortAddresses, Rules};
-use crate::k8s::index::Kind;
 use crate::k8s::mk::{NODE, merge, mk_index, mk_service, mk_slice, read, web};
+use crate::k8s::record::Kind;
 use crate::model::{Forwarding, Service, Source, TrafficPolicy};
 
 fn rules() -> Rules {

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use serde_json::json;
 
-use crate::k8s::index::{Dirty, Index, Kind};
+use crate::k8s::index::{Dirty, Index};
 use crate::k8s::mk::{NODE, mk_endpoint, mk_index, mk_service, mk_slice, read, web};
 use crate::k8s::object::ObjectName;
+use crate::k8s::record::Kind;
 
 fn one(service: &ObjectName) -> Dirty {
     Dirty { services: BTreeSet::from([service.clone()]), ..Dirty::default() }

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use crate::k8s::PUBLISH;
 use crate::k8s::convert::{Converted, Rules};
-use crate::k8s::index::{Index, Kind};
+use crate::k8s::index::Index;
 use crate::k8s::mk::{NODE, mk_index, mk_pod, mk_service, read, web};
+use crate::k8s::record::Kind;
 
 fn rules() -> Rules {
     Rules { node_name: NODE.to_owned(), ..Rules::default() }

@@ -102,7 +102,7 @@ async fn a_silent_connection_is_given_up() {
          users: [{{name: here, user: {{}}}}]}}"
     );
     std::fs::write(file.path(), kubeconfig).expect("written");
-    let access = Access::new(Some(file.path().to_owned())).with_silence(Duration::from_millis(300));
+    let access = Access::new(Some(file.path().to_owned())).with_silence(Duration::from_secs(2));
     let cluster = Cluster::new(Index::new("here", None));
     let mut tasks = JoinSet::new();
     let config = watcher::Config::default();

@@ -66,6 +66,14 @@ impl NodeAddresses {
         around.max_by_key(|(network, _)| network.prefix_len()).map(|(_, side)| *side)
     }
 
+    /// Whether nothing but the sides of networks tells this from `other`.
+    #[must_use]
+    pub fn has_other_sides_alone(&self, other: &Self) -> bool {
+        let Self { chosen, host, has_kube_proxy, sides: _, nodes } = self;
+        (chosen, host, has_kube_proxy, nodes)
+            == (&other.chosen, &other.host, &other.has_kube_proxy, &other.nodes)
+    }
+
     /// Addresses of the other nodes.
     pub fn others(&self) -> impl Iterator<Item = IpAddr> {
         self.nodes.keys().copied().filter(|address| !self.is_own(*address))
@@ -99,7 +107,9 @@ impl NodeAddresses {
     }
 }
 
-fn is_link_local(address: IpAddr) -> bool {
+/// Whether `address` means nothing without an interface.
+#[must_use]
+pub fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(v6) => Ipv6Addr::is_unicast_link_local(&v6),

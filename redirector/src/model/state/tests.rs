@@ -20,11 +20,12 @@ fn key(name: u8) -> ServiceKey {
     ServiceKey { source: Source::Static, namespace: None, name: name.to_string() }
 }
 
-/// What a change is: a service put, or taken out without frontends; or other nodes.
+/// What a change is: a service put, or taken out without frontends; other nodes, or networks.
 #[derive(Clone, Debug)]
 enum Change {
     Service(Rank, Service),
     Nodes(BTreeMap<IpAddr, Peer>),
+    Sides(BTreeMap<IpNet, Side>),
 }
 
 fn any_change() -> impl Strategy<Value = Change> {
@@ -35,7 +36,14 @@ fn any_change() -> impl Strategy<Value = Change> {
         let node = |text: &&str| (text.parse().expect("an address"), peer);
         Change::Nodes(nodes.iter().map(node).collect())
     });
-    prop_oneof![3 => any_service(), 1 => nodes]
+    let networks = ["192.0.2.0/24", "192.0.2.20/32", "203.0.113.0/24"];
+    let side = prop_oneof![Just(None), Just(Some(Side::Inside)), Just(Some(Side::Outside))];
+    let sides = proptest::collection::vec(side, networks.len()).prop_map(move |sides| {
+        let all = networks.iter().zip(sides);
+        let known = all.filter_map(|(text, side)| Some((text.parse().expect("a network"), side?)));
+        Change::Sides(known.collect())
+    });
+    prop_oneof![4 => any_service(), 1 => nodes, 1 => sides]
 }
 
 fn any_service() -> impl Strategy<Value = Change> {
@@ -97,6 +105,10 @@ proptest! {
                     node.nodes.clone_from(&nodes);
                     state.set_nodes(nodes);
                 }
+                Change::Sides(sides) => {
+                    node.sides.clone_from(&sides);
+                    state.set_sides(sides);
+                }
                 Change::Service(_, service) if service.frontends.is_empty() => {
                     state.remove(&service.key);
                     services.remove(&service.key);
@@ -143,6 +155,27 @@ fn a_change_concerns_those_who_claim_the_same() {
 }
 
 #[test]
+fn networks_concern_those_whose_backends_are_in_them() {
+    let service = |name, address: &str| {
+        let frontend =
+            FrontendSpec { address: None, port: 80 + u16::from(name), protocol: Protocol::Tcp };
+        let address = BackendAddress::At(address.parse().expect("an address"));
+        let backends = vec![BackendSpec::new(address, 8080)];
+        Service { frontends: vec![frontend], backends, ..Service::new(key(name)) }
+    };
+    let rank = |order| Rank { source: 1, order };
+    let services = [(rank(1), service(1, "10.1.0.2")), (rank(2), service(2, "10.1.0.3"))];
+    let mut state = State::new(node(), services);
+    let pod = |text: &str| (text.parse::<IpNet>().expect("a network"), Side::Inside);
+    state.set_sides([pod("10.1.0.3/32"), pod("10.1.0.9/32")].into());
+    assert_eq!(state.take_dirty(), BTreeSet::from([key(2)]));
+    state.set_sides([pod("10.1.0.3/32")].into());
+    assert!(state.take_dirty().is_empty());
+    state.set_sides(BTreeMap::new());
+    assert_eq!(state.take_dirty(), BTreeSet::from([key(2)]));
+}
+
+#[test]
 fn other_nodes_concern_those_whose_backends_answer_directly() {
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address");
     let service = |name, address, forwarding| {
@@ -172,4 +205,31 @@ fn other_nodes_concern_those_whose_backends_answer_directly() {
     state.set_nodes(nodes(Peer::taking()));
     assert_eq!(*state.peers(), peer(Peer::taking()));
     assert!(state.take_dirty().is_empty());
+}
+
+#[test]
+fn addresses_that_services_of_the_cluster_name_are_counted() {
+    let address = IpAddr::from([192, 0, 2, 10]);
+    let named = |name: u8, source, ports: &[u16]| {
+        let frontend = |port: &u16| FrontendSpec {
+            address: Some(address),
+            port: *port,
+            protocol: Protocol::Tcp,
+        };
+        Service {
+            frontends: ports.iter().map(frontend).collect(),
+            ..Service::new(ServiceKey { source, ..key(name) })
+        }
+    };
+    let rank = Rank { source: 1, order: 0 };
+    let mut state = State::new(node(), [(rank, named(0, Source::Static, &[80]))]);
+    assert!(!state.is_named(address), "the file's words are the operator's own");
+    let (one, two) = (Source::ExternalIp, Source::LoadBalancer);
+    state.put(rank, named(1, one, &[81, 82]));
+    state.put(rank, named(2, two, &[83]));
+    assert!(state.is_named(address));
+    state.put(rank, named(1, one, &[]));
+    assert!(state.is_named(address));
+    state.remove(&ServiceKey { source: two, ..key(2) });
+    assert!(!state.is_named(address));
 }

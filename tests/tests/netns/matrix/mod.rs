@@ -231,7 +231,22 @@ impl<'a> Bench<'a> {
                 traces.check_stack(is_in_stack)
             }
             Expected::Silence { reason } => {
-                let ((), traces) = self.trace(cell, |bench| bench.hear_nothing(cell))?;
+                let dropped = |bench: &Self| -> Result<u64> {
+                    let counts = bench.counts()?;
+                    let of = |((_, it), packets): (&(_, Reason), &u64)| {
+                        (it.name() == reason).then_some(*packets)
+                    };
+                    Ok(counts.iter().filter_map(of).sum())
+                };
+                let before = dropped(self)?;
+                let ((), traces) =
+                    self.trace(cell, |bench| {
+                        bench.hear_nothing(cell)?;
+                        // The packet may be on its way for longer than anybody waited for it.
+                        wait::until_true("it to be counted", wait::SOON, || {
+                            Ok(dropped(bench)? > before)
+                        })
+                    })?;
                 ensure!(traces.count(reason, "eth0")? > 0, "{}", traces.missing(reason));
                 for opened in OPENED {
                     ensure!(traces.count(opened, "eth0")? == 0, "{}", traces.surplus(opened));
@@ -247,6 +262,7 @@ impl<'a> Bench<'a> {
         cell: Cell,
         act: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<(T, Traces)> {
+        self.await_ends()?;
         for tap in [&mut self.outside, &mut self.inside, &mut self.asked, &mut self.direct] {
             tap.heard()?;
         }
@@ -268,6 +284,20 @@ impl<'a> Bench<'a> {
         };
         let (asked, direct) = (answers(self.asked.heard()?), answers(self.direct.heard()?));
         Ok((outcome, Traces { counted, from_client, from_backends, asked, direct }))
+    }
+
+    /// Waits until earlier connections have said their last: servers close theirs first, so the
+    /// client's are gone when its end was acknowledged.
+    fn await_ends(&self) -> Result<()> {
+        let client = &self.lab.net.client;
+        wait::until_true("connections to end", wait::SOON, || {
+            let listed = client.enter(|| {
+                let [v4, v6] = ["tcp", "tcp6"]
+                    .map(|name| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")));
+                Ok([v4?, v6?])
+            })?;
+            Ok(listed.iter().all(|table| table.lines().count() == 1))
+        })
     }
 
     fn counts(&self) -> Result<Counts> {

@@ -11,7 +11,7 @@ use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Origin, Peer, Port, PortFlags, Protocol, Reason,
-    RingSlot, Service, ServiceId, Taker, TakerKey, Tuple,
+    RingSlot, Service, ServiceId, SnatAddressKey, Taker, TakerKey, Tuple,
 };
 
 use super::Copied;
@@ -239,6 +239,12 @@ impl Environment for Copied {
 
     fn interface(&self, ifindex: u32) -> Option<Interface> {
         self.interfaces.get(&ifindex).copied()
+    }
+
+    fn snat_address(&self, key: &SnatAddressKey) -> Option<Address> {
+        let address = self.snat_addresses.get(key).copied()?;
+        self.note("source", format!("no port of the addresses before it is free: {address}"));
+        Some(address)
     }
 
     fn fragment(&self, _: &FragmentKey) -> Option<FirstFragment> {
