@@ -1,21 +1,13 @@
-//! Events: what the data path tells whoever watches, and who watches what.
-//!
-//! Somebody watches while [`Watch::until`] lies ahead, and has to say so again before it is over:
-//! a watcher that was killed costs nothing any more when its time is up.
+//! Events: what the data path tells whoever [watches](crate::watch).
 
 use crate::packet::{Environment, Hook, Outcome, Packet};
-use crate::{
-    Address, Direction, FrontendKey, Port, Protocol, Reason, ServiceId, Tuple, Verdict, words,
-};
+use crate::{Address, Direction, FrontendKey, Port, Reason, ServiceId, Tuple, Verdict, words};
 
 /// Bytes of a packet that an event has room for.
 pub const MAX_SNAP: u32 = 9216;
 
 /// Bytes of the `EVENTS` ring buffer.
 pub const RING_BYTES: u32 = 1 << 21;
-
-/// Services that a watcher can ask for at once.
-pub const MAX_SERVICES: usize = 16;
 
 /// Which of a packet's moments an event is about.
 #[repr(u8)]
@@ -41,7 +33,7 @@ impl Phase {
         }
     }
 
-    /// The phase's bit in [`Watch::phases`].
+    /// The phase's bit in [`Watch::phases`](crate::Watch::phases).
     #[inline(always)]
     #[must_use]
     pub const fn bit(self) -> u32 {
@@ -106,8 +98,9 @@ const FORWARDED: u64 = {
     bits
 };
 
+/// Whether the Reason with the number is among them.
 #[inline(always)]
-const fn has(bits: u64, reason: u32) -> bool {
+pub(crate) const fn has(bits: u64, reason: u32) -> bool {
     bits >> (reason & 63) & 1 != 0
 }
 
@@ -294,154 +287,5 @@ const fn destination(tuple: Option<&Tuple>) -> Option<(Address, Port)> {
     match tuple {
         Some(tuple) => Some((tuple.destination, tuple.destination_port)),
         None => None,
-    }
-}
-
-/// One end of the packets that are wanted.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
-    /// Its address; unspecified: any.
-    pub address: Address,
-    /// Its port; zero: any.
-    pub port: Port,
-    /// Reserved, zero.
-    pub reserved: u16,
-}
-
-const _: () = assert!(size_of::<End>() == 20);
-
-impl End {
-    /// Any.
-    pub const ANY: Self = Self { address: Address::UNSPECIFIED, port: Port::ZERO, reserved: 0 };
-
-    #[inline(always)]
-    fn matches(&self, end: Option<(Address, Port)>) -> bool {
-        let any_address = self.address.is_unspecified();
-        let any_port = self.port.raw() == 0;
-        match end {
-            Some((address, port)) => {
-                (any_address || address == self.address)
-                    && (any_port || port.raw() == self.port.raw())
-            }
-            None => any_address && any_port,
-        }
-    }
-}
-
-/// Value of the one-element `WATCH` array: what somebody wants to be told, and for how long.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watch {
-    /// Until when, `CLOCK_MONOTONIC` nanoseconds; 0: nobody watches.
-    pub until: u64,
-    /// [`bit`]s of the Reasons that are wanted.
-    pub reasons: u64,
-    /// Those of the Reasons of which every packet is told, not only a sample.
-    pub unsampled: u64,
-    /// Of other packets one in so many is told, on each CPU; 0 is as 1.
-    pub sample: u32,
-    /// Bytes of each packet that are wanted, at most [`MAX_SNAP`].
-    pub snap: u32,
-    /// [`Phase::bit`]s of the moments that are wanted.
-    pub phases: u32,
-    /// IANA number of the protocol; 0: any.
-    pub protocol: u32,
-    /// The client.
-    pub client: End,
-    /// The frontend.
-    pub frontend: End,
-    /// The backend.
-    pub backend: End,
-    /// Reserved, zero.
-    pub reserved: u32,
-    /// The services; none: any.
-    pub services: [ServiceId; MAX_SERVICES],
-}
-
-const _: () = assert!(size_of::<Watch>() == 168);
-
-impl Watch {
-    /// Nobody watches; of everything, whole, if somebody did.
-    pub const NONE: Self = Self {
-        until: 0,
-        reasons: u64::MAX,
-        unsampled: 0,
-        sample: 1,
-        snap: MAX_SNAP,
-        phases: Phase::Before.bit() | Phase::After.bit() | Phase::Only.bit(),
-        protocol: 0,
-        client: End::ANY,
-        frontend: End::ANY,
-        backend: End::ANY,
-        reserved: 0,
-        services: [0; MAX_SERVICES],
-    };
-
-    /// Whether packets with this Reason are wanted.
-    #[inline(always)]
-    #[must_use]
-    pub const fn wants(&self, reason: u32) -> bool {
-        has(self.reasons, reason)
-    }
-
-    /// Whether events of the moment are wanted.
-    #[inline(always)]
-    #[must_use]
-    pub const fn wants_phase(&self, phase: Phase) -> bool {
-        self.phases & phase.bit() != 0
-    }
-
-    /// Whether the packet that is described is between those that are wanted.
-    #[inline(always)]
-    #[must_use]
-    pub fn matches(&self, event: &Event) -> bool {
-        self.matches_protocol(event.claimed().map(Tuple::protocol))
-            && self.client.matches(event.client())
-            && self.frontend.matches(event.frontend())
-            && self.backend.matches(event.backend())
-            && self.matches_service(event.service)
-    }
-
-    #[inline(always)]
-    const fn matches_protocol(&self, protocol: Option<Protocol>) -> bool {
-        self.protocol == 0
-            || match protocol {
-                Some(protocol) => protocol.number() as u32 == self.protocol,
-                None => false,
-            }
-    }
-
-    #[inline(always)]
-    fn matches_service(&self, service: ServiceId) -> bool {
-        if self.services[0] == 0 {
-            return true;
-        }
-        for wanted in &self.services {
-            // Volatile, or the compiler would compare them all and join the answers, and the verifier
-            // walk every combination of those.
-            // SAFETY: a reference.
-            let wanted = unsafe { core::ptr::from_ref(wanted).read_volatile() };
-            if wanted == service {
-                return service != 0;
-            }
-        }
-        false
-    }
-
-    /// Whether a packet that matches is told: one in so many of those that are sampled. `seen`
-    /// counts them.
-    #[inline(always)]
-    #[must_use]
-    pub const fn takes(&self, reason: u32, seen: &mut u32) -> bool {
-        if self.sample <= 1 || has(self.unsampled, reason) {
-            return true;
-        }
-        *seen = seen.wrapping_add(1);
-        if *seen < self.sample {
-            return false;
-        }
-        *seen = 0;
-        true
     }
 }

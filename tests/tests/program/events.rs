@@ -7,8 +7,9 @@ use anyhow::{Result, ensure};
 use redirector::dataplane::pins::Hook;
 use redirector_common::{
     Address, Direction, Event, Family, Port, Protocol, Reason, Watch,
-    event::{End, Phase, bit},
+    event::{Phase, bit},
     map_name::MapName,
+    watch::End,
 };
 use redirector_tests::{
     packet::{Flags, Packet, Transport},

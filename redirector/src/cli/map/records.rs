@@ -1,11 +1,13 @@
 //! The entries of each map, as records with named fields.
 
+mod watch;
+
 use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
 use redirector_common::{
     Address, Backend, CachedFlow, Direction, Endpoint, Family, Flow, Interface, Origin, PortFlags,
-    Reason, ServiceId, SlotValue, Tuple, Watch,
+    Reason, ServiceId, SlotValue, Tuple,
 };
 use serde_json::Value;
 
@@ -116,7 +118,7 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "connections": connections,
             }
         }),
-        MapName::Watch => watch(&maps.watch()?),
+        MapName::Watch => watch::records(&maps.watch()?),
         // Whoever reads them takes them away.
         MapName::Events => Vec::new(),
         MapName::EventsLost => vec![record! {"events": maps.events_lost()?}],
@@ -299,20 +301,6 @@ fn status(text: &str) -> Vec<Record> {
         // Another version's agent may write something else: it is shown as it is.
         Ok(_) | Err(_) => vec![record! {"field": "text", "value": text}],
     }
-}
-
-fn watch(watch: &Watch) -> Vec<Record> {
-    if watch.until == 0 {
-        return Vec::new();
-    }
-    let wanted = |reason: &&Reason| watch.wants(**reason as u32);
-    let reasons: Vec<_> = Reason::ALL.iter().filter(wanted).map(|it| it.name()).collect();
-    vec![record! {
-        "until": watch.until,
-        "sample": watch.sample,
-        "snap": watch.snap,
-        "reasons": reasons,
-    }]
 }
 
 fn slot_state(slot: SlotValue) -> &'static str {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use redirector_common::event::{self, MAX_SERVICES};
-use redirector_common::{Address, Port, Protocol, Reason, ServiceId, Verdict, Watch};
+use redirector_common::watch::{self, MAX_SERVICES};
+use redirector_common::{Address, Port, Protocol, Reason, ServiceId, Verdict, Watch, event};
 
 use super::Limits;
 use crate::cli::flow::select::{End, is_named, protocols};
@@ -58,8 +58,8 @@ impl WatchArgs {
     /// What to ask the data path for; `usual`: which Reasons, where none was asked for.
     pub(in crate::cli) fn wish(&self, maps: &Pinned, usual: Usual) -> Result<Watch> {
         let end = |end: Option<End>| match end {
-            None => event::End::ANY,
-            Some(end) => event::End {
+            None => watch::End::ANY,
+            Some(end) => watch::End {
                 address: Address::from(end.address),
                 port: end.port.map_or(Port::ZERO, Port::new),
                 reserved: 0,
