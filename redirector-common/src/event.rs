@@ -142,6 +142,25 @@ pub struct Event {
 const _: () = assert!(size_of::<Event>() == 128);
 
 impl Event {
+    /// Of nothing yet.
+    pub const EMPTY: Self = Self {
+        time: 0,
+        claimed: Packet::EMPTY.tuple,
+        translated: Packet::EMPTY.tuple,
+        cpu: 0,
+        number: 0,
+        ifindex: 0,
+        out_ifindex: 0,
+        reason: 0,
+        service: 0,
+        len: 0,
+        captured: 0,
+        hook: 0,
+        phase: 0,
+        flags: 0,
+        reserved: [0; 5],
+    };
+
     const TUPLE: u8 = 1;
     const TRANSLATED: u8 = 2;
     const REPLY: u8 = 4;

@@ -231,6 +231,11 @@ mod tests {
             "redirector flow list --state sleeping",
             "redirector map dump NOTHING",
             "redirector service list -o xml",
+            "redirector monitor --reason because",
+            "redirector monitor --reason client-local",
+            "redirector monitor --sample 0",
+            "redirector capture",
+            "redirector capture x.pcapng --snaplen 9217",
             "redirector explain icmp 192.0.2.1:1 192.0.2.2:2",
             "redirector explain tcp 192.0.2.1 192.0.2.2:80",
         ] {

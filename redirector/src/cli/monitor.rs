@@ -186,3 +186,46 @@ fn line(cells: [&str; 11]) -> String {
     text.push('\n');
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::watch::story;
+
+    #[test]
+    fn an_event_is_a_line() {
+        let text = line(cells(&story()).each_ref().map(String::as_str));
+        assert_eq!(
+            text,
+            "00:00:00.000001  xdp      eth0       forward  remote-established  TCP       66     \
+             198.51.100.9:4000      192.0.2.1:80           10.0.0.5:8080          default/web\n"
+        );
+        assert_eq!(line(HEADINGS).find("CLIENT"), text.find("198.51.100.9"));
+        assert_eq!(line(HEADINGS).find("SERVICE"), text.find("default/web"));
+    }
+
+    #[test]
+    fn json_has_both_tuples() {
+        let expected = serde_json::json!({
+            "time": "2026-01-01T00:00:00.000001Z",
+            "hook": "xdp",
+            "interface": "eth0",
+            "outInterface": "eth1",
+            "verdict": "forward",
+            "reason": "remote-established",
+            "newFlow": false,
+            "direction": "request",
+            "protocol": "TCP",
+            "client": "198.51.100.9:4000",
+            "frontend": "192.0.2.1:80",
+            "backend": "10.0.0.5:8080",
+            "service": "default/web",
+            "source": "198.51.100.9:4000",
+            "destination": "192.0.2.1:80",
+            "translatedSource": "192.0.2.1:50000",
+            "translatedDestination": "10.0.0.5:8080",
+            "bytes": 66,
+        });
+        assert_eq!(serde_json::to_value(Shown::of(&story())).expect("JSON"), expected);
+    }
+}

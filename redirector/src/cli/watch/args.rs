@@ -176,3 +176,42 @@ fn verdicts() -> impl TypedValueParser<Value = Verdict> {
     PossibleValuesParser::new(ALL.map(Verdict::name))
         .try_map(|word| ALL.into_iter().find(|it| it.name() == word).ok_or("no such verdict"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(args: &WatchArgs, usual: Usual) -> Vec<&'static str> {
+        let bits = args.reasons(usual);
+        let reasons = Reason::ALL.iter().filter(|reason| bits & event::bit(**reason) != 0);
+        reasons.map(|reason| reason.name()).collect()
+    }
+
+    #[test]
+    fn new_flows_and_drops_are_told_by_default() {
+        let told = wanted(&WatchArgs::default(), Usual::Turns);
+        assert!(told.contains(&"remote-new") && told.contains(&"no-backend"), "{told:?}");
+        assert!(!told.contains(&"remote-established"), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_told_only_if_asked_for() {
+        let sampled = WatchArgs { sample: Some(10), ..WatchArgs::default() };
+        let captured = wanted(&WatchArgs::default(), Usual::Ours);
+        assert_eq!(wanted(&sampled, Usual::Turns), captured);
+        assert!(captured.contains(&"remote-reply") && captured.contains(&"no-flow"));
+        assert!(!captured.contains(&"not-ours") && !captured.contains(&"not-ip"));
+        let passing = WatchArgs { verdict: vec![Verdict::Pass], ..WatchArgs::default() };
+        let told = wanted(&passing, Usual::Turns);
+        assert!(told.contains(&"not-ours") && told.contains(&"not-ip"), "{told:?}");
+    }
+
+    #[test]
+    fn what_is_asked_for_is_added_up() {
+        let args =
+            WatchArgs { new: true, reason: vec![Reason::RemoteReply], ..WatchArgs::default() };
+        let expected = ["local-new", "remote-new", "remote-reply", "steered-new", "dsr-new"];
+        assert_eq!(wanted(&args, Usual::Turns), expected);
+        assert_eq!(wanted(&args, Usual::Ours), expected);
+    }
+}
