@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{
     bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_load_bytes,
 };
 use redirector_common::event::{MAX_SNAP, Phase};
-use redirector_common::packet::{Hook, PacketBuf, Step};
+use redirector_common::packet::{Hook, PacketBuf};
 use redirector_common::{Event, Reason};
 
 use crate::context::{Frame, Skb, opaque};
