@@ -1,5 +1,10 @@
 //! Captures, read back by libraries that did not write them.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "not our own enums: what we write, and the rest"
+)]
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
@@ -72,7 +77,7 @@ impl Captured {
                 let header = ip.header().to_header();
                 ([header.source.into(), header.destination.into()], true)
             }
-            other => bail!("{other:?}"),
+            NetSlice::Arp(_) => bail!("not IP"),
         };
         let [source, destination] = addresses;
         let (ports, payload, is, should_be) = match packet.transport.context("no transport")? {
