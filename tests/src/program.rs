@@ -11,7 +11,7 @@ use aya::{
     },
     programs::{Program, SchedClassifier, Xdp, XdpMode},
 };
-use redirector::dataplane::{loader::OBJECT, pins::Hook, watcher};
+use redirector::dataplane::{loader::OBJECT, pins::Hook, verify::verify, watcher};
 use redirector_common::{
     Affinity, AffinityKey, CacheSet, CachedFlow, Event, FirstFragment, Flow, FragmentKey, Reason,
     SourceBits, SourceRange, Tuple, cache,
@@ -113,9 +113,10 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; others we do not have")]
             let loaded = match program {
-                Program::Xdp(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                other => <&mut SchedClassifier>::try_from(other).and_then(SchedClassifier::load),
+                Program::Xdp(program) => verify(|| program.load()),
+                Program::CgroupSockAddr(program) => verify(|| program.load()),
+                other => <&mut SchedClassifier>::try_from(other)
+                    .and_then(|program| verify(|| program.load())),
             };
             loaded.with_context(|| format!("loading {name}"))?;
         }

@@ -21,6 +21,7 @@ use redirector_common::{
 
 use super::pins::{ClientHook, Hook, Pins};
 use super::sizes::Sizes;
+use super::verify::verify;
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
 pub static OBJECT: &[u8] =
@@ -132,10 +133,12 @@ impl Programs {
             }
         };
         for role in [Role::Driver, Role::Generic] {
-            programs.xdp(role)?.load().map_err(refused(role))?;
+            let program = programs.xdp(role)?;
+            verify(|| program.load()).map_err(refused(role))?;
         }
         for role in [Role::Ingress, Role::Egress] {
-            programs.classifier(role)?.load().map_err(refused(role))?;
+            let program = programs.classifier(role)?;
+            verify(|| program.load()).map_err(refused(role))?;
         }
         Ok(programs)
     }
@@ -174,8 +177,7 @@ impl Programs {
                 reason: error.to_string(),
             })?;
         if program.fd().is_err() {
-            program
-                .load()
+            verify(|| program.load())
                 .map_err(|error| LoadError::Program { name, reason: describe_program(&error) })?;
         }
         Ok(program)
