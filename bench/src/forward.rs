@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{DevMap, HashMap};
 use aya::programs::{SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
+use redirector::dataplane::verify::verify;
 use redirector_tests::namespace::Namespace;
 
 use crate::harness::OBJECT;
@@ -24,10 +25,11 @@ pub(crate) fn load() -> Result<Ebpf> {
     let mut ebpf = EbpfLoader::new().map_max_entries("CACHE", 1).load(OBJECT)?;
     for name in [PASS, "l_generate", "l_forward", "l_server", "l_client"] {
         let program: &mut Xdp = ebpf.program_mut(name).context("no program")?.try_into()?;
-        program.load().with_context(|| format!("loading {name}"))?;
+        verify(|| program.load()).with_context(|| format!("loading {name}"))?;
     }
     let program = ebpf.program_mut("l_server_tc").context("no l_server_tc")?;
-    <&mut SchedClassifier>::try_from(program)?.load().context("loading l_server_tc")?;
+    let program = <&mut SchedClassifier>::try_from(program)?;
+    verify(|| program.load()).context("loading l_server_tc")?;
     Ok(ebpf)
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
 use aya::programs::{Program, ProgramFd, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
+use redirector::dataplane::verify::verify;
 use redirector_tests::test_run::{self, skb_context, xdp_context};
 
 use crate::floor::Floor;
@@ -158,9 +159,10 @@ impl Harness {
             .context("loading the floors")?;
         for (name, program) in ebpf.programs_mut() {
             let loaded = if let Program::Xdp(xdp) = program {
-                xdp.load()
+                verify(|| xdp.load())
             } else {
-                <&mut SchedClassifier>::try_from(program).and_then(SchedClassifier::load)
+                <&mut SchedClassifier>::try_from(program)
+                    .and_then(|program| verify(|| program.load()))
             };
             loaded.with_context(|| format!("loading {name}"))?;
         }

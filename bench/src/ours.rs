@@ -9,6 +9,7 @@ use aya::programs::{ProgramFd, SchedClassifier, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use redirector::dataplane::batch;
 use redirector::dataplane::loader::{OBJECT, Role};
+use redirector::dataplane::verify::verify;
 use redirector_common::cache::EPOCHS;
 use redirector_common::map_name::MapName;
 use redirector_common::node::{CounterBlock, MAX_SLOTS, PortBlock, port_index};
@@ -70,9 +71,13 @@ impl Ours {
             let name = role.name();
             let program = ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
             match role {
-                Role::Driver | Role::Generic => <&mut Xdp>::try_from(program)?.load()?,
+                Role::Driver | Role::Generic => {
+                    let program = <&mut Xdp>::try_from(program)?;
+                    verify(|| program.load())?;
+                }
                 Role::Ingress | Role::Egress => {
-                    <&mut SchedClassifier>::try_from(program)?.load()?;
+                    let program = <&mut SchedClassifier>::try_from(program)?;
+                    verify(|| program.load())?;
                 }
             }
         }

@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
-        Array, HashMap, MapData, PerCpuArray,
+        Array, HashMap, MapData, PerCpuArray, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{Program, SchedClassifier, Xdp, XdpMode},
 };
-use redirector::dataplane::{loader::OBJECT, pins::Hook};
+use redirector::dataplane::{loader::OBJECT, pins::Hook, verify::verify, watcher};
 use redirector_common::{
-    Affinity, AffinityKey, CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason,
+    Affinity, AffinityKey, CacheSet, CachedFlow, Event, FirstFragment, Flow, FragmentKey, Reason,
     SourceBits, SourceRange, Tuple, cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
@@ -113,9 +113,10 @@ impl Programs {
         for (name, program) in ebpf.programs_mut() {
             #[expect(clippy::wildcard_enum_match_arm, reason = "aya's enum; others we do not have")]
             let loaded = match program {
-                Program::Xdp(program) => program.load(),
-                Program::CgroupSockAddr(program) => program.load(),
-                other => <&mut SchedClassifier>::try_from(other).and_then(SchedClassifier::load),
+                Program::Xdp(program) => verify(|| program.load()),
+                Program::CgroupSockAddr(program) => verify(|| program.load()),
+                other => <&mut SchedClassifier>::try_from(other)
+                    .and_then(|program| verify(|| program.load())),
             };
             loaded.with_context(|| format!("loading {name}"))?;
         }
@@ -244,6 +245,22 @@ impl Programs {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         let mut map: HashMap<&mut MapData, AffinityKey, Affinity> = HashMap::try_from(map)?;
         Ok(map.insert(key, affinity, 0)?)
+    }
+
+    /// What was told of packets since this was last asked, with the bytes of each.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be read.
+    pub fn events(&mut self) -> Result<Vec<(Event, Vec<u8>)>> {
+        let map = self.ebpf.map_mut(MapName::Events.name()).context("no map EVENTS")?;
+        let mut ring: RingBuf<&mut MapData> = RingBuf::try_from(map)?;
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            let (event, bytes) = watcher::parse(&item).context("a record that is no event")?;
+            events.push((event, bytes.to_vec()));
+        }
+        Ok(events)
     }
 
     /// All halves of all flows.

@@ -15,12 +15,13 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, cache,
-    ring,
+    SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, Watch,
+    cache, event, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
 use super::sizes::Sizes;
+use super::verify::verify;
 
 /// The programs, compiled for BPF; empty where there was no compiler for it.
 pub static OBJECT: &[u8] =
@@ -132,10 +133,12 @@ impl Programs {
             }
         };
         for role in [Role::Driver, Role::Generic] {
-            programs.xdp(role)?.load().map_err(refused(role))?;
+            let program = programs.xdp(role)?;
+            verify(|| program.load()).map_err(refused(role))?;
         }
         for role in [Role::Ingress, Role::Egress] {
-            programs.classifier(role)?.load().map_err(refused(role))?;
+            let program = programs.classifier(role)?;
+            verify(|| program.load()).map_err(refused(role))?;
         }
         Ok(programs)
     }
@@ -174,8 +177,7 @@ impl Programs {
                 reason: error.to_string(),
             })?;
         if program.fd().is_err() {
-            program
-                .load()
+            verify(|| program.load())
                 .map_err(|error| LoadError::Program { name, reason: describe_program(&error) })?;
         }
         Ok(program)
@@ -284,6 +286,11 @@ impl Spec {
             MapName::Steered => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SteeredKey, u64>(sizes.steered) }
             }
+            MapName::Watch => Self::array::<Watch>(1),
+            MapName::Events => {
+                Self { kind: MapType::RingBuf, key: 0, value: 0, entries: event::RING_BYTES }
+            }
+            MapName::EventsLost => Self { kind: MapType::PerCpuArray, ..Self::array::<u64>(1) },
             MapName::Sockets => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
             }

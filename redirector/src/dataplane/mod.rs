@@ -41,5 +41,7 @@ pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
 pub mod translation;
+pub mod verify;
+pub mod watcher;
 
 pub use detach::detach;
