@@ -36,14 +36,22 @@ pub struct Capacity {
 pub enum EncodeError {
     /// Too many services.
     #[error(
-        "map SERVICES is full: it has room for {0} services (a name counts once for each address family)"
+        "map SERVICES is full: it has room for {0} services (a name counts once for each address \
+         family): make it larger with 'redirector map resize SERVICES NUMBER', or with 'tables' in \
+         the file"
     )]
     Services(u32),
     /// Too many backends.
-    #[error("map BACKENDS is full: it has room for {0} backends")]
+    #[error(
+        "map BACKENDS is full: it has room for {0} backends: make it larger with 'redirector map \
+         resize BACKENDS NUMBER', or with 'tables' in the file"
+    )]
     Backends(u32),
     /// Too many or too large tables.
-    #[error("map MAGLEV is full: no room for the {entries} entries of service {service}")]
+    #[error(
+        "map MAGLEV is full: no room for the {entries} entries of service {service}: make it larger \
+         with 'redirector map resize MAGLEV NUMBER', or with 'tables' in the file"
+    )]
     Maglev {
         /// The service whose table does not fit.
         service: String,
