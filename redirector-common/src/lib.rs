@@ -14,6 +14,7 @@ pub mod address;
 pub mod affinity;
 pub mod backend;
 pub mod cache;
+pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
@@ -27,12 +28,14 @@ pub mod service;
 pub mod socket;
 pub mod source;
 pub mod tuple;
+pub mod watch;
 pub mod words;
 
 pub use address::{Address, Family, Port, Protocol};
 pub use affinity::{Affinity, AffinityKey, Taker, TakerKey};
 pub use backend::{Backend, BackendId};
 pub use cache::{CacheSet, CachedFlow};
+pub use event::Event;
 pub use flow::{Direction, Flow, FlowState, Manner};
 pub use fragment::{FirstFragment, FragmentKey};
 pub use frontend::{Frontend, FrontendKey, SteeredKey};
@@ -44,6 +47,7 @@ pub use service::{Origin, Service, ServiceId, ServiceInfo, SlotKey, SlotValue};
 pub use socket::{Endpoint, SocketKey};
 pub use source::{SourceBits, SourceRange};
 pub use tuple::Tuple;
+pub use watch::Watch;
 
 /// Marks types for aya's map accessors, in user space only.
 #[cfg(feature = "user")]
@@ -81,6 +85,8 @@ pod!(
     TakerKey,
     Peer,
     Endpoint,
+    Event,
+    Watch,
     RingSlot,
     SocketKey,
     SteeredKey,

@@ -88,4 +88,10 @@ maps! {
     Sockets = "SOCKETS", 1;
     /// Connections that were handed to listening sockets, by service and frontend.
     Steered = "STEERED", 1;
+    /// What somebody who watches wants to be told, and until when.
+    Watch = "WATCH", 1;
+    /// Events on their way to whoever watches.
+    Events = "EVENTS", 1;
+    /// Events for which there was no room.
+    EventsLost = "EVENTS_LOST", 1;
 }

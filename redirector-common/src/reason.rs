@@ -42,6 +42,13 @@ macro_rules! reasons {
             $($(#[doc = $doc])+ $variant = $number,)+
         }
 
+        impl From<Reason> for u32 {
+            #[inline(always)]
+            fn from(reason: Reason) -> Self {
+                reason as Self
+            }
+        }
+
         impl Reason {
             /// Every Reason, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];

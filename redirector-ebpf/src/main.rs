@@ -13,6 +13,7 @@ mod clients;
 mod context;
 mod counters;
 mod environment;
+mod event;
 mod handover;
 mod maps;
 mod redirect;
@@ -74,17 +75,25 @@ fn accelerate(ctx: &XdpContext) -> u32 {
     packet.tunnelled = tunnelled;
     let decision = decide_claimed(&environment, packet, flags, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Forward => match handover::prepare(&mut frame, packet, outcome) {
-            Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
-            None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
-        },
-        Step::Drop => (decision.reason, xdp_action::XDP_DROP),
+        Step::Forward => {
+            event::look(&environment);
+            event::tell_frame_before(ctx.ctx, &environment, decision.reason);
+            match handover::prepare(&mut frame, packet, outcome) {
+                Some(()) => (decision.reason, redirect::send_frame(&frame, &outcome.next_hop)),
+                None => (Reason::RewriteFailed, xdp_action::XDP_DROP),
+            }
+        }
+        Step::Drop => {
+            event::look(&environment);
+            (decision.reason, xdp_action::XDP_DROP)
+        }
         // TC ingress sees it next, decides again with more means, and counts.
         Step::Pass | Step::HandOver | Step::Reject | Step::Deliver | Step::ForwardUnresolved => {
             return xdp_action::XDP_PASS;
         }
     };
     counters::count(frame.ifindex(), reason, size);
+    event::tell_frame(ctx.ctx, &environment, reason);
     verdict
 }
 
@@ -106,6 +115,8 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
         }
         if tunnelled != 0 || !matches!(reason, Reason::IpInIp) || uncover_skb(skb.raw()) == 0 {
             counters::count(ifindex, reason, size);
+            event::look(&environment);
+            event::tell_skb(skb.raw(), &environment, reason, Hook::Ingress);
             return TC_ACT_OK;
         }
         tunnelled = 1;
@@ -113,25 +124,27 @@ pub fn redirector_in(ctx: TcContext) -> i32 {
     packet.tunnelled = tunnelled;
     let len = skb.segment_len(packet);
     let decision = decide(&environment, packet, Hook::Ingress, len, outcome);
+    event::look(&environment);
     let done = match decision.step {
         // Nobody is left to hand over to: `decide` does it for XDP alone.
         Step::Pass | Step::HandOver => Some(TC_ACT_OK),
         Step::Drop => Some(TC_ACT_SHOT),
-        Step::Reject => Some(reject::answer(&mut skb, packet, environment.message(), outcome)),
+        Step::Reject => {
+            event::tell_skb_before(skb.raw(), &environment, decision.reason, Hook::Ingress);
+            Some(reject::answer(&mut skb, packet, environment.message(), outcome))
+        }
         Step::Deliver | Step::Forward | Step::ForwardUnresolved => {
+            event::tell_skb_before(skb.raw(), &environment, decision.reason, Hook::Ingress);
             translate(&mut skb, packet, outcome, decision.step)
         }
     };
-    match done {
-        Some(verdict) => {
-            counters::count(ifindex, decision.reason, size);
-            verdict
-        }
-        None => {
-            counters::count(ifindex, Reason::RewriteFailed, size);
-            TC_ACT_SHOT
-        }
-    }
+    let (reason, verdict) = match done {
+        Some(verdict) => (decision.reason, verdict),
+        None => (Reason::RewriteFailed, TC_ACT_SHOT),
+    };
+    counters::count(ifindex, reason, size);
+    event::tell_skb(skb.raw(), &environment, reason, Hook::Ingress);
+    verdict
 }
 
 /// Translates and sends on. One path for all three ways, so that the verifier walks the rewriting
@@ -180,17 +193,25 @@ pub fn redirector_out(ctx: TcContext) -> i32 {
     let (size, ifindex) = (skb.size(), skb.ifindex());
     let decision = decide_reply(&environment, packet, outcome);
     let (reason, verdict) = match decision.step {
-        Step::Deliver => match translate(&mut skb, packet, outcome, Step::Deliver) {
-            Some(verdict) => (decision.reason, verdict),
-            None => (Reason::RewriteFailed, TC_ACT_SHOT),
-        },
-        Step::Drop => (decision.reason, TC_ACT_SHOT),
+        Step::Deliver => {
+            event::look(&environment);
+            event::tell_skb_before(skb.raw(), &environment, decision.reason, Hook::Egress);
+            match translate(&mut skb, packet, outcome, Step::Deliver) {
+                Some(verdict) => (decision.reason, verdict),
+                None => (Reason::RewriteFailed, TC_ACT_SHOT),
+            }
+        }
+        Step::Drop => {
+            event::look(&environment);
+            (decision.reason, TC_ACT_SHOT)
+        }
         // What this host sends of its own is counted only where it is ours.
         Step::Pass | Step::HandOver | Step::Reject | Step::Forward | Step::ForwardUnresolved => {
             return TC_ACT_OK;
         }
     };
     counters::count(ifindex, reason, size);
+    event::tell_skb(skb.raw(), &environment, reason, Hook::Egress);
     verdict
 }
 

@@ -4,7 +4,8 @@ use core::arch::asm;
 
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use redirector_common::event::RING_BYTES;
 use redirector_common::node::{
     CounterBlock, MAX_IFINDEX, MAX_PEERS, MAX_SLOTS, MAX_SNAT_ENTRIES, PORT_BLOCKS, PortBlock,
     SysctlKey, SysctlValue, Text, port_index,
@@ -15,10 +16,11 @@ use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Endpoint, FirstFragment, Flow,
     FragmentKey, Frontend, FrontendKey, Interface, NodeConfig, Peer, Port, PortFlags, Protocol,
     RingSlot, Service, ServiceInfo, SlotKey, SlotValue, SnatAddressKey, SocketKey, SourceBits,
-    SteeredKey, Taker, TakerKey, Tuple, cache,
+    SteeredKey, Taker, TakerKey, Tuple, Watch, cache,
 };
 
 use crate::environment::Workspace;
+use crate::event::Record;
 
 #[map]
 pub(crate) static PORTS: Array<PortBlock> = Array::with_max_entries(PORT_BLOCKS, 0);
@@ -73,9 +75,18 @@ pub(crate) static COUNTERS: PerCpuArray<CounterBlock> = PerCpuArray::with_max_en
 pub(crate) static SOCKETS: LruHashMap<SocketKey, Endpoint> = LruHashMap::with_max_entries(65536, 0);
 #[map]
 pub(crate) static STEERED: LruHashMap<SteeredKey, u64> = LruHashMap::with_max_entries(16384, 0);
+#[map]
+pub(crate) static WATCH: Array<Watch> = Array::with_max_entries(1, 0);
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+#[map]
+pub(crate) static EVENTS_LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Memory for handling one packet; not pinned, holds nothing between packets.
 #[map]
 pub(crate) static WORKSPACE: PerCpuArray<Workspace> = PerCpuArray::with_max_entries(1, 0);
+/// Memory for telling of one packet; not pinned.
+#[map]
+pub(crate) static EVENT_SPACE: PerCpuArray<Record> = PerCpuArray::with_max_entries(1, 0);
 /// What may be sent of errors; not pinned: a new program begins anew.
 #[map]
 pub(crate) static ERROR_BUDGET: PerCpuArray<ErrorBudget> = PerCpuArray::with_max_entries(1, 0);

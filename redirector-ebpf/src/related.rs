@@ -9,12 +9,13 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_OK, TC_ACT_SHOT};
 use redirector_common::packet::quoted::{Quoted, parse_quoted, rewrite_error_v4, rewrite_error_v6};
 use redirector_common::packet::related::{decide_related, decide_related_reply, parse_related};
-use redirector_common::packet::{Kind, PacketBuf, Step, fragment};
+use redirector_common::packet::{Hook, Kind, PacketBuf, Step, fragment};
 use redirector_common::{Family, Reason};
 
 use crate::context::Skb;
 use crate::counters;
 use crate::environment::Kernel;
+use crate::event;
 use crate::handover::{handover_related, handover_send};
 use crate::redirect;
 
@@ -64,12 +65,14 @@ const FORWARD_UNRESOLVED: u32 = 4;
 #[inline(always)]
 pub(crate) fn handle_in(ctx: *mut __sk_buff, size: usize) -> i32 {
     let step = if is_ours(ctx) { related_decide(ctx, 0) } else { PASS };
+    let is_changed = !matches!(step, PASS | DROP);
+    tell_before(ctx, Hook::Ingress, is_changed);
     let verdict = match step {
         PASS => TC_ACT_OK,
         DROP => TC_ACT_SHOT,
         _ => translate(ctx, step),
     };
-    count(ctx, size);
+    count(ctx, size, Hook::Ingress);
     verdict
 }
 
@@ -80,8 +83,9 @@ pub(crate) fn handle_out(ctx: *mut __sk_buff) -> i32 {
         return TC_ACT_OK;
     }
     let size = Skb::from_raw(ctx).size();
+    tell_before(ctx, Hook::Egress, true);
     let verdict = translate(ctx, DELIVER);
-    count(ctx, size);
+    count(ctx, size, Hook::Egress);
     verdict
 }
 
@@ -310,11 +314,24 @@ fn fail(ctx: *mut __sk_buff) -> i32 {
     TC_ACT_SHOT
 }
 
-/// Counts the packet, of which that was the size when it came.
+/// Tells how a packet came that is going to be changed, if somebody watches.
 #[inline(always)]
-fn count(ctx: *mut __sk_buff, size: usize) {
+fn tell_before(ctx: *mut __sk_buff, hook: Hook, is_changed: bool) {
+    if let Some((environment, _, _)) = Kernel::new(ctx.cast()) {
+        event::look(&environment);
+        if is_changed {
+            event::tell_skb_before(ctx, &environment, environment.related().reason, hook);
+        }
+    }
+}
+
+/// Counts the packet, of which that was the size when it came, and tells of it.
+#[inline(always)]
+fn count(ctx: *mut __sk_buff, size: usize, hook: Hook) {
     let ifindex = Skb::from_raw(ctx).ifindex();
     if let Some((environment, _, _)) = Kernel::new(ctx.cast()) {
-        counters::count_number(ifindex, environment.related().reason, size);
+        let reason = environment.related().reason;
+        counters::count_number(ifindex, reason, size);
+        event::tell_skb(ctx, &environment, reason, hook);
     }
 }

@@ -115,7 +115,10 @@ impl Metrics {
                 | MapName::Vips
                 | MapName::Peers
                 | MapName::Fragments
-                | MapName::Sockets => maps.entries(*name)?,
+                | MapName::Sockets
+                | MapName::Watch
+                | MapName::Events
+                | MapName::EventsLost => maps.entries(*name)?,
             };
             fill.push(MapFill { map: name.name(), entries, capacity: maps.facts(*name)?.capacity });
         }

@@ -20,7 +20,7 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn what_fails_is_code_1_with_one_line_that_says_what_to_do() {
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 9] = [
         &["status"],
         &["service", "list"],
         &["service", "get", "web"],
@@ -28,6 +28,8 @@ fn what_fails_is_code_1_with_one_line_that_says_what_to_do() {
         &["flow", "flush", "--all"],
         &["counters"],
         &["map", "list"],
+        &["monitor"],
+        &["capture", "-"],
     ];
     for command in commands {
         let output = run(&[command, &["--bpffs", "/nowhere"]].concat());

@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{
-        Array, HashMap, MapData, PerCpuArray,
+        Array, HashMap, MapData, PerCpuArray, RingBuf,
         lpm_trie::{Key, LpmTrie},
     },
     programs::{Program, SchedClassifier, Xdp, XdpMode},
 };
-use redirector::dataplane::{loader::OBJECT, pins::Hook};
+use redirector::dataplane::{loader::OBJECT, pins::Hook, watcher};
 use redirector_common::{
-    Affinity, AffinityKey, CacheSet, CachedFlow, FirstFragment, Flow, FragmentKey, Reason,
+    Affinity, AffinityKey, CacheSet, CachedFlow, Event, FirstFragment, Flow, FragmentKey, Reason,
     SourceBits, SourceRange, Tuple, cache,
     map_name::MapName,
     node::{Counter, CounterBlock, MAX_SLOTS},
@@ -244,6 +244,22 @@ impl Programs {
         let map = self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
         let mut map: HashMap<&mut MapData, AffinityKey, Affinity> = HashMap::try_from(map)?;
         Ok(map.insert(key, affinity, 0)?)
+    }
+
+    /// What was told of packets since this was last asked, with the bytes of each.
+    ///
+    /// # Errors
+    ///
+    /// If the map can't be read.
+    pub fn events(&mut self) -> Result<Vec<(Event, Vec<u8>)>> {
+        let map = self.ebpf.map_mut(MapName::Events.name()).context("no map EVENTS")?;
+        let mut ring: RingBuf<&mut MapData> = RingBuf::try_from(map)?;
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            let (event, bytes) = watcher::parse(&item).context("a record that is no event")?;
+            events.push((event, bytes.to_vec()));
+        }
+        Ok(events)
     }
 
     /// All halves of all flows.

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, compiler_fence};
 
 use super::NextHop;
 use crate::flow::moment;
-use crate::{CachedFlow, Flow, FlowState, Manner, Tuple, words};
+use crate::{CachedFlow, Flow, FlowState, Manner, ServiceId, Tuple, words};
 
 /// A half of a flow where it stands in its map, shared with other CPUs.
 ///
@@ -35,6 +35,13 @@ impl FlowEntry {
     #[must_use]
     pub const fn translated(&self) -> &Tuple {
         &self.view().translated
+    }
+
+    /// The service.
+    #[inline(always)]
+    #[must_use]
+    pub const fn service(&self) -> ServiceId {
+        self.view().service
     }
 
     /// Whether this is the reply half.

@@ -7,6 +7,7 @@ mod addresses;
 mod caching;
 mod choosing;
 mod deciding;
+mod events;
 mod handover;
 mod host;
 mod packets;

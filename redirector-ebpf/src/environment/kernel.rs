@@ -30,6 +30,7 @@ pub(crate) struct Workspace {
     pub(super) option: u16,
     tunnelled: Tunnelled,
     header: [u32; MAX_WORDS],
+    watched: u32,
 }
 
 /// The kernel, seen from a program with this context.
@@ -78,6 +79,20 @@ impl Kernel {
     pub(crate) fn header(&self) -> &'static mut [u32; MAX_WORDS] {
         // SAFETY: as in `new`; called once for a packet.
         unsafe { &mut (*self.workspace).header }
+    }
+
+    /// What was found out about whoever watches.
+    #[inline(always)]
+    pub(crate) fn watched(&self) -> u32 {
+        // SAFETY: as in `new`. Volatile: functions of their own change it.
+        unsafe { (&raw const (*self.workspace).watched).read_volatile() }
+    }
+
+    /// Notes what was found out about whoever watches.
+    #[inline(always)]
+    pub(crate) fn set_watched(&self, found: u32) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.workspace).watched).write_volatile(found) };
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! `redirector flow list` and `flush`: flows, both halves of each together.
 
 mod rows;
-mod select;
+pub(super) mod select;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -11,6 +11,7 @@ use super::render::{self, Row, age, count};
 use super::{BpffsArgs, ReadArgs};
 use crate::dataplane::pinned::{Pinned, PinnedError};
 use rows::{FlowRow, Loaded, flow_rows};
+pub(super) use rows::{service_name, socket};
 use select::Selection;
 
 /// Commands about flows.

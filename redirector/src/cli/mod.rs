@@ -4,6 +4,7 @@
 //! only the loading touches the kernel. Data goes to stdout and everything else to stderr.
 
 pub mod audit;
+pub mod capture;
 pub mod check;
 pub mod completions;
 pub mod config;
@@ -12,10 +13,12 @@ pub mod detach;
 pub mod explain;
 pub mod flow;
 pub mod map;
+pub mod monitor;
 pub mod render;
 pub mod run;
 pub mod service;
 pub mod status;
+mod watch;
 
 use std::io;
 use std::path::PathBuf;
@@ -61,6 +64,10 @@ enum Command {
     Flow(flow::FlowCommand),
     /// Show packets and bytes by Reason and interface
     Counters(counters::CountersArgs),
+    /// Show live what becomes of packets: new flows, drops
+    Monitor(Box<monitor::MonitorArgs>),
+    /// Write packets into a file, before and after they are translated
+    Capture(Box<capture::CaptureArgs>),
     /// Show the raw maps, decoded
     #[command(subcommand)]
     Map(map::MapCommand),
@@ -153,6 +160,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Service(command) => service::run(&command),
         Command::Flow(command) => flow::run(&command),
         Command::Counters(args) => counters::run(&args),
+        Command::Monitor(args) => monitor::run(&args),
+        Command::Capture(args) => capture::run(&args),
         Command::Map(command) => map::run(&command),
         Command::Audit(args) => audit::run(&args),
         Command::Explain(args) => explain::run(&args),
@@ -222,6 +231,11 @@ mod tests {
             "redirector flow list --state sleeping",
             "redirector map dump NOTHING",
             "redirector service list -o xml",
+            "redirector monitor --reason because",
+            "redirector monitor --reason client-local",
+            "redirector monitor --sample 0",
+            "redirector capture",
+            "redirector capture x.pcapng --snaplen 9217",
             "redirector explain icmp 192.0.2.1:1 192.0.2.2:2",
             "redirector explain tcp 192.0.2.1 192.0.2.2:80",
         ] {

@@ -15,8 +15,8 @@ use redirector_common::service::MaglevLine;
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, CacheSet, Endpoint, FirstFragment, Flow, FragmentKey,
     Frontend, FrontendKey, Interface, NodeConfig, Peer, RingSlot, Service, ServiceInfo, SlotKey,
-    SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, cache,
-    ring,
+    SlotValue, SnatAddressKey, SocketKey, SourceRange, SteeredKey, Taker, TakerKey, Tuple, Watch,
+    cache, event, ring,
 };
 
 use super::pins::{ClientHook, Hook, Pins};
@@ -284,6 +284,11 @@ impl Spec {
             MapName::Steered => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SteeredKey, u64>(sizes.steered) }
             }
+            MapName::Watch => Self::array::<Watch>(1),
+            MapName::Events => {
+                Self { kind: MapType::RingBuf, key: 0, value: 0, entries: event::RING_BYTES }
+            }
+            MapName::EventsLost => Self { kind: MapType::PerCpuArray, ..Self::array::<u64>(1) },
             MapName::Sockets => {
                 Self { kind: MapType::LruHash, ..Self::hash::<SocketKey, Endpoint>(sizes.sockets) }
             }

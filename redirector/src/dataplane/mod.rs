@@ -41,5 +41,6 @@ pub(crate) mod syscall;
 pub mod sysctl;
 pub mod table;
 pub mod translation;
+pub mod watcher;
 
 pub use detach::detach;

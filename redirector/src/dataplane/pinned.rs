@@ -4,6 +4,7 @@
 //! kernel and comes out in the same order each time.
 
 mod error;
+mod events;
 mod facts;
 mod flows;
 

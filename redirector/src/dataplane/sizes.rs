@@ -157,7 +157,10 @@ impl Sizes {
             | MapName::ServiceInfo
             | MapName::Status
             | MapName::Steered
-            | MapName::Sysctls => return None,
+            | MapName::Sysctls
+            | MapName::Watch
+            | MapName::Events
+            | MapName::EventsLost => return None,
         })
     }
 

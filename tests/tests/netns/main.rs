@@ -29,4 +29,5 @@ mod snat_addresses;
 mod sources;
 mod steering;
 mod takeover;
+mod watching;
 mod wires;

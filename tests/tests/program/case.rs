@@ -1,10 +1,12 @@
 //! A row of the tables: a packet, where it goes in, and what must come of it.
 
+mod told;
+
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use redirector::dataplane::pins::Hook;
-use redirector_common::{Direction, Flow, FlowState, Reason, Tuple};
+use redirector_common::{Direction, Flow, FlowState, Reason, Tuple, Watch, map_name::MapName};
 use redirector_tests::{
     packet::Packet,
     program::{Counted, Outcome, Programs, Verdict, check_pairs, functions},
@@ -144,12 +146,24 @@ impl Case {
     /// Runs the row, through each of the hook's programs.
     pub(crate) fn check(&self, programs: &mut Programs) -> Result<()> {
         for function in functions(self.hook) {
-            self.check_program(programs, function).with_context(|| (*function).to_owned())?;
+            self.check_program(programs, function, false)
+                .with_context(|| (*function).to_owned())?;
+            // Nothing is different for being watched.
+            let everything = Watch { until: u64::MAX, ..Watch::NONE };
+            programs.set(MapName::Watch, 0, everything)?;
+            let watched = self.check_program(programs, function, true);
+            programs.set(MapName::Watch, 0, Watch::NONE)?;
+            watched.with_context(|| format!("{function}, watched"))?;
         }
         Ok(())
     }
 
-    fn check_program(&self, programs: &mut Programs, function: &str) -> Result<()> {
+    fn check_program(
+        &self,
+        programs: &mut Programs,
+        function: &str,
+        is_watched: bool,
+    ) -> Result<()> {
         programs.clear_flows()?;
         programs.clear_fragments()?;
         world::set_block(programs, self.block)?;
@@ -162,6 +176,7 @@ impl Case {
             programs.run((at_tc, functions(at_tc)[0]), ifindex, packet, 0)?;
         }
         let before = programs.flows()?;
+        programs.events()?;
         let outcome = programs.run((self.hook, function), ifindex, &self.input, self.segment)?;
         let (verdict, reason, bytes) = self.expectation();
         let counts = match self.expected {
@@ -181,6 +196,7 @@ impl Case {
         if let Some(bytes) = bytes {
             compare(&outcome.packet, bytes)?;
         }
+        self.check_told(counts && is_watched, &programs.events()?)?;
         let after = programs.flows()?;
         check_pairs(&after)?;
         if matches!(self.expected, Expected::Pass(_) | Expected::Drop(_)) {

@@ -82,6 +82,11 @@ impl Given {
         Self { clamps_mss: true, ..self }
     }
 
+    /// Whether its client is told of smaller segments, when the answer is decided about.
+    pub(crate) fn is_clamped(&self) -> bool {
+        self.clamps_mss
+    }
+
     /// In this state.
     pub(crate) fn state(self, state: FlowState) -> Self {
         Self { state, ..self }

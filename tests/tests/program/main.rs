@@ -5,6 +5,7 @@ mod checksums;
 mod choosing;
 mod collisions;
 mod errors;
+mod events;
 mod flows;
 mod fragments;
 mod given;

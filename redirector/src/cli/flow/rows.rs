@@ -75,7 +75,8 @@ fn flow_row(maps: &Loaded, key: &Tuple, flow: &Flow, now: u64) -> FlowRow {
     }
 }
 
-fn socket(address: Address, port: Port) -> SocketAddr {
+/// An address and a port.
+pub(in crate::cli) fn socket(address: Address, port: Port) -> SocketAddr {
     SocketAddr::new(IpAddr::from(address), port.number())
 }
 
@@ -83,7 +84,8 @@ const fn seconds(nanoseconds: u64) -> u64 {
     nanoseconds / 1_000_000_000
 }
 
-fn service_name(infos: &BTreeMap<ServiceId, Info>, id: ServiceId) -> String {
+/// `namespace/name`, or the name alone; the number where the service is gone.
+pub(in crate::cli) fn service_name(infos: &BTreeMap<ServiceId, Info>, id: ServiceId) -> String {
     match infos.get(&id).map(|info| &info.key) {
         Some(key) => match &key.namespace {
             Some(namespace) => format!("{namespace}/{}", key.name),

@@ -39,13 +39,15 @@ impl Selection {
         at(&self.client, row.client)
             && at(&self.frontend, row.frontend)
             && at(&self.backend, row.backend)
-            && self.service.as_ref().is_none_or(|name| {
-                row.service == *name
-                    || row.service.strip_suffix(name.as_str()).is_some_and(is_namespace)
-            })
+            && self.service.as_ref().is_none_or(|name| is_named(&row.service, name))
             && self.state.is_none_or(|state| row.state == state)
             && self.protocol.is_none_or(|protocol| row.protocol == protocol)
     }
+}
+
+/// Whether a service's full name is `name`, or `name` in some namespace.
+pub(in crate::cli) fn is_named(service: &str, name: &str) -> bool {
+    service == name || service.strip_suffix(name).is_some_and(is_namespace)
 }
 
 /// Whether what stands before a service's name is a namespace and its slash.
@@ -58,9 +60,9 @@ fn is_namespace(before: &str) -> bool {
 
 /// One end of a flow, with or without its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct End {
-    address: IpAddr,
-    port: Option<u16>,
+pub(in crate::cli) struct End {
+    pub(in crate::cli) address: IpAddr,
+    pub(in crate::cli) port: Option<u16>,
 }
 
 impl End {
@@ -95,7 +97,8 @@ fn states() -> impl TypedValueParser<Value = FlowState> {
     })
 }
 
-fn protocols() -> impl TypedValueParser<Value = Protocol> {
+/// The protocols, by their names.
+pub(in crate::cli) fn protocols() -> impl TypedValueParser<Value = Protocol> {
     PossibleValuesParser::new(["tcp", "udp"]).try_map(|word| {
         Protocol::ALL
             .into_iter()

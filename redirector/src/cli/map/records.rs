@@ -1,5 +1,7 @@
 //! The entries of each map, as records with named fields.
 
+mod watch;
+
 use std::net::{IpAddr, SocketAddr};
 
 use redirector_common::map_name::MapName;
@@ -116,6 +118,10 @@ pub(super) fn load(maps: &Pinned, name: MapName) -> Result<Vec<Record>, PinnedEr
                 "connections": connections,
             }
         }),
+        MapName::Watch => watch::records(&maps.watch()?),
+        // Whoever reads them takes them away.
+        MapName::Events => Vec::new(),
+        MapName::EventsLost => vec![record! {"events": maps.events_lost()?}],
         MapName::Fragments => of(maps.fragments()?, |(key, first)| {
             record! {
                 "source": address(key.source),

@@ -56,6 +56,10 @@ impl Pinned {
             MapName::Fragments => self.fragments()?.len(),
             MapName::Sockets => self.sockets()?.len(),
             MapName::Steered => self.steered()?.len(),
+            MapName::Watch => usize::from(self.watch()?.until != 0),
+            // Not known without reading them, and they are whoever watches's to read.
+            MapName::Events => 0,
+            MapName::EventsLost => usize::from(self.events_lost()? != 0),
         })
     }
 
