@@ -19,7 +19,7 @@ use socket2::{Domain, Socket, Type};
 use crate::{namespace::Namespace, wait};
 
 /// How long a client or server waits for the other before it gives up.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A TCP connection from a host.
 ///

@@ -3,12 +3,12 @@
 
 use redirector_common::packet::{Hook, IcmpError, Packet, Route, Step, TcpFlags};
 use redirector_common::{
-    Address, Backend, FlowState, Frontend, FrontendKey, Interface, Manner, NodeConfig, Origin,
-    Peer, Port, PortFlags, Protocol, Reason, Service, Tuple,
+    Address, Backend, Family, FlowState, Frontend, FrontendKey, Interface, Manner, NodeConfig,
+    Origin, Peer, Port, PortFlags, Protocol, Reason, Service, SnatAddressKey, Tuple,
 };
 
 use crate::deciding::{client, node, packet, remote, tcp, udp};
-use crate::host::{Host, SECOND, v4};
+use crate::host::{Host, IFINDEX, SECOND, v4};
 
 const SYN: u8 = TcpFlags::SYN;
 const ACK: u8 = TcpFlags::ACK;
@@ -194,6 +194,24 @@ fn flows_that_look_alike() {
 }
 
 /// B tells clients of segments that fit into the tunnel, where there is one, and once.
+/// What has to be translated has all addresses for it.
+#[test]
+fn flows_that_look_alike_by_several_addresses() {
+    let mut a = a(Protocol::Tcp);
+    a.node.snat_count = 1;
+    a.snat_addresses.insert(SnatAddressKey::new(IFINDEX, Family::V4, 1), v4(21));
+    for (port, source) in [(4000, v4(1)), (4001, v4(21))] {
+        let (first, _) = a.ingress(&tcp(client(port), node(80), SYN));
+        assert_eq!(first.reason, Reason::DsrNew);
+        let second = tcp(client(port), node(81), SYN);
+        let (decision, outcome) = a.ingress(&second);
+        assert_eq!((decision.reason, outcome.manner), (Reason::RemoteNew, Manner::Translate));
+        assert_eq!(outcome.translated.source, source);
+        assert_eq!(manner(&a, &second.tuple), Manner::Translate);
+    }
+    a.assert_whole();
+}
+
 #[test]
 fn segments_that_fit_into_the_tunnel() {
     for (flag, by_tunnel, clamped) in [

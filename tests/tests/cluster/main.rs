@@ -22,6 +22,7 @@ mod publishing;
 mod services;
 mod told;
 mod topology;
+mod translation;
 mod watches;
 
 use redirector_common::Protocol::{self, Tcp, Udp};

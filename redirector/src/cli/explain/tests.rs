@@ -10,7 +10,9 @@ use crate::dataplane::routes::Way;
 use crate::model::{Algorithm, Forwarding, ServiceKey, Source, TrafficPolicy};
 use redirector_common::node::NodeConfig;
 use redirector_common::service::MaglevLine;
-use redirector_common::{Family, Flow, Frontend, Interface, PortFlags, Service};
+use redirector_common::{
+    Direction, Family, Flow, FlowState, Frontend, Interface, PortFlags, Service, SnatAddressKey,
+};
 
 fn ip(text: &str) -> Address {
     text.parse::<std::net::IpAddr>().expect("an address").into()
@@ -140,6 +142,41 @@ fn what_goes_nowhere() {
     narrow.find_way = |_| Ok(Some(Way { ifindex: 7, mtu: 40, gateway: None, is_resolved: true }));
     let found = explained(&narrow, "192.0.2.1:80");
     assert!(found.reason == "too-big" && found.action.contains("at most 40"), "{found:?}");
+}
+
+/// As [`Tables`], and every port of 10.0.0.1 is in use.
+struct Busy;
+
+impl Large for Busy {
+    fn flow(&self, key: &Tuple) -> Result<Option<Flow>, PinnedError> {
+        let is_taken = key.destination == ip("10.0.0.1");
+        Ok(is_taken.then(|| {
+            let translated = sent("192.0.2.1:80", TcpFlags::ACK).tuple.reversed();
+            let mut flow = Flow::new(Direction::Reply, translated, 1, 1, false, 0);
+            flow.set_state(FlowState::Established);
+            flow
+        }))
+    }
+
+    fn maglev_line(&self, line: u32) -> Result<Option<MaglevLine>, PinnedError> {
+        Tables.maglev_line(line)
+    }
+}
+
+#[test]
+fn ports_that_run_out() {
+    let mut busy = node();
+    busy.large = Rc::new(Busy);
+    let found = explained(&busy, "192.0.2.1:80");
+    assert_eq!((found.verdict, found.reason), ("drop", "snat-exhausted"));
+    assert!(!steps(&found).contains(&"source"), "{found:?}");
+
+    busy.snat_addresses.insert(SnatAddressKey::new(7, Family::V4, 1), ip("10.0.0.21"));
+    let found = explained(&busy, "192.0.2.1:80");
+    assert_eq!((found.verdict, found.reason), ("forward", "remote-new"));
+    let ends = found.translated.as_ref().expect("translated");
+    assert_eq!(ends.source.ip().to_string(), "10.0.0.21");
+    assert_eq!(steps(&found).last(), Some(&"source"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::ptr::NonNull;
 
 use redirector_common::packet::environment::Inserted;
-use redirector_common::packet::pressure::Slot;
+use redirector_common::packet::pressure::{self, Slot};
 use redirector_common::packet::{Environment, FlowEntry, NextHop, Packet, Route, Scratch, Socket};
 use redirector_common::service::MAGLEV_LINE;
 use redirector_common::{
@@ -93,6 +93,14 @@ impl Environment for Copied {
 
     fn clear_slot(&self, _: u32, _: bool) -> Slot {
         Slot::Taken
+    }
+
+    fn vacate(&self, scratch: &Scratch) -> bool {
+        // Of many ports each is looked at, which would be the most of what is said.
+        let said = self.steps.borrow().len();
+        let is_free = pressure::vacate(self, &scratch.reply_key);
+        self.steps.borrow_mut().truncate(said);
+        is_free
     }
 
     fn hold(&self, key: &Tuple) -> &Tuple {
@@ -243,7 +251,11 @@ impl Environment for Copied {
 
     fn snat_address(&self, key: &SnatAddressKey) -> Option<Address> {
         let address = self.snat_addresses.get(key).copied()?;
-        self.note("source", format!("no port of the addresses before it is free: {address}"));
+        let found = format!("{address}: no port of those before it is free");
+        // Once more for ports that others may have to give up.
+        if self.steps.borrow().iter().all(|step| step.found != found) {
+            self.note("source", found);
+        }
         Some(address)
     }
 
