@@ -44,6 +44,12 @@ pub enum WatchError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The maps went meanwhile.
+    #[error("nothing is installed under {} any more: it was detached", dir.display())]
+    Gone {
+        /// The directory of the pins.
+        dir: PathBuf,
+    },
     /// A map cannot be opened.
     #[error(transparent)]
     Map(#[from] PinnedError),
@@ -105,8 +111,12 @@ impl Watcher {
     ///
     /// # Errors
     ///
-    /// If the map cannot be written.
+    /// If the map cannot be written, or programs that tell anything are no longer there.
     pub fn renew(&mut self) -> Result<(), WatchError> {
+        let pins = self.maps.pins();
+        if !pins.map(MapName::Watch).exists() {
+            return Err(WatchError::Gone { dir: pins.dir().to_owned() });
+        }
         let lease = u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX);
         self.wish.until = now().saturating_add(lease);
         ask(&mut self.control, self.wish)

@@ -250,6 +250,34 @@ fn one_at_a_time_and_not_for_ever() -> Result<()> {
     })
 }
 
+/// A watcher that does not keep up says how much it missed, and one whose maps go ends.
+#[test]
+fn what_is_lost_is_said() -> Result<()> {
+    Lab::run_with(CONFIG, |lab| {
+        let _servers = serve_echo(lab)?;
+        let file = lab.config_path().with_extension("pcapng");
+        let name = file.to_str().context("no text")?;
+        let mut capture = Watching::start(lab, &["capture", name])?;
+        capture.signal(Signal::SIGSTOP)?;
+        // More than the ring has room for, before its time is up.
+        let stream = client::tcp(&lab.net.client, Place::Remote.tcp(Family::V4))?;
+        for _ in 0..16 {
+            client::echo(&stream, &[7; 128 * 1024])?;
+        }
+        capture.signal(Signal::SIGCONT)?;
+        capture.signal(Signal::SIGTERM)?;
+        let (_, said) = capture.finish_well()?;
+        ensure!(said.contains("events were lost") && said.contains("packets captured"), "{said}");
+
+        let mut monitor = Watching::start(lab, &["monitor"])?;
+        lab.stop()?;
+        lab.cli().text(&["detach"])?;
+        let (status, _, said) = monitor.finish()?;
+        ensure!(status.code() == Some(1) && said.contains("it was detached"), "{said}");
+        Ok(())
+    })
+}
+
 /// Before and after translation, in either mode: addresses, checksums, names and verdicts.
 #[test]
 fn before_and_after() -> Result<()> {
