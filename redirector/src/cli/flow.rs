@@ -1,7 +1,7 @@
 //! `redirector flow list` and `flush`: flows, both halves of each together.
 
 mod rows;
-pub(super) mod select;
+mod select;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -14,6 +14,7 @@ pub mod explain;
 pub mod flow;
 pub mod map;
 pub mod monitor;
+mod parties;
 pub mod render;
 pub mod run;
 pub mod service;

@@ -6,11 +6,11 @@ use anyhow::{Result, bail};
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use redirector_common::watch::{self, MAX_SERVICES};
-use redirector_common::{Address, Port, Protocol, Reason, ServiceId, Verdict, Watch, event};
+use redirector_common::{Address, Port, Reason, ServiceId, Verdict, Watch, event};
 
 use super::Limits;
-use crate::cli::flow::select::{End, is_named, protocols};
 use crate::cli::flow::service_name;
+use crate::cli::parties::{End, Parties, is_named};
 use crate::dataplane::pinned::Pinned;
 
 /// Filters and limits. What says which packets is added up; the rest must all match.
@@ -28,21 +28,8 @@ pub(in crate::cli) struct WatchArgs {
     /// Packets with this verdict; may be given several times. 'pass' includes all that is not ours
     #[arg(long, value_parser = verdicts())]
     verdict: Vec<Verdict>,
-    /// Only packets of this protocol
-    #[arg(long, ignore_case = true, value_parser = protocols())]
-    protocol: Option<Protocol>,
-    /// Only packets of this client: ADDRESS or ADDRESS:PORT
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    client: Option<End>,
-    /// Only packets of flows to this frontend
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    frontend: Option<End>,
-    /// Only packets of flows to this backend
-    #[arg(long, value_name = "ADDRESS[:PORT]")]
-    backend: Option<End>,
-    /// Only packets of this service: NAME or NAMESPACE/NAME
-    #[arg(long, value_name = "NAME")]
-    service: Option<String>,
+    #[command(flatten)]
+    parties: Parties,
     /// Of packets that neither open a flow nor are dropped, one in so many on each CPU
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
     sample: Option<u32>,
@@ -69,10 +56,10 @@ impl WatchArgs {
             reasons: self.reasons(usual),
             unsampled: bits(opens) | bits(drops),
             sample: self.sample.unwrap_or(1),
-            protocol: self.protocol.map_or(0, |protocol| protocol.number().into()),
-            client: end(self.client),
-            frontend: end(self.frontend),
-            backend: end(self.backend),
+            protocol: self.parties.protocol.map_or(0, |protocol| protocol.number().into()),
+            client: end(self.parties.client),
+            frontend: end(self.parties.frontend),
+            backend: end(self.parties.backend),
             services: self.services(maps)?,
             ..Watch::NONE
         })
@@ -102,7 +89,7 @@ impl WatchArgs {
     /// The numbers of the services with the name.
     fn services(&self, maps: &Pinned) -> Result<[ServiceId; MAX_SERVICES]> {
         let mut services = [0; MAX_SERVICES];
-        let Some(wanted) = &self.service else {
+        let Some(wanted) = &self.parties.service else {
             return Ok(services);
         };
         let infos = maps.infos()?;
