@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use redirector_common::map_name::MapName;
 
 use super::{Options, interfaces};
-use crate::config::{self, Config, SnatAddresses, XdpMode};
+use crate::config::{self, Config, ConfigError, SnatAddresses, XdpMode};
 use crate::dataplane::attach::{self, find_interfaces};
 use crate::dataplane::netlink::Host;
 use crate::model::Service;
@@ -23,8 +23,8 @@ pub(super) struct Wishes {
 impl Wishes {
     /// Reads the file, where there is one.
     pub(super) fn load(options: Options) -> anyhow::Result<Self> {
-        let file = read_file(&options);
-        let config = load_config(&options)?;
+        let file = read_file(&options)?;
+        let config = parse_file(&options, file.as_deref())?;
         Ok(Self { options, config, file })
     }
 
@@ -34,18 +34,21 @@ impl Wishes {
 
     /// Whether the file is not what it was when it was last read.
     pub(super) fn has_changed(&self) -> bool {
-        self.options.config.is_some() && read_file(&self.options) != self.file
+        self.options.config.is_some() && read_file(&self.options).ok().flatten() != self.file
     }
 
     /// Reads the file again. One that is wrong, or does not suit this host, changes nothing.
     /// Returns the interfaces to work on from now.
     pub(super) fn reload(&mut self, host: &Host) -> anyhow::Result<Vec<String>> {
-        self.file = read_file(&self.options);
+        // Read once: what is written in place may be another the next time.
+        let read = read_file(&self.options);
+        self.file = read.as_ref().ok().cloned().flatten();
+        read?;
         // Whoever writes a file in place empties it first.
         if let (Some(path), Some([])) = (&self.options.config, self.file.as_deref()) {
             anyhow::bail!("{}: is empty; to publish nothing, write publish: []", path.display());
         }
-        let config = load_config(&self.options)?;
+        let config = parse_file(&self.options, self.file.as_deref())?;
         let earlier = std::mem::replace(&mut self.config, config);
         let chosen = self.choose(host);
         if chosen.is_err() {
@@ -120,13 +123,13 @@ impl Wishes {
     }
 }
 
-fn load_config(options: &Options) -> anyhow::Result<Config> {
-    match &options.config {
-        Some(path) => Ok(config::load(path)?),
-        None => Ok(Config::default()),
-    }
+fn read_file(options: &Options) -> Result<Option<Vec<u8>>, ConfigError> {
+    options.config.as_deref().map(config::read).transpose()
 }
 
-fn read_file(options: &Options) -> Option<Vec<u8>> {
-    std::fs::read(options.config.as_ref()?).ok()
+fn parse_file(options: &Options, file: Option<&[u8]>) -> Result<Config, ConfigError> {
+    match (&options.config, file) {
+        (Some(path), Some(bytes)) => config::parse_bytes(path, bytes),
+        _ => Ok(Config::default()),
+    }
 }

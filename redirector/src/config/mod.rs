@@ -141,27 +141,44 @@ impl fmt::Display for XdpMode {
 ///
 /// The file cannot be read, or what it says is wrong: all problems of it.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let name = path.display().to_string();
-    let single = |position, message| {
-        let name = Arc::from(name.as_str());
-        ConfigError::single(Place { name, position }, message)
-    };
+    parse_bytes(path, &read(path)?)
+}
+
+/// What a configuration file has in it, unchecked but for its length.
+///
+/// # Errors
+///
+/// A file that cannot be read, or is too long.
+pub fn read(path: &Path) -> Result<Vec<u8>, ConfigError> {
     let bytes = read_limited(path).map_err(|error| {
-        let message = format!("cannot be read: {error}; name a file that can be read");
-        single(None, message)
+        about(path, None, format!("cannot be read: {error}; name a file that can be read"))
     })?;
     if bytes.len() as u64 > MAX_BYTES {
         let message = format!("is longer than {MAX_BYTES} bytes; name a configuration file");
-        return Err(single(None, message));
+        return Err(about(path, None, message));
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(&name, text),
+    Ok(bytes)
+}
+
+/// Parses and checks what was [`read`] from a file.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn parse_bytes(path: &Path, bytes: &[u8]) -> Result<Config, ConfigError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => parse(&path.display().to_string(), text),
         Err(error) => {
             let good = String::from_utf8_lossy(bytes.get(..error.valid_up_to()).unwrap_or(&[]));
             let message = "a byte here is not UTF-8; the file must be UTF-8 text".to_owned();
-            Err(single(Some(end_of(&good)), message))
+            Err(about(path, Some(end_of(&good)), message))
         }
     }
+}
+
+fn about(path: &Path, position: Option<Position>, message: String) -> ConfigError {
+    let name = Arc::from(path.display().to_string());
+    ConfigError::single(Place { name, position }, message)
 }
 
 /// At most one byte more than [`MAX_BYTES`]: not every file has an end.
