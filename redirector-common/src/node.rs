@@ -20,8 +20,9 @@ pub struct NodeConfig {
     /// Cookie of the node's network namespace (`SO_NETNS_COOKIE`): tells its programs from those
     /// of pods. 0, which no namespace has: no program is taken for the node's own.
     pub netns_cookie: u64,
-    /// Until when, on the programs' clock, tables are moved: what belongs to no flow may belong
-    /// to one that is not found for the moment. It is dropped, and will be sent again.
+    /// Until when, on the programs' clock, the flow table is moved: no flow is opened, and what
+    /// belongs to none may belong to one that is not found for the moment. It is dropped, and will
+    /// be sent again.
     pub moving_until: u64,
     /// Bits of [`NodeFlags`](Self::FLAG_CLAMP_MSS).
     pub flags: u32,

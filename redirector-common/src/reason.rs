@@ -133,8 +133,8 @@ reasons! {
     SteeredNew = 26, Deliver, "steered-new";
     /// To a frontend, for a connection that a program in this host's own stack has there.
     SteeredEstablished = 27, Deliver, "steered-established";
-    /// To a frontend or the translation block, without a flow, while a table is made larger: a flow
-    /// may not be found for a moment, and its packets are sent again.
+    /// To a frontend or the translation block, without a flow, while a table is made larger: for a
+    /// moment flows may not be found and none is opened, and packets are sent again.
     TableMoves = 28, Drop, "table-moves";
     /// A later fragment whose first was not seen, or is not ours: left to the kernel.
     FragmentWithoutFirst = 30, Pass, "fragment-without-first";

@@ -210,7 +210,8 @@ pub fn decide_claimed<E: Environment>(
     new_flow::open(environment, packet, place, hook, len, steering.given(socket), outcome)
 }
 
-/// Whether flows may not be found because their table is made larger just now.
+/// Whether flows may not be found, and are not to be opened, because their table is made larger just
+/// now.
 #[inline(always)]
 pub(super) fn is_moving<E: Environment>(environment: &E) -> bool {
     let until = environment.node().moving_until;

@@ -127,6 +127,10 @@ pub(super) fn open<E: Environment>(
     {
         return Decision::pass(Reason::SteeredEstablished).unless_xdp(hook);
     }
+    if is_moving(environment) {
+        // It may be there, or be opened in a table that is about to go.
+        return Decision::drop(Reason::TableMoves);
+    }
     let mut decision = if packet.is_tunnelled() {
         // Recorded wherever it was uncovered: nothing on the packet tells TC ingress of it.
         Decision::deliver(Reason::LocalNew)

@@ -27,6 +27,8 @@ pub(super) enum Event {
     Reload,
     /// Something happened to the file.
     FileChanged,
+    /// Something happened to the pins of maps.
+    MapsChanged,
     /// Interfaces, their addresses or features, or default routes.
     HostChanged,
     /// Objects of the Kubernetes API.
@@ -119,13 +121,13 @@ pub(super) fn watch_cluster(tasks: &mut Tasks, sender: &Sender<Event>, cluster: 
 }
 
 /// Where the file cannot be watched, SIGHUP and the clock are left.
-pub(super) fn watch_file(tasks: &mut Tasks, sender: &Sender<Event>, path: PathBuf) {
+pub(super) fn watch_file(tasks: &mut Tasks, sender: &Sender<Event>, path: PathBuf, event: Event) {
     let sender = sender.clone();
     tasks.spawn(async move {
         match FileWatch::new(&path) {
             Ok(mut watch) => loop {
                 watch.changed().await?;
-                sender.send(Event::FileChanged).await?;
+                sender.send(event).await?;
             },
             Err(error) => {
                 tracing::warn!(%error, "{} is not watched: changes are seen late", path.display());

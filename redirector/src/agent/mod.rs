@@ -7,6 +7,7 @@ mod interfaces;
 mod kubernetes;
 mod node;
 mod shared;
+mod turn;
 mod watch;
 mod watchdog;
 mod wishes;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use redirector_common::map_name::MapName;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -33,6 +35,7 @@ use crate::k8s::health::NodeServer;
 use crate::model::Service;
 use events::Event;
 use node::Node;
+use turn::Events;
 use wishes::Wishes;
 
 pub use shared::{Programming, Shared, Snapshot, Syncs};
@@ -123,7 +126,8 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         Some(address) => Some(Admin::bind(address).await?),
         None => None,
     };
-    let (sender, mut events) = mpsc::channel(16);
+    let (sender, receiver) = mpsc::channel(16);
+    let mut events = Events::new(receiver);
     let mut tasks = JoinSet::new();
     // Signals that come during the start are answered after it.
     events::watch_signals(&mut tasks, &sender)?;
@@ -165,8 +169,10 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
     events::watch_clock(&mut tasks, &sender);
     events::watch_features(&mut tasks, &sender)?;
     if let Some(config) = options.config {
-        events::watch_file(&mut tasks, &sender, config);
+        events::watch_file(&mut tasks, &sender, config, Event::FileChanged);
     }
+    let maps = node.pins().map(MapName::Flows);
+    events::watch_file(&mut tasks, &sender, maps, Event::MapsChanged);
     if let Some(admin) = admin {
         let (pins, shared) = (node.pins().clone(), node.shared().clone());
         tasks.spawn(async move {
@@ -209,7 +215,7 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 node.collect();
                 continue;
             }
-            event = events.recv() => event,
+            event = events.next() => event,
             Some(ended) = tasks.join_next() => {
                 let reason = match ended {
                     Ok(Ok(())) => anyhow::anyhow!("a task of the agent ended"),
@@ -221,7 +227,17 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 return Err(reason);
             }
         };
-        let Some(event) = event.filter(|event| *event != Event::Stop) else {
+        let turn = match event {
+            None | Some(Event::Stop) => None,
+            Some(event) => match events.turn(node.pins()).await {
+                Ok(turn) => turn.map(|turn| (event, turn)),
+                Err(error) => {
+                    node.is_kept_from(&error);
+                    continue;
+                }
+            },
+        };
+        let Some((event, turn)) = turn else {
             // Or the Lease that goes might be made again.
             tasks.shutdown().await;
             return node.stop().await.map(|()| Ended::Stopped);
@@ -272,9 +288,13 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
             }
             // An interface may have become narrower, without a word of routes.
             Event::HostChanged => node.forget_next_hops(),
-            Event::ClusterChanged | Event::LockedOut | Event::WaysChanged | Event::Stop => {}
+            Event::ClusterChanged
+            | Event::LockedOut
+            | Event::MapsChanged
+            | Event::WaysChanged
+            | Event::Stop => {}
         }
-        if node.has_moved() {
+        if node.has_moved(&turn) {
             tracing::info!("tables are made larger: beginning anew, while the data path goes on");
             return Ok(Ended::ToBeginAnew);
         }

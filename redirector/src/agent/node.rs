@@ -29,7 +29,7 @@ use crate::dataplane::maps::{Maps, ids};
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
 use crate::dataplane::prerequisites::{self, KernelVersion};
-use crate::dataplane::resize;
+use crate::dataplane::resize::{self, Turn};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, TcState, XdpState};
 use crate::dataplane::sysctl::Sysctls;
@@ -99,10 +99,12 @@ impl Node {
         let pins = wishes.options().pins.clone();
         prerequisites::make_dirs(&pins)?;
         let lock = Lock::take(&pins)?;
+        // Until the programs that are attached use the maps that are opened here.
+        let turn = Turn::take(&pins).with_context(|| pins.maps().display().to_string())?;
         let is_first = is_empty(&pins);
         if !is_first {
             // The data path goes on with what it has.
-            if let Err(error) = resize::keep_up(&pins, wishes.tables()) {
+            if let Err(error) = resize::keep_up(&pins, &turn, wishes.tables()) {
                 tracing::error!("tables are not made larger: {error}");
             }
         }
@@ -113,6 +115,7 @@ impl Node {
                 node.bring_up(host, chosen)?;
                 Ok((node, voices))
             });
+        drop(turn);
         started.inspect_err(|_| {
             // What an earlier agent left goes on as it was; what we began ourselves goes.
             if is_first && let Err(error) = crate::dataplane::detach(&pins) {
@@ -213,14 +216,20 @@ impl Node {
         Ok(())
     }
 
+    /// Nothing can be changed: the next event tries again.
+    pub(super) fn is_kept_from(&mut self, error: &std::io::Error) {
+        self.account.failed(&format!("{}: {error}", self.pins().maps().display()));
+        self.account.publish(&mut self.maps.status);
+    }
+
     /// Makes tables larger where the file asks for it. Whether that was done, here or by a command:
     /// then those that are open are not those that programs use.
-    pub(super) fn has_moved(&mut self) -> bool {
+    pub(super) fn has_moved(&mut self, turn: &Turn) -> bool {
         let tables = self.wishes.tables();
         let outgrown = resize::outgrown(self.pins(), tables).unwrap_or_default();
-        if !outgrown.is_empty()
-            && self.refused_tables != outgrown
-            && let Err(error) = resize::keep_up(self.pins(), tables)
+        let is_unfinished = !resize::unfinished(self.pins()).is_empty();
+        if (is_unfinished || !outgrown.is_empty() && self.refused_tables != outgrown)
+            && let Err(error) = resize::keep_up(self.pins(), turn, tables)
         {
             self.account.config_failed(&format!("tables are not made larger: {error}"));
             self.refused_tables = outgrown;

@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use super::render::{self, Row, age, count};
 use super::{BpffsArgs, ReadArgs};
 use crate::dataplane::pinned::{Pinned, PinnedError};
+use crate::dataplane::resize::Turn;
 use rows::{FlowRow, Loaded, flow_rows};
 pub(super) use rows::{service_name, socket};
 use select::Selection;
@@ -88,7 +89,10 @@ fn list(args: &ListArgs) -> Result<()> {
 }
 
 fn flush(args: &FlushArgs) -> Result<()> {
-    let maps = Pinned::open(args.bpffs.pins())?;
+    let pins = args.bpffs.pins();
+    // Or what is removed comes back from a copy. Where there are no maps, opening them says so.
+    let _turn = Turn::take(&pins).ok();
+    let maps = Pinned::open(pins)?;
     let mut rows = flow_rows(&load(&maps)?, now()?);
     rows.retain(|row| args.selection.matches(row));
     let gone = maps.remove_flows(rows.iter().flat_map(|row| row.halves.iter().copied()))?;

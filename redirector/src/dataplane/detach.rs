@@ -10,6 +10,7 @@ use super::lock::{Lock, LockError};
 use super::maps;
 use super::pins::Pins;
 use super::prerequisites::{self, PrerequisiteError};
+use super::resize::Turn;
 use super::sysctl::{SysctlError, Sysctls};
 use super::table::TableError;
 
@@ -69,6 +70,13 @@ pub fn detach(pins: &Pins) -> Result<(), DetachError> {
 ///
 /// The first thing that cannot be removed.
 pub fn detach_locked(pins: &Pins, _lock: &Lock) -> Result<(), DetachError> {
+    // Or tables that are being made larger would be left behind, or made again.
+    let _turn = match Turn::take(pins) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(DetachError::File { path: pins.maps(), source: error });
+        }
+        turn => turn.ok(),
+    };
     let mut outcome = Ok(());
     let mut note = |result: Result<(), DetachError>| {
         if outcome.is_ok() {

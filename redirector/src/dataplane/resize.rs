@@ -2,27 +2,29 @@
 //!
 //! ```text
 //! 1. FLOWS:new   a larger map, and programs that use it
-//! 2. copy        everything; from now on both generations of programs hold back what belongs
-//!                to no flow, for moments: it will be sent again
-//! 3. FLOWS:next  the same map under another name: from here there is no way back
-//! 4. links       run the new programs, one after the other
-//! 5. copy        what came or changed meanwhile
-//! 6. FLOWS       the new map takes the old one's name
+//! 2. copy        everything, while packets come and flows are opened
+//! 3. hold        no flow is opened for a moment: what belongs to none will be sent again
+//! 4. copy        flows that came or moved on meanwhile
+//! 5. FLOWS:next  the same map under another name: from here there is no way back
+//! 6. links       run the new programs, one after the other
+//! 7. copy        flows that moved on meanwhile
+//! 8. FLOWS       the new map takes the old one's name, and flows are opened again
 //! ```
 //!
-//! Whoever comes after a death in between removes what is `:new`, and finishes what is `:next`.
+//! Whoever comes after a death in between removes what is `:new`, and goes on from 6 with what is
+//! `:next`. Tables other than the flow table need no hold.
 
 mod flows;
+mod hold;
 mod links;
 mod raw;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::path::PathBuf;
 use std::{fs, io};
 
 use aya::maps::{MapData, MapError};
-use nix::fcntl::{Flock, FlockArg};
 use redirector_common::map_name::MapName;
 
 use super::epochs::Epochs;
@@ -32,12 +34,14 @@ use super::maps;
 use super::pins::{Pins, Stage};
 use super::sizes::{self, Sizes};
 use super::syscall;
-use super::table::{Table, TableError, io_error};
+use super::table::{TableError, io_error};
+use hold::Hold;
 use raw::Which;
 
-/// How long packets without a flow are held back at most, where nobody ends it. Replacing a link
-/// waits for whoever else changes interfaces, which may be seconds.
-const HOLD: u64 = 60_000_000_000;
+pub use turn::Turn;
+
+/// Clocks of processors, and when packets are counted, differ by less.
+const MARGIN: u64 = 1_000_000_000;
 
 /// Why a table could not be made larger. What was there is there, and works.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +96,8 @@ pub enum ResizeError {
 /// If the size is not one that the map can have, or the kernel refuses.
 pub fn resize(pins: &Pins, name: MapName, entries: u32) -> Result<(), ResizeError> {
     check(name, entries)?;
-    let _turn = take_turn(pins)?;
+    let _turn =
+        Turn::take(pins).map_err(|source| ResizeError::Pin { path: pins.maps(), source })?;
     settle(pins)?;
     let capacity = maps::capacity(pins, name)?;
     if entries <= capacity {
@@ -107,19 +112,13 @@ pub fn resize(pins: &Pins, name: MapName, entries: u32) -> Result<(), ResizeErro
 /// # Errors
 ///
 /// If the kernel refuses.
-pub fn keep_up(pins: &Pins, chosen: &BTreeMap<MapName, u32>) -> Result<(), ResizeError> {
-    let _turn = take_turn(pins)?;
+pub fn keep_up(
+    pins: &Pins,
+    _turn: &Turn,
+    chosen: &BTreeMap<MapName, u32>,
+) -> Result<(), ResizeError> {
     settle(pins)?;
     grow(pins, &outgrown(pins, chosen)?)
-}
-
-/// One at a time: waits.
-fn take_turn(pins: &Pins) -> Result<Flock<File>, ResizeError> {
-    let path = pins.maps();
-    let locked = File::open(&path).and_then(|dir| {
-        Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
-    });
-    locked.map_err(|source| ResizeError::Pin { path, source })
 }
 
 /// Whether a map can have so many entries.
@@ -168,39 +167,76 @@ fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<(), ResizeError>
         // The ring stays as it is too.
         sizes.flows = maps::capacity(pins, MapName::Flows)?;
     }
-    let outcome = prepare(pins, &names, &sizes).and_then(|mut programs| {
-        hold(pins, true)?;
+    let begun = gc::now().saturating_sub(MARGIN);
+    let prepared = prepare(pins, &names, &sizes).and_then(|programs| {
         copy(pins, &names, Stage::New, Which::All)?;
+        let hold = hold(pins, &names)?;
+        merge(pins, &names, Stage::New, begun)?;
+        if names.contains(&MapName::FlowRing) {
+            // It names flows that were opened since.
+            copy(pins, &BTreeSet::from([MapName::FlowRing]), Stage::New, Which::All)?;
+        }
         for name in &names {
             rename(pins.staged(*name, Stage::New), pins.staged(*name, Stage::Next))?;
         }
-        links::replace(pins, &mut programs)
+        Ok((programs, hold))
     });
-    if outcome.is_err() && !names.iter().any(|name| pins.staged(*name, Stage::Next).exists()) {
-        remove_new(pins)?;
+    match prepared {
+        Ok((programs, hold)) => finish(pins, &names, programs, hold, begun),
+        Err(error) => {
+            if unfinished(pins).is_empty() {
+                remove_new(pins)?;
+            }
+            Err(error)
+        }
     }
-    outcome?;
-    settle(pins)
 }
 
-/// Finishes what someone else has begun, or takes it back.
-fn settle(pins: &Pins) -> Result<(), ResizeError> {
-    remove_new(pins)?;
-    let staged = |name: &MapName| pins.staged(*name, Stage::Next).exists();
-    let names: BTreeSet<MapName> = MapName::ALL.iter().copied().filter(staged).collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    // What still ran on the old maps when the last link was replaced.
+/// Gives all links the programs that use the new maps, and these their names.
+fn finish(
+    pins: &Pins,
+    names: &BTreeSet<MapName>,
+    mut programs: Programs,
+    hold: Option<Hold>,
+    since: u64,
+) -> Result<(), ResizeError> {
+    links::replace(pins, &mut programs)?;
+    // What still ran on the old maps when the last link was given another program.
     syscall::wait_for_programs();
-    copy(pins, &names, Stage::Next, Which::Missing)?;
-    for name in &names {
+    copy(pins, names, Stage::Next, Which::Missing)?;
+    merge(pins, names, Stage::Next, since)?;
+    for name in names {
         rename(pins.staged(*name, Stage::Next), pins.map(*name))?;
     }
     if let Ok(mut epochs) = Epochs::open(pins) {
         epochs.raise_all()?;
     }
-    hold(pins, false)
+    if let Some(hold) = hold {
+        hold.end(maps::ring_slots(pins)?)?;
+    }
+    Ok(())
+}
+
+/// Finishes what someone else has begun, or takes it back.
+fn settle(pins: &Pins) -> Result<(), ResizeError> {
+    remove_new(pins)?;
+    let names = unfinished(pins);
+    if names.is_empty() {
+        return Ok(());
+    }
+    let programs = Programs::load_with(&Sizes::of_machine(), |name| {
+        if names.contains(&name) { pins.staged(name, Stage::Next) } else { pins.map(name) }
+    })?;
+    let hold = hold(pins, &names)?;
+    // It is not known when it was begun.
+    finish(pins, &names, programs, hold, 0)
+}
+
+/// Maps that have been made larger, and for which there is no way back, but not all was done.
+#[must_use]
+pub fn unfinished(pins: &Pins) -> BTreeSet<MapName> {
+    let staged = |name: &MapName| pins.staged(*name, Stage::Next).exists();
+    MapName::ALL.iter().copied().filter(staged).collect()
 }
 
 /// The maps, and those that have to have the size of one of them.
@@ -222,6 +258,7 @@ fn prepare(pins: &Pins, names: &BTreeSet<MapName>, sizes: &Sizes) -> Result<Prog
     })?)
 }
 
+/// Copies all but what programs write all the time and that must not be mixed up.
 fn copy(
     pins: &Pins,
     names: &BTreeSet<MapName>,
@@ -229,28 +266,46 @@ fn copy(
     which: Which,
 ) -> Result<(), ResizeError> {
     for name in names {
-        let (old, new) = (pins.map(*name), pins.staged(*name, stage));
-        let (Some(from), Some(to)) = (open(&old)?, open(&new)?) else {
+        if which == Which::Missing && matches!(name, MapName::Flows | MapName::FlowRing) {
             continue;
-        };
-        let copied = match (name, which) {
-            // Programs move flows on while this is done, and the ring already names new ones.
-            (MapName::Flows, Which::Missing) => flows::merge(&from, &to),
-            (MapName::FlowRing, Which::Missing) => Ok(()),
-            _ => raw::copy(&from, &to, which),
-        };
-        copied.map_err(|source| TableError::new(*name, "copying", source))?;
+        }
+        if let (Some(from), Some(to)) = both(pins, *name, stage)? {
+            raw::copy(&from, &to, which)
+                .map_err(|source| TableError::new(*name, "copying", source))?;
+        }
     }
     Ok(())
 }
 
-/// Has programs hold back what belongs to no flow, or lets it go again.
-fn hold(pins: &Pins, holds: bool) -> Result<(), ResizeError> {
-    let mut node = maps::node(pins)?;
-    let mut settings = node.get(0)?;
-    settings.ring_slots = maps::ring_slots(pins)?;
-    settings.moving_until = if holds { gc::now().saturating_add(HOLD) } else { 0 };
-    Ok(node.set(&0, &settings)?)
+/// Brings over flows that came, or moved on, since then.
+fn merge(
+    pins: &Pins,
+    names: &BTreeSet<MapName>,
+    stage: Stage,
+    since: u64,
+) -> Result<(), ResizeError> {
+    if names.contains(&MapName::Flows)
+        && let (Some(from), Some(to)) = both(pins, MapName::Flows, stage)?
+    {
+        flows::merge(&from, &to, since)
+            .map_err(|source| TableError::new(MapName::Flows, "copying", source))?;
+    }
+    Ok(())
+}
+
+/// The old map and the new one, those of them that are there: whoever died may have renamed one.
+fn both(
+    pins: &Pins,
+    name: MapName,
+    stage: Stage,
+) -> Result<(Option<MapData>, Option<MapData>), ResizeError> {
+    Ok((open(&pins.map(name))?, open(&pins.staged(name, stage))?))
+}
+
+/// Keeps flows from being opened, if it is their table that is made larger.
+fn hold(pins: &Pins, names: &BTreeSet<MapName>) -> Result<Option<Hold>, TableError> {
+    let moves_flows = [MapName::Flows, MapName::FlowRing].iter().any(|name| names.contains(name));
+    moves_flows.then(|| Hold::begin(pins)).transpose()
 }
 
 fn remove_new(pins: &Pins) -> Result<(), ResizeError> {

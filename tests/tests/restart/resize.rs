@@ -63,8 +63,21 @@ fn withstand(lab: &Lab, disturb: impl FnOnce(&Lab) -> Result<()>) -> Result<()> 
             }
             Ok(())
         });
+        // An agent that looks at everything again and again.
+        let changing = scope.spawn(|| -> Result<()> {
+            for address in ["192.0.2.77/32", "192.0.2.78/32"].iter().cycle() {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                for action in ["add", "del"] {
+                    lab.net.node1.run("ip", ["address", action, *address, "dev", "lo"])?;
+                }
+            }
+            Ok(())
+        });
         let disturbed = disturb(lab);
         ended.store(true, Ordering::Relaxed);
+        changing.join().map_err(|_| anyhow!("a thread panicked"))??;
         using.join().map_err(|_| anyhow!("a thread panicked"))??;
         let new = connecting.join().map_err(|_| anyhow!("a thread panicked"))??;
         disturbed.map(|()| new)
