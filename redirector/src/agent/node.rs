@@ -8,12 +8,12 @@ use redirector_common::map_name::MapName;
 use redirector_common::{Address, BackendId, Interface as Entry, ServiceId, SnatAddressKey};
 
 use self::parts::Parts;
-use super::Shared;
 use super::account::Account;
 use super::clients;
 use super::interfaces::Slots;
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
+use super::{Ended, Shared};
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interface};
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::detach::detach_locked;
@@ -28,7 +28,7 @@ use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, ids};
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
-use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::prerequisites::KernelVersion;
 use crate::dataplane::resize::{self, Turn};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, TcState, XdpState};
@@ -93,14 +93,11 @@ impl Node {
     pub(super) fn start(
         wishes: Wishes,
         kernel: KernelVersion,
-        host: &Host,
+        (host, chosen): (&Host, Vec<String>),
+        lock: Lock,
+        turn: Turn,
     ) -> anyhow::Result<(Self, Option<(Mouth, Keeper)>)> {
-        let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
-        prerequisites::make_dirs(&pins)?;
-        let lock = Lock::take(&pins)?;
-        // Until the programs that are attached use the maps that are opened here.
-        let turn = Turn::take(&pins).with_context(|| pins.maps().display().to_string())?;
         let is_first = is_empty(&pins);
         if !is_first {
             // The data path goes on with what it has.
@@ -142,11 +139,14 @@ impl Node {
                     continue;
                 }
             };
-            let mut got = self.attacher.attach(interface, self.wishes.xdp_mode())?;
-            if let Some(error) = got.xdp_error.take() {
-                return Err(error.into());
-            }
-            attached.push(describe(interface, slot, Ok(got)));
+            let got = match self.attacher.attach(interface, self.wishes.xdp_mode()) {
+                // One that has gone meanwhile is missing, as if it had never been there.
+                Ok(Attached { xdp_error: Some(error), .. }) | Err(error) if interface.is_here() => {
+                    return Err(error.into());
+                }
+                got => got,
+            };
+            attached.push(describe(interface, slot, got));
         }
         self.write_entries(host, &attached, true)?;
         self.keep_clients()?;
@@ -235,6 +235,12 @@ impl Node {
             self.refused_tables = outgrown;
         }
         ids(self.pins()).is_ok_and(|ids| ids != self.ids)
+    }
+
+    /// Ends, for another to begin in this process; the data path goes on.
+    pub(super) fn begin_anew(self) -> Ended {
+        tracing::info!("tables are made larger: beginning anew, while the data path goes on");
+        Ended::ToBeginAnew(self.lock)
     }
 
     /// Routes or neighbours have changed: next hops are looked up again.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
 use redirector_tests::{
     agent::Lab,
     client,
@@ -194,6 +195,36 @@ fn what_is_refused() -> Result<()> {
         for ([name, size], expected) in rows {
             let refusal = lab.cli().refusal(&["map", "resize", name, size])?;
             ensure!(refusal.contains(expected), "{refusal}");
+        }
+        Ok(())
+    })
+}
+
+/// The pin of a table that is being made larger, if one is.
+fn is_growing(lab: &Lab) -> Result<bool> {
+    let pins = std::fs::read_dir(lab.bpffs.pins().join("maps"))?;
+    let names = pins.map(|pin| Ok(pin?.file_name())).collect::<Result<Vec<_>>>()?;
+    Ok(names.iter().any(|name| name.to_string_lossy().contains(':')))
+}
+
+/// Signals that come while tables are made larger, or just before or after, are answered.
+#[test]
+fn told_to_end_on_the_way() -> Result<()> {
+    Lab::run_with(&config(1024), |lab| {
+        for number in 1..=2 {
+            lab.write_config(&config(1024 << number))?;
+            wait::until_true("a larger table", wait::SOON, || is_growing(lab))?;
+            if number % 2 == 0 {
+                let log = lab.log();
+                wait::until_true("the agent to begin anew", wait::SOON, || {
+                    lab.signal(Signal::SIGHUP)?;
+                    Ok(lab.log().len() > log.len() && lab.log().ends_with("goes on\n"))
+                })?;
+            }
+            let status = lab.stop()?;
+            ensure!(status.success(), "the agent ended with {status}");
+            lab.start(&[])?;
+            ensure!(capacity(lab, "FLOWS")? == 1024 << number, "it is as it was");
         }
         Ok(())
     })
