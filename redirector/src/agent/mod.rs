@@ -248,17 +248,18 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
                 return Err(reason);
             }
         };
-        let turn = match event {
-            Event::Stop => None,
-            event => match events.turn(node.pins()).await {
-                Ok(turn) => turn.map(|turn| (event, turn)),
+        let turn = if event == Event::Stop {
+            None
+        } else {
+            match events.turn(node.pins()).await {
+                Ok(turn) => turn,
                 Err(error) => {
                     node.is_kept_from(&error);
                     continue;
                 }
-            },
+            }
         };
-        let Some((event, turn)) = turn else {
+        let Some(turn) = turn else {
             // Or the Lease that goes might be made again.
             tasks.shutdown().await;
             return node.stop().await.map(|()| Ended::Stopped);

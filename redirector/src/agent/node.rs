@@ -1,7 +1,7 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use redirector_common::map_name::MapName;
@@ -43,6 +43,9 @@ mod entries;
 mod parts;
 mod services;
 
+/// How long after larger tables could not be given to all programs it is tried again.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(60);
+
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
     wishes: Wishes,
@@ -61,6 +64,8 @@ pub(super) struct Node {
     ids: Vec<u32>,
     /// Sizes that could not be had: not tried again.
     refused_tables: BTreeMap<MapName, u32>,
+    /// When larger tables were last not given to all programs.
+    unsettled_at: Option<Instant>,
     epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
@@ -211,6 +216,10 @@ impl Node {
         }
         self.keep_clients()?;
         self.detach_others(&self.chosen)?;
+        if self.unsettled_at.is_some() {
+            // All programs use the old tables again.
+            resize::release(self.pins())?;
+        }
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
@@ -227,12 +236,15 @@ impl Node {
     pub(super) fn has_moved(&mut self, turn: &Turn) -> bool {
         let tables = self.wishes.tables();
         let outgrown = resize::outgrown(self.pins(), tables).unwrap_or_default();
-        let is_unfinished = !resize::unfinished(self.pins()).is_empty();
+        // Each attempt keeps flows from being opened for a moment.
+        let is_unfinished = self.unsettled_at.is_none_or(|at| at.elapsed() > BETWEEN_ATTEMPTS)
+            && !resize::unfinished(self.pins()).is_empty();
         if (is_unfinished || !outgrown.is_empty() && self.refused_tables != outgrown)
             && let Err(error) = resize::keep_up(self.pins(), turn, tables)
         {
             self.account.config_failed(&format!("tables are not made larger: {error}"));
             self.refused_tables = outgrown;
+            self.unsettled_at = (!resize::unfinished(self.pins()).is_empty()).then(Instant::now);
         }
         ids(self.pins()).is_ok_and(|ids| ids != self.ids)
     }

@@ -66,10 +66,13 @@ impl Events {
             }
             tokio::select! {
                 () = sleep(INTERVAL) => {}
-                signal = self.signals.next() => match signal? {
-                    Event::Stop => return Ok(None),
-                    event => self.keep(event),
-                },
+                signal = self.signals.next() => {
+                    let event = signal?;
+                    if event == Event::Stop {
+                        return Ok(None);
+                    }
+                    self.keep(event);
+                }
                 Some(event) = self.receiver.recv() => self.keep(event),
             }
         }
