@@ -213,11 +213,20 @@ impl Kubernetes {
             .into_iter()
             .filter_map(|((loser, winner), frontends)| {
                 let subject = self.subject(self.owners.get(loser)?);
-                let text = format!(
-                    "{} is taken by {}: the older object has it; choose another port or remove one",
-                    frontends.join(", "),
-                    self.describe(winner)
-                );
+                let frontends = frontends.join(", ");
+                let text = if self.owners.get(loser) == self.owners.get(winner) {
+                    format!(
+                        "{frontends} is taken by another port of its own, {:?}: choose another \
+                         number for one of them",
+                        winner.name
+                    )
+                } else {
+                    format!(
+                        "{frontends} is taken by {}: the older object has it; choose another port \
+                         or remove one",
+                        self.describe(winner)
+                    )
+                };
                 Some(Note { subject, cause: Cause::Conflict, text })
             })
             .collect();
