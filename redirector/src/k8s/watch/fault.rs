@@ -41,11 +41,12 @@ impl Fault {
     /// The status that the server answered with, if it answered at all.
     fn status(&self) -> Option<&Status> {
         match self {
-            Self::List(error) | Self::Stream(error) | Self::Watch(error) => match error {
-                kube::Error::Api(status) => Some(status),
-                _ => None,
-            },
-            Self::Short | Self::NoVersion => None,
+            Self::List(kube::Error::Api(status))
+            | Self::Stream(kube::Error::Api(status))
+            | Self::Watch(kube::Error::Api(status)) => Some(status),
+            Self::List(_) | Self::Stream(_) | Self::Watch(_) | Self::Short | Self::NoVersion => {
+                None
+            }
         }
     }
 

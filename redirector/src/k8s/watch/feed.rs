@@ -184,16 +184,14 @@ where
         let found = match event {
             None => Err(Fault::Short),
             Some(Ok(WatchEvent::Bookmark(mark))) => {
-                let is_end = mark.metadata.annotations.contains_key(END_OF_LIST);
-                match &mut self.state {
-                    State::Stream(events) if is_end => {
-                        let version = mark.metadata.resource_version;
-                        if let Some(events) = events.take() {
-                            self.state = State::watching(version, events);
-                        }
-                        Ok(Some(Event::Listed))
-                    }
-                    _ => Ok(None),
+                if mark.metadata.annotations.contains_key(END_OF_LIST)
+                    && let State::Stream(events) = &mut self.state
+                    && let Some(events) = events.take()
+                {
+                    self.state = State::watching(mark.metadata.resource_version, events);
+                    Ok(Some(Event::Listed))
+                } else {
+                    Ok(None)
                 }
             }
             // Things also happen while what there was is on its way.
