@@ -229,6 +229,10 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         };
         let turn = match event {
             None | Some(Event::Stop) => None,
+            Some(Event::WaysChanged) => {
+                node.forget_next_hops();
+                continue;
+            }
             Some(event) => match events.turn(node.pins()).await {
                 Ok(turn) => turn.map(|turn| (event, turn)),
                 Err(error) => {
@@ -263,10 +267,6 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 (true, false) => node.read_first(),
                 (false, _) => node.take_up(),
             }
-        }
-        if event == Event::WaysChanged {
-            node.forget_next_hops();
-            continue;
         }
         host = match netlink.read().await {
             Ok(host) => host,

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything.
 
+mod failures;
 mod report;
 pub(crate) mod summary;
 pub(crate) mod tier;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use super::failures::Failures;
 use super::report::Outcome;
 use super::summary::Summary;
 use crate::cargo::cargo;
@@ -133,8 +134,8 @@ impl Tier {
             // The rest of the programs of a workspace says more than the first one that fails.
             command.arg("--no-fail-fast");
         }
-        let (summary, succeeded) = run_counting(command.arg("--").args(passed_on))?;
-        judge(summary, succeeded)
+        let (summary, failures, succeeded) = run_counting(command.arg("--").args(passed_on))?;
+        Ok(judge(summary, succeeded)?.telling(failures.into_lines()))
     }
 }
 
@@ -161,24 +162,26 @@ fn judge(summary: Summary, succeeded: bool) -> Result<Outcome> {
     Ok(Outcome::tests(summary.passed, summary.failed))
 }
 
-/// Runs a command, shows what it prints, and adds up the summaries of tests in it.
-fn run_counting(command: &mut Command) -> Result<(Summary, bool)> {
+/// Runs a command, shows what it prints, adds up the summaries of tests in it, and keeps what it
+/// says of failures.
+fn run_counting(command: &mut Command) -> Result<(Summary, Failures, bool)> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}", process::describe(command)))?;
-    let mut summary = Summary::default();
+    let (mut summary, mut failures) = (Summary::default(), Failures::default());
     if let Some(stdout) = child.stdout.take() {
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line.context("cannot read what the tests print")?;
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             summary.add(&line);
+            failures.add(&line);
         }
     }
     let status = child.wait().context("cannot wait for the tests")?;
-    Ok((summary, status.success()))
+    Ok((summary, failures, status.success()))
 }
 
 #[cfg(test)]
