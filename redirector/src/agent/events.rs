@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
@@ -42,24 +41,6 @@ pub(super) enum Event {
 }
 
 type Tasks = JoinSet<anyhow::Result<()>>;
-
-pub(super) fn watch_signals(tasks: &mut Tasks, sender: &Sender<Event>) -> anyhow::Result<()> {
-    for (kind, event) in [
-        (SignalKind::terminate(), Event::Stop),
-        (SignalKind::interrupt(), Event::Stop),
-        (SignalKind::hangup(), Event::Reload),
-    ] {
-        let mut signals = signal(kind).context("cannot listen for signals")?;
-        let sender = sender.clone();
-        tasks.spawn(async move {
-            while signals.recv().await.is_some() {
-                sender.send(event).await?;
-            }
-            anyhow::bail!("signals no longer arrive")
-        });
-    }
-    Ok(())
-}
 
 pub(super) fn watch_host(tasks: &mut Tasks, sender: &Sender<Event>, mut changes: Changes) {
     let sender = sender.clone();

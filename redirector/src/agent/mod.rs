@@ -7,6 +7,7 @@ mod interfaces;
 mod kubernetes;
 mod node;
 mod shared;
+mod signals;
 mod turn;
 mod watch;
 mod watchdog;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use crate::admin::Admin;
 use crate::config::XdpMode;
 use crate::dataplane::attach::Clients;
+use crate::dataplane::lock::Lock;
 use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::{netlink, prerequisites};
@@ -39,6 +41,7 @@ use turn::Events;
 use wishes::Wishes;
 
 pub use shared::{Programming, Shared, Snapshot, Syncs};
+pub use signals::Signals;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -103,13 +106,23 @@ pub struct KubernetesOptions {
     pub healthz_address: Option<SocketAddr>,
 }
 
+/// What the process has before it is an agent.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// What it was sent and has not answered.
+    pub signals: Signals,
+    /// The directory, where it has begun anew.
+    pub lock: Option<Lock>,
+}
+
 /// How the agent ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Ended {
     /// By a signal.
     Stopped,
-    /// To begin anew: tables that it had open have been made larger, or are to be.
-    ToBeginAnew,
+    /// To begin anew: tables that it had open have been made larger, or are to be. Nobody else may
+    /// have the directory meanwhile.
+    ToBeginAnew(Lock),
 }
 
 /// Runs until a signal ends it, or something that it cannot go on without.
@@ -117,7 +130,7 @@ pub enum Ended {
 /// # Errors
 ///
 /// Whatever ended it other than a signal.
-pub async fn run(options: Options) -> anyhow::Result<Ended> {
+pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<Ended> {
     // What can be wrong without touching anything comes first.
     let wishes = Wishes::load(options)?;
     let options = wishes.options().clone();
@@ -127,10 +140,10 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         None => None,
     };
     let (sender, receiver) = mpsc::channel(16);
-    let mut events = Events::new(receiver);
+    // Those that come during the start are answered after it.
+    let signals = inheritance.signals.listen().context("cannot listen for signals")?;
+    let mut events = Events::new(signals, receiver);
     let mut tasks = JoinSet::new();
-    // Signals that come during the start are answered after it.
-    events::watch_signals(&mut tasks, &sender)?;
     let (connection, netlink, changes) = netlink::connect()?;
     tasks.spawn(async move {
         connection.await;
@@ -143,7 +156,6 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         anyhow::bail!("the netlink connection for routes ended")
     });
 
-    let mut host = netlink.read().await?;
     let was_reachable = match &options.kubernetes {
         // What is wrong with the credentials now is said now.
         Some(asked) => {
@@ -162,7 +174,16 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
         })?),
         None => None,
     };
-    let (mut node, voices) = Node::start(wishes, kernel, &host)?;
+    let mut host = netlink.read().await?;
+    let chosen = wishes.choose(&host)?;
+    let lock = settle_in(&options.pins, inheritance.lock)?;
+    // Until the programs that are attached use the maps that are opened here.
+    let turn = events.turn(&options.pins).await;
+    let turn = turn.with_context(|| options.pins.maps().display().to_string())?;
+    let Some(turn) = turn else {
+        return Ok(Ended::Stopped);
+    };
+    let (mut node, voices) = Node::start(wishes, kernel, (&host, chosen), lock, turn)?;
 
     events::watch_host(&mut tasks, &sender, changes);
     events::watch_ways(&mut tasks, &sender, ways);
@@ -215,7 +236,7 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 node.collect();
                 continue;
             }
-            event = events.next() => event,
+            event = events.next() => event.context("cannot listen for signals")?,
             Some(ended) = tasks.join_next() => {
                 let reason = match ended {
                     Ok(Ok(())) => anyhow::anyhow!("a task of the agent ended"),
@@ -227,25 +248,30 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
                 return Err(reason);
             }
         };
-        let turn = match event {
-            None | Some(Event::Stop) => None,
-            Some(Event::WaysChanged) => {
-                node.forget_next_hops();
-                continue;
-            }
-            Some(event) => match events.turn(node.pins()).await {
-                Ok(turn) => turn.map(|turn| (event, turn)),
+        if event == Event::WaysChanged {
+            node.forget_next_hops();
+            continue;
+        }
+        let turn = if event == Event::Stop {
+            None
+        } else {
+            match events.turn(node.pins()).await {
+                Ok(turn) => turn,
                 Err(error) => {
                     node.is_kept_from(&error);
                     continue;
                 }
-            },
+            }
         };
-        let Some((event, turn)) = turn else {
+        let Some(turn) = turn else {
             // Or the Lease that goes might be made again.
             tasks.shutdown().await;
             return node.stop().await.map(|()| Ended::Stopped);
         };
+        // Before anything is written into maps that nobody uses any more.
+        if node.has_moved(&turn) {
+            return Ok(node.begin_anew());
+        }
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
             if node.resume(&host)
@@ -294,10 +320,22 @@ pub async fn run(options: Options) -> anyhow::Result<Ended> {
             | Event::WaysChanged
             | Event::Stop => {}
         }
+        // The file may ask for it.
         if node.has_moved(&turn) {
-            tracing::info!("tables are made larger: beginning anew, while the data path goes on");
-            return Ok(Ended::ToBeginAnew);
+            return Ok(node.begin_anew());
         }
         node.reconcile(&host, event == Event::Tick);
     }
+}
+
+/// Makes the directories of the pins, and takes them, unless they were taken already.
+fn settle_in(pins: &Pins, inherited: Option<Lock>) -> anyhow::Result<Lock> {
+    prerequisites::make_dirs(pins)?;
+    let lock = match inherited.filter(|lock| lock.is_of(pins)) {
+        Some(lock) => lock,
+        None => Lock::take(pins)?,
+    };
+    // Whoever had the directory may have removed what is in it.
+    prerequisites::make_dirs(pins)?;
+    Ok(lock)
 }

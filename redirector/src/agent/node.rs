@@ -1,19 +1,19 @@
 //! The data path of this node, and how it is kept in line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use redirector_common::map_name::MapName;
 use redirector_common::{Address, BackendId, Interface as Entry, ServiceId, SnatAddressKey};
 
 use self::parts::Parts;
-use super::Shared;
 use super::account::Account;
 use super::clients;
 use super::interfaces::Slots;
 use super::kubernetes::Kubernetes;
 use super::wishes::Wishes;
+use super::{Ended, Shared};
 use crate::dataplane::attach::{self, AttachError, Attached, Attacher, find_interface};
 use crate::dataplane::contents::{Contents, Ports};
 use crate::dataplane::detach::detach_locked;
@@ -28,7 +28,7 @@ use crate::dataplane::lock::Lock;
 use crate::dataplane::maps::{Maps, ids};
 use crate::dataplane::netlink::{Host, Interface};
 use crate::dataplane::pins::Pins;
-use crate::dataplane::prerequisites::{self, KernelVersion};
+use crate::dataplane::prerequisites::KernelVersion;
 use crate::dataplane::resize::{self, Turn};
 use crate::dataplane::sizes::Sizes;
 use crate::dataplane::status::{InterfaceStatus, TcState, XdpState};
@@ -42,6 +42,9 @@ mod cluster;
 mod entries;
 mod parts;
 mod services;
+
+/// How long after larger tables could not be given to all programs it is tried again.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(60);
 
 /// A node whose data path is in the kernel.
 pub(super) struct Node {
@@ -61,6 +64,8 @@ pub(super) struct Node {
     ids: Vec<u32>,
     /// Sizes that could not be had: not tried again.
     refused_tables: BTreeMap<MapName, u32>,
+    /// When larger tables were last not given to all programs.
+    unsettled_at: Option<Instant>,
     epochs: Epochs,
     /// What the maps hold; `None`: to be read again.
     actual: Option<Contents>,
@@ -93,14 +98,11 @@ impl Node {
     pub(super) fn start(
         wishes: Wishes,
         kernel: KernelVersion,
-        host: &Host,
+        (host, chosen): (&Host, Vec<String>),
+        lock: Lock,
+        turn: Turn,
     ) -> anyhow::Result<(Self, Option<(Mouth, Keeper)>)> {
-        let chosen = wishes.choose(host)?;
         let pins = wishes.options().pins.clone();
-        prerequisites::make_dirs(&pins)?;
-        let lock = Lock::take(&pins)?;
-        // Until the programs that are attached use the maps that are opened here.
-        let turn = Turn::take(&pins).with_context(|| pins.maps().display().to_string())?;
         let is_first = is_empty(&pins);
         if !is_first {
             // The data path goes on with what it has.
@@ -142,11 +144,14 @@ impl Node {
                     continue;
                 }
             };
-            let mut got = self.attacher.attach(interface, self.wishes.xdp_mode())?;
-            if let Some(error) = got.xdp_error.take() {
-                return Err(error.into());
-            }
-            attached.push(describe(interface, slot, Ok(got)));
+            let got = match self.attacher.attach(interface, self.wishes.xdp_mode()) {
+                // One that has gone meanwhile is missing, as if it had never been there.
+                Ok(Attached { xdp_error: Some(error), .. }) | Err(error) if interface.is_here() => {
+                    return Err(error.into());
+                }
+                got => got,
+            };
+            attached.push(describe(interface, slot, got));
         }
         self.write_entries(host, &attached, true)?;
         self.keep_clients()?;
@@ -211,6 +216,10 @@ impl Node {
         }
         self.keep_clients()?;
         self.detach_others(&self.chosen)?;
+        if self.unsettled_at.is_some() {
+            // All programs use the old tables again.
+            resize::release(self.pins())?;
+        }
         self.write_entries(host, &all, lends)?;
         self.account.interfaces(all);
         Ok(())
@@ -227,14 +236,23 @@ impl Node {
     pub(super) fn has_moved(&mut self, turn: &Turn) -> bool {
         let tables = self.wishes.tables();
         let outgrown = resize::outgrown(self.pins(), tables).unwrap_or_default();
-        let is_unfinished = !resize::unfinished(self.pins()).is_empty();
+        // Each attempt keeps flows from being opened for a moment.
+        let is_unfinished = self.unsettled_at.is_none_or(|at| at.elapsed() > BETWEEN_ATTEMPTS)
+            && !resize::unfinished(self.pins()).is_empty();
         if (is_unfinished || !outgrown.is_empty() && self.refused_tables != outgrown)
             && let Err(error) = resize::keep_up(self.pins(), turn, tables)
         {
             self.account.config_failed(&format!("tables are not made larger: {error}"));
             self.refused_tables = outgrown;
+            self.unsettled_at = (!resize::unfinished(self.pins()).is_empty()).then(Instant::now);
         }
         ids(self.pins()).is_ok_and(|ids| ids != self.ids)
+    }
+
+    /// Ends, for another to begin in this process; the data path goes on.
+    pub(super) fn begin_anew(self) -> Ended {
+        tracing::info!("tables are made larger: beginning anew, while the data path goes on");
+        Ended::ToBeginAnew(self.lock)
     }
 
     /// Routes or neighbours have changed: next hops are looked up again.

@@ -7,6 +7,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep};
 
 use super::events::Event;
+use super::signals::Listener;
 use crate::dataplane::pins::Pins;
 use crate::dataplane::resize::Turn;
 
@@ -16,22 +17,28 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// How long it is waited without a word.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What happens, in order; what happens while we wait for our turn is kept.
+/// What happens, in order, but signals as soon as they are seen; what happens while we wait for our turn is kept.
 pub(super) struct Events {
+    signals: Listener,
     receiver: Receiver<Event>,
     kept: VecDeque<Event>,
 }
 
 impl Events {
-    pub(super) fn new(receiver: Receiver<Event>) -> Self {
-        Self { receiver, kept: VecDeque::new() }
+    pub(super) fn new(signals: Listener, receiver: Receiver<Event>) -> Self {
+        Self { signals, receiver, kept: VecDeque::new() }
     }
 
-    /// The next one; `None` where there will be none.
-    pub(super) async fn next(&mut self) -> Option<Event> {
-        match self.kept.pop_front() {
-            Some(event) => Some(event),
-            None => self.receiver.recv().await,
+    /// The next one. None is lost where this is given up on the way.
+    ///
+    /// # Errors
+    ///
+    /// If signals can no longer be heard.
+    pub(super) async fn next(&mut self) -> std::io::Result<Event> {
+        tokio::select! {
+            biased;
+            signal = self.signals.next() => signal,
+            event = next(&mut self.kept, &mut self.receiver) => Ok(event),
         }
     }
 
@@ -39,7 +46,7 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// If the directory of the maps cannot be locked.
+    /// If the directory of the maps cannot be locked, or signals can no longer be heard.
     pub(super) async fn turn(&mut self, pins: &Pins) -> std::io::Result<Option<Turn>> {
         let mut patient_until = Some(Instant::now() + PATIENCE);
         loop {
@@ -59,20 +66,39 @@ impl Events {
             }
             tokio::select! {
                 () = sleep(INTERVAL) => {}
-                event = self.receiver.recv() => match event {
-                    None | Some(Event::Stop) => return Ok(None),
-                    Some(event) if self.kept.contains(&event) => {}
-                    Some(event) => self.kept.push_back(event),
-                },
+                signal = self.signals.next() => {
+                    let event = signal?;
+                    if event == Event::Stop {
+                        return Ok(None);
+                    }
+                    self.keep(event);
+                }
+                Some(event) = self.receiver.recv() => self.keep(event),
             }
         }
+    }
+
+    fn keep(&mut self, event: Event) {
+        if !self.kept.contains(&event) {
+            self.kept.push_back(event);
+        }
+    }
+}
+
+async fn next(kept: &mut VecDeque<Event>, receiver: &mut Receiver<Event>) -> Event {
+    match kept.pop_front() {
+        Some(event) => event,
+        // Nobody is left who could tell of anything.
+        None => receiver.recv().await.unwrap_or(Event::Stop),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::{Signal, raise};
     use tokio::sync::mpsc;
 
+    use super::super::signals::Signals;
     use super::*;
 
     #[tokio::test]
@@ -81,7 +107,8 @@ mod tests {
         let pins = Pins::new(dir.path());
         std::fs::create_dir_all(pins.maps()).expect("a directory");
         let (sender, receiver) = mpsc::channel(16);
-        let mut events = Events::new(receiver);
+        let signals = Signals::hold().and_then(Signals::listen).expect("signals");
+        let mut events = Events::new(signals, receiver);
         let other = Turn::take(&pins).expect("free");
         for event in [Event::HostChanged, Event::Tick, Event::HostChanged] {
             sender.send(event).await.expect("room");
@@ -93,11 +120,14 @@ mod tests {
         });
         let turn = events.turn(&pins).await.expect("a lock").expect("nobody stops us");
         let sender = ending.await.expect("no panic");
-        sender.send(Event::Reload).await.expect("room");
-        for expected in [Event::HostChanged, Event::Tick, Event::Reload] {
-            assert_eq!(events.next().await, Some(expected));
+        sender.send(Event::FileChanged).await.expect("room");
+        for expected in [Event::HostChanged, Event::Tick, Event::FileChanged] {
+            assert_eq!(events.next().await.expect("an event"), expected);
         }
-        sender.send(Event::Stop).await.expect("room");
+        // To this thread, which is the only one of the runtime, and holds signals.
+        raise(Signal::SIGHUP).expect("sent");
+        assert_eq!(events.next().await.expect("an event"), Event::Reload);
+        raise(Signal::SIGTERM).expect("sent");
         assert!(events.turn(&pins).await.expect("a lock").is_none(), "{turn:?} is held");
     }
 }

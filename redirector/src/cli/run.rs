@@ -12,10 +12,11 @@ use ipnet::IpNet;
 
 use super::{BpffsArgs, Cli};
 use crate::admin::DEFAULT_ADDRESS;
-use crate::agent::{self, Ended, KubernetesOptions, Options};
+use crate::agent::{self, Ended, Inheritance, KubernetesOptions, Options, Signals};
 use crate::config::publish::parse_spec;
 use crate::config::{self, XdpMode};
 use crate::dataplane::attach::Clients;
+use crate::dataplane::lock::Lock;
 use crate::k8s::client::Access;
 use crate::k8s::convert::NodePortAddresses;
 
@@ -232,21 +233,26 @@ pub fn publish(args: PublishArgs) -> Result<()> {
 }
 
 fn start(options: Options) -> Result<()> {
+    let signals = Signals::hold().context("cannot listen for signals")?;
+    let inheritance = Inheritance { signals, lock: Lock::inherited() };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start threads")?
-        .block_on(agent::run(options))
+        .block_on(agent::run(options, inheritance))
         .and_then(|ended| match ended {
             Ended::Stopped => Ok(()),
-            Ended::ToBeginAnew => Err(begin_anew()),
+            Ended::ToBeginAnew(lock) => Err(begin_anew(&lock)),
         })
 }
 
 /// The same program with the same arguments, as the same process. Returns only if that fails.
-fn begin_anew() -> anyhow::Error {
+fn begin_anew(lock: &Lock) -> anyhow::Error {
     let mut arguments = std::env::args_os();
     let mut command = Command::new("/proc/self/exe");
+    if let Err(error) = lock.bequeath(&mut command) {
+        return anyhow::Error::new(error).context("cannot begin anew");
+    }
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }

@@ -1,18 +1,25 @@
 //! One agent for each bpffs directory.
 
 use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
+use nix::sys::stat::{SFlag, fstat};
 
 use super::pins::Pins;
+
+/// Names the descriptor that a process which begins anew leaves to itself.
+const VARIABLE: &str = "REDIRECTOR_LOCK";
 
 /// Holds the directory until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _held: Flock<File>,
+    held: Flock<File>,
 }
 
 /// Why the directory cannot be held.
@@ -32,7 +39,7 @@ pub enum LockError {
         /// The directory.
         dir: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -49,14 +56,71 @@ impl Lock {
     pub fn take(pins: &Pins) -> Result<Self, LockError> {
         let dir = pins.dir();
         let file = |source| LockError::File { dir: dir.to_owned(), source };
-        let opened = File::open(dir).map_err(file)?;
-        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(held) => Ok(Self { _held: held }),
-            Err((_, Errno::EWOULDBLOCK)) => {
+        match lock(dir, FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(Self { held }),
+            Err(Errno::EWOULDBLOCK) => {
                 Err(LockError::Held { dir: dir.to_owned(), pid: find_holder(dir) })
             }
-            Err((_, error)) => Err(file(error.into())),
+            Err(error) => Err(file(error.into())),
         }
+    }
+
+    /// What this process had before it began anew.
+    #[must_use]
+    pub fn inherited() -> Option<Self> {
+        let number: RawFd = std::env::var(VARIABLE).ok()?.parse().ok()?;
+        let is_ours = number > 2 && {
+            // SAFETY: borrowed for this question alone, which fails where it is none.
+            let unknown = unsafe { BorrowedFd::borrow_raw(number) };
+            fstat(unknown).is_ok_and(|it| {
+                SFlag::from_bits_truncate(it.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR
+            })
+        };
+        if !is_ours {
+            return None;
+        }
+        // SAFETY: an open directory that whoever began anew left to this process, and nobody else.
+        let file = unsafe { File::from_raw_fd(number) };
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+        let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).ok()?;
+        Some(Self { held })
+    }
+
+    /// Whether it is that of these pins.
+    #[must_use]
+    pub fn is_of(&self, pins: &Pins) -> bool {
+        is_at(&self.held, pins.dir())
+    }
+
+    /// Leaves the directory to what this process is about to become.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn bequeath(&self, command: &mut Command) -> io::Result<()> {
+        fcntl(self.held.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+        command.env(VARIABLE, self.held.as_raw_fd().to_string());
+        Ok(())
+    }
+}
+
+/// Locks what stands at `path` when it is locked: whoever had it before may have removed it, and
+/// another may have been made since.
+pub(super) fn lock(path: &Path, how: FlockArg) -> Result<Flock<File>, Errno> {
+    loop {
+        let opened = File::open(path)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let held = Flock::lock(opened, how).map_err(|(_, error)| error)?;
+        if is_at(&held, path) {
+            return Ok(held);
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        _ => false,
     }
 }
 

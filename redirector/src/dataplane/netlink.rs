@@ -129,6 +129,13 @@ impl Host {
 }
 
 impl Interface {
+    /// Whether it is still there, by this name.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        // Not from sysfs, which may be another namespace's.
+        nix::net::if_::if_nametoindex(self.name.as_str()) == Ok(self.index)
+    }
+
     /// The first global address of a family, `is_v4` or not; the first that lasts, if one does.
     #[must_use]
     pub fn primary(&self, is_v4: bool) -> Option<IpAddr> {

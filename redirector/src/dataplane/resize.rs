@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Whoever comes after a death in between removes what is `:new`, and goes on from 6 with what is
-//! `:next`. Tables other than the flow table need no hold.
+//! `:next`, together with what is still `:new` then: of several maps the first is renamed when all
+//! are complete. Tables other than the flow table need no hold.
 
 mod flows;
 mod hold;
@@ -39,6 +40,7 @@ use super::table::{TableError, io_error};
 use hold::Hold;
 use raw::Which;
 
+pub use hold::release;
 pub use turn::Turn;
 
 /// Between the time that a program takes for a packet's, and its writing it, is less.
@@ -189,6 +191,7 @@ fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<Duration, Resize
         Err(error) => {
             if unfinished(pins).is_empty() {
                 remove_new(pins)?;
+                release(pins)?;
             }
             Err(error)
         }
@@ -222,11 +225,13 @@ fn finish(
 
 /// Finishes what someone else has begun, or takes it back.
 fn settle(pins: &Pins) -> Result<(), ResizeError> {
-    remove_new(pins)?;
-    let names = unfinished(pins);
-    if names.is_empty() {
-        return Ok(());
+    if unfinished(pins).is_empty() {
+        return remove_new(pins);
     }
+    for name in staged(pins, Stage::New) {
+        rename(pins.staged(name, Stage::New), pins.staged(name, Stage::Next))?;
+    }
+    let names = unfinished(pins);
     let programs = Programs::load_with(&Sizes::of_machine(), |name| {
         if names.contains(&name) { pins.staged(name, Stage::Next) } else { pins.map(name) }
     })?;
@@ -238,8 +243,12 @@ fn settle(pins: &Pins) -> Result<(), ResizeError> {
 /// Maps that have been made larger, and for which there is no way back, but not all was done.
 #[must_use]
 pub fn unfinished(pins: &Pins) -> BTreeSet<MapName> {
-    let staged = |name: &MapName| pins.staged(*name, Stage::Next).exists();
-    MapName::ALL.iter().copied().filter(staged).collect()
+    staged(pins, Stage::Next)
+}
+
+fn staged(pins: &Pins, stage: Stage) -> BTreeSet<MapName> {
+    let is_there = |name: &MapName| pins.staged(*name, stage).exists();
+    MapName::ALL.iter().copied().filter(is_there).collect()
 }
 
 /// The maps, and those that have to have the size of one of them.

@@ -15,7 +15,7 @@ use redirector_common::map_name::MapName;
 use redirector_common::{Event, Watch};
 
 use super::gc::now;
-use super::lock::find_holder;
+use super::lock::{find_holder, lock};
 use super::pinned::{Pinned, PinnedError};
 
 /// For how long the data path believes that somebody watches.
@@ -179,14 +179,10 @@ fn ask(control: &mut Array<MapData, Watch>, wish: Watch) -> Result<(), WatchErro
 /// The lock of those who watch: on the directory of links, which nobody locks for anything else.
 fn hold(maps: &Pinned) -> Result<Flock<File>, WatchError> {
     let path = maps.pins().links();
-    let opened = match File::open(&path) {
-        Ok(opened) => opened,
-        Err(source) => return Err(WatchError::Lock { path, source }),
-    };
-    match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+    match lock(&path, FlockArg::LockExclusiveNonblock) {
         Ok(held) => Ok(held),
-        Err((_, Errno::EWOULDBLOCK)) => Err(WatchError::Held { pid: find_holder(&path) }),
-        Err((_, error)) => Err(WatchError::Lock { path, source: error.into() }),
+        Err(Errno::EWOULDBLOCK) => Err(WatchError::Held { pid: find_holder(&path) }),
+        Err(error) => Err(WatchError::Lock { path, source: error.into() }),
     }
 }
 

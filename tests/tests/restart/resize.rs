@@ -1,14 +1,16 @@
 //! Tables are made larger while packets flow.
 
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use nix::sys::signal::Signal;
 use redirector_tests::{
     agent::Lab,
     client,
-    site::{CONFIG, PLACES},
+    site::{CONFIG, PLACES, check_answers, serve_names},
     topology::FAMILIES,
     wait,
 };
@@ -16,6 +18,9 @@ use redirector_tests::{
 use crate::load::{Load, flows};
 
 const CONNECTIONS: usize = 300;
+
+/// How long it may take an agent to begin anew on a busy machine.
+const BEGINNING: Duration = Duration::from_secs(120);
 
 fn config(flows: u32) -> String {
     format!("snatPorts: 20000-49999\ntables: {{flows: {flows}, affinity: 128}}\n{CONFIG}")
@@ -105,7 +110,7 @@ fn resize(lab: &Lab, name: &str, entries: u32) -> Result<()> {
 
 /// Waits until the agent works on the maps that programs use.
 fn await_new_beginning(lab: &Lab, times: usize) -> Result<()> {
-    wait::until_true("the agent to begin anew", Duration::from_secs(60), || {
+    wait::until_true("the agent to begin anew", BEGINNING, || {
         let log = lab.log();
         let ups = log.matches("the data path is up").count();
         Ok(log.matches("beginning anew").count() >= times && ups > times)
@@ -198,5 +203,113 @@ fn what_is_refused() -> Result<()> {
             ensure!(refusal.contains(expected), "{refusal}");
         }
         Ok(())
+    })
+}
+
+/// The pin of a table that is being made larger, if one is.
+fn is_growing(lab: &Lab) -> Result<bool> {
+    let pins = std::fs::read_dir(lab.bpffs.pins().join("maps"))?;
+    let names = pins.map(|pin| Ok(pin?.file_name())).collect::<Result<Vec<_>>>()?;
+    Ok(names.iter().any(|name| name.to_string_lossy().contains(':')))
+}
+
+/// Signals that come while tables are made larger, or just before or after, are answered.
+#[test]
+fn told_to_end_on_the_way() -> Result<()> {
+    Lab::run_with(&config(1024), |lab| {
+        for number in 1..=2 {
+            lab.write_config(&config(1024 << number))?;
+            wait::until_true("a larger table", BEGINNING, || is_growing(lab))?;
+            if number % 2 == 0 {
+                let log = lab.log();
+                wait::until_true("the agent to begin anew", BEGINNING, || {
+                    lab.signal(Signal::SIGHUP)?;
+                    Ok(lab.log().len() > log.len() && lab.log().ends_with("goes on\n"))
+                })?;
+            }
+            let status = lab.stop()?;
+            ensure!(status.success(), "the agent ended with {status}");
+            lab.start(&[])?;
+            ensure!(capacity(lab, "FLOWS")? == 1024 << number, "it is as it was");
+        }
+        Ok(())
+    })
+}
+
+/// While the agent begins anew the directory is still its own.
+#[test]
+fn not_detached_on_the_way() -> Result<()> {
+    Lab::run_with(&config(1024), |lab| {
+        lab.write_config(&config(2048))?;
+        wait::until_true("the agent to begin anew", BEGINNING, || {
+            let refusal = lab.cli().refusal(&["detach"])?;
+            ensure!(refusal.contains("stop it first"), "{refusal}");
+            Ok(lab.log().matches("the data path is up").count() == 2)
+        })
+    })
+}
+
+/// Has somebody make tables larger and leave it at that when programs go over to them.
+fn leave_unfinished(lab: &Lab, size: &str) -> Result<()> {
+    let links = lab.bpffs.pins().join("links");
+    // A link of one kind takes no program of another.
+    let odd = links.join("ingress-odd");
+    std::fs::hard_link(links.join("xdp-eth0"), &odd)?;
+    let refusal = lab.cli().refusal(&["map", "resize", "FLOWS", size])?;
+    ensure!(refusal.contains("Invalid argument"), "{refusal}");
+    Ok(std::fs::remove_file(odd)?)
+}
+
+/// The pin of a map that is to take another's place.
+fn pin_of(pins: &Path, map: &str, stage: &str) -> Result<Option<PathBuf>> {
+    for pin in std::fs::read_dir(pins)? {
+        let path = pin?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        if name.is_some_and(|it| it.starts_with(&format!("{map}_v")) && it.ends_with(stage)) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// Of two tables that belong together only one has got its new name.
+#[test]
+fn killed_between_two_names() -> Result<()> {
+    Lab::run_with(&config(1024), |lab| {
+        lab.kill()?;
+        leave_unfinished(lab, "4096")?;
+        let pins = lab.bpffs.pins().join("maps");
+        let ring = pin_of(&pins, "FLOW_RING", ":next")?.context("the ring has its name already")?;
+        std::fs::rename(&ring, ring.to_string_lossy().replace(":next", ":new"))?;
+        lab.start(&[])?;
+        let sizes = (capacity(lab, "FLOWS")?, capacity(lab, "FLOW_RING")?);
+        ensure!(sizes == (4096, 2048), "{sizes:?}");
+        let left = is_growing(lab)?;
+        ensure!(!left, "something is left");
+        let _servers = serve_names(lab)?;
+        check_answers(lab)
+    })
+}
+
+/// What cannot be finished keeps nobody from opening flows.
+#[test]
+fn what_cannot_be_finished() -> Result<()> {
+    Lab::run_with(&config(1024), |lab| {
+        let pins = lab.bpffs.pins().join("maps");
+        let foreign = pin_of(&pins, "NODE", "")?.context("no settings")?;
+        let flows = pin_of(&pins, "FLOWS", "")?.context("no flows")?;
+        let next = PathBuf::from(flows.to_string_lossy().into_owned() + ":next");
+        std::fs::hard_link(foreign, &next)?;
+        wait::until_true("the agent to say so", BEGINNING, || {
+            Ok(lab.log().contains("tables are not made larger"))
+        })?;
+        let _servers = serve_names(lab)?;
+        check_answers(lab)?;
+        let refusal = lab.cli().refusal(&["map", "resize", "FLOWS", "4096"])?;
+        ensure!(refusal.contains(":next is not the map"), "{refusal}");
+        std::fs::remove_file(next)?;
+        resize(lab, "FLOWS", 4096)?;
+        await_new_beginning(lab, 1)?;
+        check_answers(lab)
     })
 }

@@ -114,6 +114,7 @@ impl Parts {
             ring_slots: self.ring_slots,
             ids: self.ids,
             refused_tables: BTreeMap::new(),
+            unsettled_at: None,
             epochs: self.epochs,
             actual: None,
             cursors: Cursors::default(),

@@ -72,6 +72,20 @@ impl Drop for Hold {
     }
 }
 
+/// Ends what somebody else has begun; for who has the turn, once all programs use the same tables.
+///
+/// # Errors
+///
+/// If the map is missing, or the kernel refuses.
+pub fn release(pins: &Pins) -> Result<(), TableError> {
+    let mut node = maps::node(pins)?;
+    let settings = node.get(0)?;
+    if settings.moving_until == 0 {
+        return Ok(());
+    }
+    node.set(&0, &NodeConfig { moving_until: 0, ..settings })
+}
+
 fn hold(node: &mut ArrayTable<NodeConfig>) -> Result<(), TableError> {
     let length = u64::try_from(LENGTH.as_nanos()).unwrap_or(u64::MAX);
     let mut settings = node.get(0)?;

@@ -1,7 +1,8 @@
 //! Giving everything that is attached new programs.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use super::super::attach;
 use super::super::attached::{attached, attached_clients};
@@ -33,12 +34,11 @@ pub(super) fn replace(pins: &Pins, programs: &mut Programs) -> Result<(), Resize
                 programs.classifier(role)?.fd().map_err(|error| refused(&error))?.as_fd()
             }
         };
-        let updated =
-            syscall::open_pin(&path).and_then(|link| syscall::update_link(link.as_fd(), program));
-        updated.map_err(|source| ResizeError::Pin { path, source })?;
+        update(path, program)?;
     }
     for name in pins.attached().map_err(failed)? {
-        if pins.clsact(&name).exists() {
+        // An interface takes its filters with it.
+        if pins.clsact(&name).exists() && nix::net::if_::if_nametoindex(name.as_str()).is_ok() {
             attach::replace_filters(programs, &name)
                 .map_err(|error| failed(io::Error::other(error.to_string())))?;
         }
@@ -52,10 +52,17 @@ pub(super) fn replace(pins: &Pins, programs: &mut Programs) -> Result<(), Resize
             name: link.hook.program(),
             reason: error.to_string(),
         })?;
-        let path = pins.client_link(link.hook);
-        let updated = syscall::open_pin(&path)
-            .and_then(|link| syscall::update_link(link.as_fd(), fd.as_fd()));
-        updated.map_err(|source| ResizeError::Pin { path, source })?;
+        update(pins.client_link(link.hook), fd.as_fd())?;
     }
     Ok(())
+}
+
+/// Has the link that is pinned at `path` run the program, unless what it was on is gone meanwhile.
+fn update(path: PathBuf, program: BorrowedFd<'_>) -> Result<(), ResizeError> {
+    let updated =
+        syscall::open_pin(&path).and_then(|link| syscall::update_link(link.as_fd(), program));
+    match updated {
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+        updated => updated.map_err(|source| ResizeError::Pin { path, source }),
+    }
 }

@@ -6,7 +6,7 @@ use std::io;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::super::lock::find_holder;
+use super::super::lock::{find_holder, lock};
 use super::super::pins::Pins;
 
 /// The right to make tables larger, to give links other programs, and to write the node's settings;
@@ -26,7 +26,7 @@ impl Turn {
     ///
     /// If the directory of the maps cannot be opened or locked.
     pub fn take(pins: &Pins) -> io::Result<Self> {
-        lock(pins, FlockArg::LockExclusive).map_err(Into::into)
+        Ok(Self { _held: lock(&pins.maps(), FlockArg::LockExclusive)? })
     }
 
     /// Takes it if nobody has it.
@@ -35,8 +35,8 @@ impl Turn {
     ///
     /// If the directory of the maps cannot be opened or locked.
     pub fn try_take(pins: &Pins) -> io::Result<Option<Self>> {
-        match lock(pins, FlockArg::LockExclusiveNonblock) {
-            Ok(turn) => Ok(Some(turn)),
+        match lock(&pins.maps(), FlockArg::LockExclusiveNonblock) {
+            Ok(held) => Ok(Some(Self { _held: held })),
             Err(Errno::EWOULDBLOCK) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -46,15 +46,6 @@ impl Turn {
     #[must_use]
     pub fn holder(pins: &Pins) -> Option<u32> {
         find_holder(&pins.maps())
-    }
-}
-
-fn lock(pins: &Pins, how: FlockArg) -> Result<Turn, Errno> {
-    let opened = File::open(pins.maps())
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    match Flock::lock(opened, how) {
-        Ok(held) => Ok(Turn { _held: held }),
-        Err((_, error)) => Err(error),
     }
 }
 
