@@ -80,12 +80,11 @@ impl Options {
         self.config.is_none() && self.kubernetes.is_none()
     }
 
-    /// Name of the node: the host's where the options do not say.
+    /// Name of the node: the host's where the options do not say. In small letters, as the kubelet
+    /// registers it, since the API has no others.
     fn node_name(&self) -> String {
-        self.node_name.clone().unwrap_or_else(|| {
-            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            name.trim().to_owned()
-        })
+        let of_host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.node_name.clone().unwrap_or_else(of_host).trim().to_lowercase()
     }
 }
 

@@ -106,6 +106,34 @@ fn a_health_check_port_that_is_taken() -> Result<()> {
     })
 }
 
+/// Two Services with one port, which an API server hands out once but a restored one may know twice:
+/// one of them has it, the other is told so, and has it when it is free.
+#[test]
+fn a_health_check_port_of_two_services() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        let _pod = cluster.start_pod(on_host("pod", "web", 1))?;
+        put(cluster, "Local")?;
+        await_status(cluster, 1, Some(200))?;
+        let mut other = mk_service("web-too", vec![mk_port(Tcp, 81, 8080, 30081)]);
+        spec(&mut other).type_ = Some("LoadBalancer".into());
+        spec(&mut other).external_traffic_policy = Some("Local".into());
+        spec(&mut other).health_check_node_port = Some(HEALTH.into());
+        cluster.put_service(other)?;
+        let said =
+            ["Warning FailedToStartServiceHealthcheck", "32700", "Service default/web has it"];
+        cluster.await_event("Service", "web-too", &said)?;
+        let asked_for = |expected: &str| {
+            wait::until_true("the Service that is asked for", wait::SOON, || {
+                let answer = ask(cluster, 1, FAMILIES[0]);
+                Ok(answer.is_some_and(|(_, _, body)| body["service"]["name"] == expected))
+            })
+        };
+        asked_for("web")?;
+        cluster.remove_service("web")?;
+        asked_for("web-too")
+    })
+}
+
 /// The node's own health, as its usual proxy has it: one that is about to go lives, but wants no
 /// traffic.
 #[test]

@@ -11,6 +11,7 @@ use redirector_tests::{
         pod::{Net, Plan},
         probe::{Outcome, await_outcome, await_servers, expect_server},
     },
+    server::{Server, Service},
     topology::FAMILIES,
     wait,
 };
@@ -119,6 +120,30 @@ fn conflicts_go_to_the_older() -> Result<()> {
             await_servers(client, Tcp, cluster.at(1, family, 80), &["younger"])?;
         }
         Ok(())
+    })
+}
+
+/// A program that comes to listen on a port that was granted before takes it from nobody. A pod that
+/// replaces another under the same name, however fast, was granted nothing yet.
+#[test]
+fn a_port_is_granted_to_a_pod_and_not_to_its_name() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        let _pod = cluster.start_pod(on_host("pod", "web", 1))?;
+        annotate(cluster, "pod", Some("80:8080"))?;
+        let served_by = |name| {
+            FAMILIES.iter().try_for_each(|family| {
+                await_servers(&cluster.net.client, Tcp, cluster.at(1, *family, 80), &[name])
+            })
+        };
+        served_by("pod")?;
+        let _other = Server::tcp(cluster.host(1), 80, Service::Whoami("other"))?;
+        // Something else changes, and the pod is looked at again.
+        annotate(cluster, "pod", Some("80:8080,81:8080"))?;
+        await_servers(&cluster.net.client, Tcp, cluster.at(1, FAMILIES[0], 81), &["pod"])?;
+        served_by("pod")?;
+        cluster.change_pod("pod", |pod| pod.metadata.uid = Some("another".to_owned()))?;
+        served_by("other")?;
+        cluster.await_event("Pod", "pod", &["Warning Refused", "another program", "80/tcp"])
     })
 }
 

@@ -158,10 +158,19 @@ fn follow_pods(port: u16, streams: bool) -> (Cluster, JoinSet<anyhow::Result<()>
     (cluster, tasks)
 }
 
-/// Requests within some time.
+/// The first two requests, however long they take to come, and those of some time after them.
 async fn count(requests: mpsc::Receiver<String>, time: Duration) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let first_two = async {
+        while all.len() < 2 {
+            all.extend(requests.try_iter());
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), first_two).await.expect("in time");
     sleep(time).await;
-    requests.try_iter().collect()
+    all.extend(requests.try_iter());
+    all
 }
 
 /// A server begins to send what there was, and sends what happens meanwhile before it says that
@@ -207,7 +216,7 @@ async fn watches_that_end_at_once_are_begun_ever_more_seldom() {
         let (_cluster, _tasks) = follow_pods(port, true);
         // Pauses of 0.2, 0.4, 0.8, 1.6 s, half of that at least.
         let asked = count(requests, Duration::from_secs(3)).await;
-        assert!((2..=8).contains(&asked.len()), "{lists}: {asked:#?}");
+        assert!(asked.len() <= 8, "{lists}: {asked:#?}");
         let listed = asked.iter().filter(|asked| asked.contains("sendInitialEvents")).count();
         assert!(!lists || listed == 1, "what is known is not listed again: {asked:#?}");
     }
@@ -219,13 +228,10 @@ async fn pages_that_fail_are_asked_for_ever_more_seldom() {
     let (port, requests) = serve(|_| ("500 Internal Server Error", String::new()));
     let (_cluster, _tasks) = follow_pods(port, false);
     let asked = count(requests, Duration::from_secs(3)).await;
-    assert!((2..=8).contains(&asked.len()), "{asked:#?}");
+    assert!(asked.len() <= 8, "{asked:#?}");
 
     // Nobody is there: until somebody is, that is what is said.
-    let nobody = TcpListener::bind("127.0.0.1:0").expect("listens");
-    let port = nobody.local_addr().expect("an address").port();
-    drop(nobody);
-    let (cluster, _tasks) = follow_pods(port, false);
+    let (cluster, _tasks) = follow_pods(1, false);
     let lost = async {
         while cluster.contact().lost.is_none() {
             sleep(Duration::from_millis(10)).await;
