@@ -1,5 +1,7 @@
 //! What the kernel says of this host's interfaces, addresses and routes.
 
+mod answers;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
@@ -8,25 +10,24 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use futures::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{
+    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressMessage, AddressScope,
-};
-use rtnetlink::packet_route::link::{
-    InfoKind, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
-    LinkXdp, XdpAttached,
-};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType,
-};
+use rtnetlink::packet_route::address::AddressMessage;
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
+use answers::{Network, default_interfaces, read_address, read_link, read_network};
+
 /// Changes often come in bursts; this long after the first of one, the burst counts as over.
 const BURST: Duration = Duration::from_millis(100);
+
+/// How often something is asked for that changes while it is told.
+const ATTEMPTS: u32 = 100;
 
 /// The kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,14 @@ pub enum NetlinkError {
         what: &'static str,
         /// What the kernel said.
         source: rtnetlink::Error,
+    },
+    /// There is always something that comes or goes while it is told.
+    #[error(
+        "the host's {what} change all the time: none of {ATTEMPTS} attempts to read them was whole"
+    )]
+    Unsteady {
+        /// What was asked for.
+        what: &'static str,
     },
     /// The connection is gone.
     #[error("the netlink connection ended")]
@@ -162,13 +171,15 @@ pub struct Changes {
 /// If there can be no socket.
 pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink, Changes), NetlinkError>
 {
-    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+    let (mut connection, handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
+    // The end of an answer may be the only part of it that says that something was left out.
+    connection.set_forward_done(true);
     Ok((connection, Netlink { handle }, Changes { messages }))
 }
 
@@ -179,33 +190,37 @@ impl Netlink {
     ///
     /// If the kernel refuses.
     pub async fn read(&self) -> Result<Host, NetlinkError> {
-        let request = |what| move |source| NetlinkError::Request { what, source };
-        let links = self.handle.link().get().execute();
-        let links: Vec<LinkMessage> = links.try_collect().await.map_err(request("interfaces"))?;
-        let addresses = self.handle.address().get().execute();
-        let addresses: Vec<AddressMessage> =
-            addresses.try_collect().await.map_err(request("addresses"))?;
+        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let links = self.dump("interfaces", question, |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer { Some(link) } else { None }
+        });
+        let links = links.await?;
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let addresses = self.dump("addresses", question, |answer| {
+            if let RouteNetlinkMessage::NewAddress(address) = answer { Some(address) } else { None }
+        });
+        let addresses = addresses.await?;
         let mut default_routes = BTreeSet::new();
         let mut networks = Vec::new();
         for question in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
-            let mut routes = Box::pin(self.handle.route().get(question).execute());
-            while let Some(route) = routes.next().await {
-                let route = match route {
-                    Ok(route) => route,
-                    // The kernel has no IPv6.
-                    Err(rtnetlink::Error::NetlinkError(error))
-                        if error.raw_code() == -libc::EOPNOTSUPP =>
-                    {
-                        break;
-                    }
-                    Err(error) => return Err(request("routes")(error)),
-                };
-                default_routes.extend(default_interfaces(&route));
-                networks.extend(read_network(&route));
-            }
+            let question = RouteNetlinkMessage::GetRoute(question);
+            let routes = self.dump("routes", question, |answer| {
+                if let RouteNetlinkMessage::NewRoute(route) = answer { Some(route) } else { None }
+            });
+            let routes = match routes.await {
+                Ok(routes) => routes,
+                // The kernel has no IPv6.
+                Err(NetlinkError::Request {
+                    source: rtnetlink::Error::NetlinkError(error),
+                    ..
+                }) if error.raw_code() == -libc::EOPNOTSUPP => continue,
+                Err(error) => return Err(error),
+            };
+            default_routes.extend(routes.iter().flat_map(default_interfaces));
+            networks.extend(routes.iter().filter_map(read_network));
         }
         let mut interfaces: Vec<Interface> = links.iter().map(read_link).collect();
         interfaces.sort_by_key(|interface| interface.index);
@@ -223,6 +238,35 @@ impl Netlink {
         host.direct_routes =
             networks.iter().filter(|n| direct(n)).map(|n| (n.network, n.ifindex)).collect();
         Ok(host)
+    }
+
+    /// Asks for all that there is of a kind. The kernel tells it in pieces; where something goes
+    /// between two of them, others may be left out, and it says so.
+    async fn dump<T>(
+        &self,
+        what: &'static str,
+        question: RouteNetlinkMessage,
+        read: impl Fn(RouteNetlinkMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let failed = |source| NetlinkError::Request { what, source };
+        for _ in 0..ATTEMPTS {
+            let mut message = NetlinkMessage::from(question.clone());
+            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let mut answers = self.handle.clone().request(message).map_err(failed)?;
+            let (mut all, mut is_whole) = (Vec::new(), true);
+            while let Some(answer) = answers.next().await {
+                is_whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                if let NetlinkPayload::Error(error) = answer.payload {
+                    return Err(failed(rtnetlink::Error::NetlinkError(error)));
+                } else if let NetlinkPayload::InnerMessage(inner) = answer.payload {
+                    all.extend(read(inner));
+                }
+            }
+            if is_whole {
+                return Ok(all);
+            }
+        }
+        Err(NetlinkError::Unsteady { what })
     }
 }
 
@@ -243,137 +287,6 @@ impl Changes {
         tokio::time::sleep(BURST).await;
         while self.messages.try_recv().is_ok() {}
         Ok(())
-    }
-}
-
-fn read_link(message: &LinkMessage) -> Interface {
-    let mut interface = Interface {
-        index: message.header.index,
-        name: String::new(),
-        is_ethernet: message.header.link_layer_type == LinkLayerType::Ether,
-        is_loopback: message.header.flags.contains(LinkFlags::Loopback),
-        is_veth: false,
-        bond: None,
-        leads_inside: false,
-        xdp: None,
-        addresses: Vec::new(),
-    };
-    let (mut master, mut is_member) = (None, false);
-    for attribute in &message.attributes {
-        if let LinkAttribute::IfName(name) = attribute {
-            interface.name.clone_from(name);
-        } else if let LinkAttribute::Controller(index) = attribute {
-            master = Some(*index);
-        } else if let LinkAttribute::LinkInfo(infos) = attribute {
-            interface.is_veth = is_kind(infos, InfoKind::Veth);
-            interface.leads_inside = [InfoKind::Veth, InfoKind::Bridge, InfoKind::Tun]
-                .into_iter()
-                .any(|kind| is_kind(infos, kind));
-            is_member = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bond));
-        } else if let LinkAttribute::Xdp(xdp) = attribute {
-            interface.xdp = read_xdp(xdp);
-        }
-    }
-    interface.bond = master.filter(|_| is_member);
-    interface
-}
-
-fn is_kind(infos: &[LinkInfo], kind: InfoKind) -> bool {
-    infos.contains(&LinkInfo::Kind(kind))
-}
-
-fn read_xdp(attributes: &[LinkXdp]) -> Option<XdpProgram> {
-    let id = attributes
-        .iter()
-        .find_map(|attribute| if let LinkXdp::ProgId(id) = attribute { Some(*id) } else { None });
-    let is_generic = attributes.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
-    let id = id.filter(|id| *id != 0)?;
-    Some(XdpProgram { id, is_generic })
-}
-
-fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
-    let mut address = None;
-    let mut local = None;
-    let mut flags = AddressFlags::empty();
-    for attribute in &message.attributes {
-        if let AddressAttribute::Address(found) = attribute {
-            address = Some(*found);
-        } else if let AddressAttribute::Local(found) = attribute {
-            // On a point-to-point interface the other attribute is the other end's.
-            local = Some(*found);
-        } else if let AddressAttribute::Flags(found) = attribute {
-            flags = *found;
-        }
-    }
-    if flags.contains(AddressFlags::Dadfailed) {
-        return None;
-    }
-    let address = local.or(address)?;
-    // Of an IPv4 address, the flag of temporary ones says that it is not the first of its network.
-    let is_temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
-    let passing = AddressFlags::Tentative | AddressFlags::Deprecated;
-    Some(InterfaceAddress {
-        address,
-        is_lasting: !is_temporary && !flags.intersects(passing),
-        is_global: matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
-    })
-}
-
-/// The interfaces that a default route leaves through; none if it is no default route.
-fn default_interfaces(route: &RouteMessage) -> Vec<u32> {
-    if route.header.destination_prefix_length != 0 || route.header.kind != RouteType::Unicast {
-        return Vec::new();
-    }
-    let mut interfaces = Vec::new();
-    for attribute in &route.attributes {
-        if let RouteAttribute::Oif(index) = attribute {
-            interfaces.push(*index);
-        } else if let RouteAttribute::MultiPath(hops) = attribute {
-            interfaces.extend(hops.iter().map(|hop| hop.interface_index));
-        }
-    }
-    interfaces
-}
-
-/// A network that packets are sent to.
-struct Network {
-    network: IpNet,
-    ifindex: u32,
-    router: Option<IpAddr>,
-}
-
-/// The network of a route of the main table; none if it is a default route, or no way at all.
-fn read_network(route: &RouteMessage) -> Option<Network> {
-    let length = route.header.destination_prefix_length;
-    if length == 0
-        || route.header.kind != RouteType::Unicast
-        || route.header.table != RouteHeader::RT_TABLE_MAIN
-    {
-        return None;
-    }
-    let (mut destination, mut ifindex, mut router) = (None, None, None);
-    for attribute in &route.attributes {
-        if let RouteAttribute::Destination(address) = attribute {
-            destination = read_route_address(address);
-        } else if let RouteAttribute::Oif(index) = attribute {
-            ifindex = Some(*index);
-        } else if let RouteAttribute::Gateway(address) = attribute {
-            router = Some(read_route_address(address)?);
-        } else if let RouteAttribute::Via(_) = attribute {
-            return None;
-        }
-    }
-    let network = IpNet::new(destination?, length).ok()?;
-    Some(Network { network, ifindex: ifindex?, router })
-}
-
-fn read_route_address(address: &RouteAddress) -> Option<IpAddr> {
-    if let RouteAddress::Inet(v4) = address {
-        Some((*v4).into())
-    } else if let RouteAddress::Inet6(v6) = address {
-        Some((*v6).into())
-    } else {
-        None
     }
 }
 
