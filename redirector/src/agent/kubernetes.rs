@@ -11,7 +11,6 @@ use crate::dataplane::info::format_frontend;
 use crate::k8s::audit::audit;
 use crate::k8s::cluster::Cluster;
 use crate::k8s::convert::{Converted, Rules};
-use crate::k8s::endpoints::count_local_ready;
 use crate::k8s::health::{Answer, Check, CheckServers, Health};
 use crate::k8s::index::Index;
 use crate::k8s::object::ObjectName;
@@ -23,6 +22,7 @@ use crate::model::desired::Conflict;
 use crate::model::state::{Rank, Ranked};
 use crate::model::{Service, ServiceKey, Source};
 
+mod checks;
 mod peers;
 
 /// How long the maps may be out of line before load balancers are told to go elsewhere, in
@@ -46,7 +46,8 @@ pub(super) struct Kubernetes {
     changed: BTreeSet<ServiceKey>,
     /// When what changed came to be, in milliseconds since 1970, and is not in the maps yet.
     triggers: Vec<i64>,
-    checks: BTreeMap<u16, Check>,
+    /// What load balancers ask of each Service, and at which port.
+    checks: BTreeMap<ObjectName, (u16, Check)>,
     servers: CheckServers,
     answer: Answer,
     reporter: Reporter,
@@ -213,11 +214,20 @@ impl Kubernetes {
             .into_iter()
             .filter_map(|((loser, winner), frontends)| {
                 let subject = self.subject(self.owners.get(loser)?);
-                let text = format!(
-                    "{} is taken by {}: the older object has it; choose another port or remove one",
-                    frontends.join(", "),
-                    self.describe(winner)
-                );
+                let frontends = frontends.join(", ");
+                let text = if self.owners.get(loser) == self.owners.get(winner) {
+                    format!(
+                        "{frontends} is taken by another port of its own, {:?}: choose another \
+                         number for one of them",
+                        winner.name
+                    )
+                } else {
+                    format!(
+                        "{frontends} is taken by {}: the older object has it; choose another port \
+                         or remove one",
+                        self.describe(winner)
+                    )
+                };
                 Some(Note { subject, cause: Cause::Conflict, text })
             })
             .collect();
@@ -240,15 +250,7 @@ impl Kubernetes {
         });
         let is_healthy = snapshot.ready && (status.in_sync || !is_late);
         self.answer.set_health(Health { is_healthy, leaving, at: now });
-        let refused = self.servers.serve(self.checks.clone()).await;
-        self.unserved = refused
-            .into_iter()
-            .filter_map(|(port, error)| {
-                let object = (Kind::Service, self.checks.get(&port)?.service.clone());
-                let text = format!("healthCheckNodePort {port} cannot be served: {error}");
-                Some(Note { subject: self.subject(&object), cause: Cause::HealthCheck, text })
-            })
-            .collect();
+        self.unserved = self.serve_checks().await;
         let refused = self.converted.iter().flat_map(|(object, converted)| {
             converted.problems.iter().map(|problem| Note {
                 subject: subject(object, converted),
@@ -304,9 +306,9 @@ impl Kubernetes {
             let Service { key, frontends, .. } = Arc::make_mut(service);
             let is_refused = |frontend: &crate::model::FrontendSpec| match key.source {
                 Source::Annotation => {
-                    let is_held = old
-                        .services
-                        .iter()
+                    // A new object of the same name has nothing yet, however fast it came.
+                    let mut held = old.services.iter().filter(|_| old.uid == new.uid);
+                    let is_held = held
                         .any(|service| service.key == *key && service.frontends.contains(frontend));
                     self.guard.refusal(frontend.protocol, frontend.port, is_held)
                 }
@@ -326,17 +328,6 @@ impl Kubernetes {
         }
         new.services.retain(|service| !service.frontends.is_empty());
         waits
-    }
-
-    fn note_checks(&mut self, index: &Index, services: &BTreeSet<ObjectName>) {
-        self.checks.retain(|_, check| !services.contains(&check.service));
-        for name in services {
-            let Some(port) = index.service(name).and_then(|service| service.health_check()) else {
-                continue;
-            };
-            let local = count_local_ready(index.slices(name), self.rules.place(index));
-            self.checks.insert(port, Check { service: name.clone(), local });
-        }
     }
 
     fn subject(&self, object: &Object) -> Subject {

@@ -248,6 +248,10 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
                 return Err(reason);
             }
         };
+        if event == Event::WaysChanged {
+            node.forget_next_hops();
+            continue;
+        }
         let turn = if event == Event::Stop {
             None
         } else {
@@ -289,10 +293,6 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
                 (true, false) => node.read_first(),
                 (false, _) => node.take_up(),
             }
-        }
-        if event == Event::WaysChanged {
-            node.forget_next_hops();
-            continue;
         }
         host = match netlink.read().await {
             Ok(host) => host,

@@ -87,12 +87,14 @@ pub fn run(command: &MapCommand) -> Result<()> {
             let pins = args.bpffs.pins();
             // Says it where nothing is installed.
             let before = Pinned::open(pins.clone())?.facts(args.name)?.capacity;
-            resize::resize(&pins, args.name, args.entries)?;
+            let held = resize::resize(&pins, args.name, args.entries)?;
             let after = Pinned::open(pins)?.facts(args.name)?.capacity;
-            render::say(&format!(
-                "{}: room for {after} entries, {before} before",
-                args.name.name()
-            ));
+            let waited = match held.as_millis() {
+                0 => String::new(),
+                held => format!("; new flows waited for {held} ms"),
+            };
+            let name = args.name.name();
+            render::say(&format!("{name}: room for {after} entries, {before} before{waited}"));
             Ok(())
         }
         MapCommand::Dump(args) => {

@@ -23,6 +23,7 @@ mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 use std::{fs, io};
 
 use aya::maps::{MapData, MapError};
@@ -42,8 +43,8 @@ use raw::Which;
 pub use hold::release;
 pub use turn::Turn;
 
-/// Clocks of processors, and when packets are counted, differ by less.
-const MARGIN: u64 = 1_000_000_000;
+/// Between the time that a program takes for a packet's, and its writing it, is less.
+const MARGIN: u64 = 100_000_000;
 
 /// Why a table could not be made larger. What was there is there, and works.
 #[derive(Debug, thiserror::Error)]
@@ -91,12 +92,12 @@ pub enum ResizeError {
 }
 
 /// Makes a map larger, and those that go with it, while packets flow. Whoever has the maps open
-/// must open them again.
+/// must open them again. Returns how long flows could not be opened; zero, unless it is their table.
 ///
 /// # Errors
 ///
 /// If the size is not one that the map can have, or the kernel refuses.
-pub fn resize(pins: &Pins, name: MapName, entries: u32) -> Result<(), ResizeError> {
+pub fn resize(pins: &Pins, name: MapName, entries: u32) -> Result<Duration, ResizeError> {
     check(name, entries)?;
     let _turn =
         Turn::take(pins).map_err(|source| ResizeError::Pin { path: pins.maps(), source })?;
@@ -120,7 +121,14 @@ pub fn keep_up(
     chosen: &BTreeMap<MapName, u32>,
 ) -> Result<(), ResizeError> {
     settle(pins)?;
-    grow(pins, &outgrown(pins, chosen)?)
+    let small = outgrown(pins, chosen)?;
+    if small.is_empty() {
+        return Ok(());
+    }
+    let held = grow(pins, &small)?;
+    let names: Vec<&str> = small.keys().map(|name| name.name()).collect();
+    tracing::info!("made larger: {}; new flows waited for {held:?}", names.join(", "));
+    Ok(())
 }
 
 /// Whether a map can have so many entries.
@@ -159,32 +167,27 @@ pub fn outgrown(
 }
 
 /// Makes tables larger: see the module.
-fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<(), ResizeError> {
-    if tables.is_empty() {
-        return Ok(());
-    }
+fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<Duration, ResizeError> {
     let names = together(tables);
     let mut sizes = Sizes::chosen(tables);
     if !tables.contains_key(&MapName::Flows) {
         // The ring stays as it is too.
         sizes.flows = maps::capacity(pins, MapName::Flows)?;
     }
-    let begun = gc::now().saturating_sub(MARGIN);
+    let moment = || gc::now().saturating_sub(MARGIN);
     let prepared = prepare(pins, &names, &sizes).and_then(|programs| {
+        let copied = moment();
         copy(pins, &names, Stage::New, Which::All)?;
         let hold = hold(pins, &names)?;
-        merge(pins, &names, Stage::New, begun)?;
-        if names.contains(&MapName::FlowRing) {
-            // It names flows that were opened since.
-            copy(pins, &BTreeSet::from([MapName::FlowRing]), Stage::New, Which::All)?;
-        }
+        let merged = moment();
+        merge(pins, &names, Stage::New, copied)?;
         for name in &names {
             rename(pins.staged(*name, Stage::New), pins.staged(*name, Stage::Next))?;
         }
-        Ok((programs, hold))
+        Ok((programs, hold, merged))
     });
     match prepared {
-        Ok((programs, hold)) => finish(pins, &names, programs, hold, begun),
+        Ok((programs, hold, merged)) => finish(pins, &names, programs, hold, merged),
         Err(error) => {
             if unfinished(pins).is_empty() {
                 remove_new(pins)?;
@@ -202,7 +205,7 @@ fn finish(
     mut programs: Programs,
     hold: Option<Hold>,
     since: u64,
-) -> Result<(), ResizeError> {
+) -> Result<Duration, ResizeError> {
     links::replace(pins, &mut programs)?;
     // What still ran on the old maps when the last link was given another program.
     syscall::wait_for_programs();
@@ -214,10 +217,10 @@ fn finish(
     if let Ok(mut epochs) = Epochs::open(pins) {
         epochs.raise_all()?;
     }
-    if let Some(hold) = hold {
-        hold.end(maps::ring_slots(pins)?)?;
+    match hold {
+        Some(hold) => Ok(hold.end(maps::ring_slots(pins)?)?),
+        None => Ok(Duration::ZERO),
     }
-    Ok(())
 }
 
 /// Finishes what someone else has begun, or takes it back.
@@ -234,7 +237,7 @@ fn settle(pins: &Pins) -> Result<(), ResizeError> {
     })?;
     let hold = hold(pins, &names)?;
     // It is not known when it was begun.
-    finish(pins, &names, programs, hold, 0)
+    finish(pins, &names, programs, hold, 0).map(drop)
 }
 
 /// Maps that have been made larger, and for which there is no way back, but not all was done.
@@ -267,7 +270,8 @@ fn prepare(pins: &Pins, names: &BTreeSet<MapName>, sizes: &Sizes) -> Result<Prog
     })?)
 }
 
-/// Copies all but what programs write all the time and that must not be mixed up.
+/// Copies maps. Of what is missing, flows are not for this; and the ring can do without those that
+/// were opened meanwhile, which the agent collects.
 fn copy(
     pins: &Pins,
     names: &BTreeSet<MapName>,

@@ -162,8 +162,7 @@ impl Rules {
             NodePortAddresses::Chosen => None,
             NodePortAddresses::In(networks) => Some(networks.clone()),
             NodePortAddresses::Primary => {
-                let primary = index.node().map(|node| node.primary.as_slice()).unwrap_or_default();
-                Some(primary.iter().copied().map(IpNet::from).collect())
+                Some(index.primary().iter().copied().map(IpNet::from).collect())
             }
         }
     }

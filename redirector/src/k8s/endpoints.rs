@@ -47,7 +47,9 @@ pub fn backends<'a>(
         .collect()
 }
 
-/// Each address and port once: of one that several slices have, the one that does not end counts.
+/// Each address and port once: of one that several slices have, the one that does not end counts;
+/// of equals the one that is better off, since an endpoint may be on its way from one slice to
+/// another, and the order of slices says nothing.
 fn collect<'a>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a SliceRecord>,
@@ -64,7 +66,8 @@ fn collect<'a>(
                         vacant.insert(endpoint);
                     }
                     Entry::Occupied(mut other) => {
-                        if other.get().terminating && !endpoint.terminating {
+                        let worth = |it: &Endpoint| (!it.terminating, it.ready, it.serving);
+                        if worth(endpoint) > worth(other.get()) {
                             other.insert(endpoint);
                         }
                     }

@@ -96,7 +96,13 @@ impl CheckServers {
 
     /// Serves these checks, and no others. Returns the ports that cannot be had, and why.
     pub async fn serve(&mut self, checks: BTreeMap<u16, Check>) -> BTreeMap<u16, String> {
-        self.servers.retain(|port, server| checks.contains_key(port) && !server.0.is_finished());
+        let over =
+            |port: &u16, server: &mut Server| !checks.contains_key(port) || server.0.is_finished();
+        for (_, mut server) in self.servers.extract_if(.., over) {
+            server.0.abort();
+            // Only then its port is free, which may be wanted again at once.
+            let _ = (&mut server.0).await;
+        }
         let ports: Vec<u16> = checks.keys().copied().collect();
         self.answer.lock().checks = checks;
         let mut refused = BTreeMap::new();

@@ -52,6 +52,9 @@ pub struct Index {
     /// The name of this node.
     own_name: String,
     node: Option<NodeRecord>,
+    /// Its primary addresses as they were last known: a Node that is registered anew is gone for a
+    /// moment, and the machine is not.
+    primary: Vec<IpAddr>,
     /// Addresses of the others.
     others: BTreeMap<String, BTreeSet<IpAddr>>,
     pods: BTreeMap<ObjectName, PodRecord>,
@@ -191,6 +194,12 @@ impl Index {
         self.node.as_ref()
     }
 
+    /// The primary addresses of this node.
+    #[must_use]
+    pub fn primary(&self) -> &[IpAddr] {
+        &self.primary
+    }
+
     /// Addresses of the other nodes, and whether each takes flows.
     pub fn others(&self) -> impl Iterator<Item = (&BTreeSet<IpAddr>, bool)> {
         let taking = self.leases.nodes();
@@ -294,6 +303,10 @@ impl Index {
     fn apply_node(&mut self, node: NodeRecord) {
         if node.name.name == self.own_name {
             if self.node.as_ref() != Some(&node) {
+                // Before anybody has said where it is, a new one is nowhere.
+                if !node.primary.is_empty() {
+                    self.primary.clone_from(&node.primary);
+                }
                 self.node = Some(node);
                 self.dirty.all = true;
                 self.dirty.nodes = true;

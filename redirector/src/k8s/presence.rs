@@ -151,11 +151,12 @@ impl Keeper {
     async fn renew(&self, owner: &str) -> Result<(), LeaseError> {
         let lease = lease(&self.node, owner, Timestamp::now());
         let params = PatchParams::apply(MANAGER).force();
-        let api = leases(&self.access).await?;
         let (name, patch) = (lease_name(&self.node), Patch::Apply(&lease));
-        let renewed = api.patch(&name, &params, &patch);
-        timeout(PATIENCE, renewed).await.map_err(|_| LeaseError::Silent(PATIENCE))??;
-        Ok(())
+        let renew = async {
+            leases(&self.access).await?.patch(&name, &params, &patch).await?;
+            Ok(())
+        };
+        timeout(PATIENCE, renew).await.unwrap_or(Err(LeaseError::Silent(PATIENCE)))
     }
 
     fn note(&self, message: String) {
@@ -178,13 +179,14 @@ pub async fn leave(access: &Access, node: &str) {
 }
 
 async fn remove(access: &Access, node: &str, patience: Duration) -> Result<(), LeaseError> {
-    let api = leases(access).await?;
     let (name, params) = (lease_name(node), DeleteParams::default());
-    match timeout(patience, api.delete(&name, &params)).await {
-        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
-        Ok(removed) => Ok(removed.map(drop)?),
-        Err(_) => Err(LeaseError::Silent(patience)),
-    }
+    let remove = async {
+        match leases(access).await?.delete(&name, &params).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            removed => Ok(removed.map(drop)?),
+        }
+    };
+    timeout(patience, remove).await.unwrap_or(Err(LeaseError::Silent(patience)))
 }
 
 async fn leases(access: &Access) -> Result<Api<Lease>, AccessError> {

@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WAITING: usize = 1000;
 /// Longest note that the API takes, in bytes.
 const NOTE: usize = 1024;
+/// Longest name of who says it that the API takes, in bytes. Nodes may have longer ones.
+const INSTANCE: usize = 128;
 
 /// What an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -111,13 +113,15 @@ impl Reporter {
                 Some(_) => true,
                 None => false,
             };
+            // Without room it comes again, and is logged then.
+            if self.notes.try_send(note.clone()).is_err() {
+                continue;
+            }
             if !is_old {
                 let Subject { kind, name, .. } = &note.subject;
                 tracing::warn!("{} {name}: {}", kind.name(), note.text);
             }
-            if self.notes.try_send(note.clone()).is_ok() {
-                self.said.insert(note, now);
-            }
+            self.said.insert(note, now);
         }
     }
 }
@@ -179,8 +183,7 @@ impl Mouth {
 
 fn event(note: &Note, node: &str, namespace: &str, now: Timestamp) -> Event {
     let Subject { kind, name, uid } = &note.subject;
-    let mut text = note.text.clone();
-    text.truncate(text.floor_char_boundary(NOTE));
+    let cut = |text: &str, limit| text[..text.floor_char_boundary(limit)].to_owned();
     Event {
         metadata: ObjectMeta {
             name: Some(event_name(note)),
@@ -197,14 +200,14 @@ fn event(note: &Note, node: &str, namespace: &str, now: Timestamp) -> Event {
         },
         type_: Some("Warning".to_owned()),
         reason: Some(note.cause.reason().to_owned()),
-        message: Some(text),
+        message: Some(cut(&note.text, NOTE)),
         action: Some("Publish".to_owned()),
         source: Some(EventSource {
             component: Some("redirector".to_owned()),
             host: Some(node.to_owned()),
         }),
         reporting_component: Some("redirector".to_owned()),
-        reporting_instance: Some(node.to_owned()),
+        reporting_instance: Some(cut(node, INSTANCE)),
         event_time: Some(MicroTime(now)),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
@@ -271,8 +274,10 @@ mod tests {
     fn the_name_of_an_event_follows_from_what_it_says() {
         assert_eq!(event_name(&note("one")), event_name(&note("one")));
         assert_ne!(event_name(&note("one")), event_name(&note("two")));
-        let event = event(&note(&"é".repeat(1000)), "here", "a", Timestamp::UNIX_EPOCH);
+        let node = "n".repeat(253);
+        let event = event(&note(&"é".repeat(1000)), &node, "a", Timestamp::UNIX_EPOCH);
         assert!(event.message.is_some_and(|message| message.len() <= NOTE));
+        assert!(event.reporting_instance.is_some_and(|node| node.len() <= INSTANCE));
         assert_eq!(event.involved_object.kind.as_deref(), Some("Service"));
     }
 }

@@ -97,6 +97,12 @@ impl DesiredService {
         maglev::table_size(&shares, density)
     }
 
+    /// Whether it has no frontend and would have none: other ways to the same port have them all.
+    pub(super) fn is_idle(&self) -> bool {
+        let Self { frontends, foreign, localhost, conflicts, .. } = self;
+        frontends.is_empty() && foreign.is_empty() && localhost.is_empty() && conflicts.is_empty()
+    }
+
     /// Finds the addresses that other nodes do not know.
     pub(super) fn note_unlisted(&mut self, node: &NodeAddresses) {
         if self.forwarding == Forwarding::Dsr {
@@ -177,6 +183,7 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
                         vacant.insert(&service.key);
                         entry.frontends.insert(frontend, local_address);
                     }
+                    Entry::Occupied(winner) if winner.get().is_same_port(&service.key) => {}
                     Entry::Occupied(winner) => {
                         entry.conflicts.insert(frontend);
                         if !node.is_peer(frontend.address.into()) {
@@ -199,7 +206,9 @@ pub fn build(services: &[Service], node: &NodeAddresses) -> Desired {
             // Whose it is was told for the node's addresses, where it matters more.
             let localhost = expand_localhost(service, family);
             entry.localhost = localhost.filter(|key| claimed_localhost.insert(*key)).collect();
-            desired.services.insert(key, entry);
+            if !entry.is_idle() {
+                desired.services.insert(key, entry);
+            }
         }
     }
     desired

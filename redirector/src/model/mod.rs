@@ -34,6 +34,20 @@ pub enum Source {
     Annotation,
 }
 
+impl Source {
+    /// Who goes first of those that nothing else tells apart: kube-proxy looks at a load balancer's
+    /// addresses and external IPs before it looks at node ports, and source ranges hold wherever a
+    /// load balancer's address is hit.
+    const fn precedence(self) -> u8 {
+        match self {
+            Self::Publish | Self::Static | Self::LoadBalancer => 0,
+            Self::ExternalIp => 1,
+            Self::NodePort => 2,
+            Self::Annotation => 3,
+        }
+    }
+}
+
 /// Identity of a service; what its numeric ids are kept stable for.
 #[derive(
     Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
@@ -46,6 +60,15 @@ pub struct ServiceKey {
     /// Name, unique within source and namespace. A publish entry is named by its own text,
     /// `80:8080/tcp`, one service for each port of a range.
     pub name: String,
+}
+
+impl ServiceKey {
+    /// Whether both are ways to the same port of a Service of the cluster: whichever of them has a
+    /// frontend, it leads to the same backends.
+    #[must_use]
+    pub fn is_same_port(&self, other: &Self) -> bool {
+        self.namespace.is_some() && (&self.namespace, &self.name) == (&other.namespace, &other.name)
+    }
 }
 
 /// What clients hit, before node addresses are filled in.

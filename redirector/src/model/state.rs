@@ -18,7 +18,8 @@ use super::desired::{
 };
 use super::{BackendAddress, Forwarding, Service, ServiceKey, Source};
 
-/// Who gets a frontend that several services claim: the least.
+/// Who gets a frontend that several services claim: the least. Of equals, a load balancer's address
+/// and external IPs go before node ports, and then the key decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {
     /// Sources go before others.
@@ -98,9 +99,10 @@ impl State {
         for frontend in self.frontends(&service) {
             let claims = self.claims.entry(frontend).or_default();
             // Whoever had it may have it no longer.
-            self.dirty.extend(claims.first().map(|(_, claimant)| claimant.key.clone()));
-            let at =
-                claims.binary_search_by(|(other, it)| (*other, &it.key).cmp(&(rank, &service.key)));
+            self.dirty.extend(concerned(claims, &service.key).cloned());
+            let at = claims.binary_search_by(|(other, it)| {
+                turn(*other, &it.key).cmp(&turn(rank, &service.key))
+            });
             if let Err(position) = at {
                 claims.reserve_exact(1);
                 claims.insert(position, (rank, Arc::clone(&service)));
@@ -127,7 +129,7 @@ impl State {
             };
             claims.retain(|(other, claimant)| (*other, &claimant.key) != (rank, key));
             // Whoever comes next may have it now.
-            self.dirty.extend(claims.first().map(|(_, claimant)| claimant.key.clone()));
+            self.dirty.extend(concerned(claims, key).cloned());
             if claims.len() < 2 {
                 self.contested.remove(&frontend);
             }
@@ -230,36 +232,31 @@ impl State {
     /// A service in one family; `None` where it has no frontend.
     #[must_use]
     pub fn desired(&self, key: &ServiceKey, family: Family) -> Option<DesiredService> {
-        let (rank, service) = self.services.get(key)?;
+        let (_, service) = self.services.get(key)?;
         let frontends = expand_frontends(service, family, &self.node);
         let foreign = foreign::expand(service, family, &self.node);
         if frontends.is_empty() && foreign.is_empty() {
             return None;
         }
         let mut entry = build_backends(service, family, &self.node);
-        let is_winner = |frontend: &FrontendKey| {
-            let claims = self.claims.get(frontend);
-            let winner = claims.and_then(|claims| claims.first());
-            winner.is_none_or(|(first, winner)| (first, &winner.key) == (rank, key))
-        };
+        let is_winner =
+            |frontend: &FrontendKey| self.winner(frontend).is_none_or(|winner| winner == key);
         for (frontend, local_address) in frontends {
             if is_winner(&frontend) {
                 entry.frontends.insert(frontend, local_address);
-            } else {
+            } else if !self.winner(&frontend).is_some_and(|winner| winner.is_same_port(key)) {
                 entry.conflicts.insert(frontend);
             }
         }
         entry.foreign = foreign.into_iter().filter(|(frontend, _)| is_winner(frontend)).collect();
         entry.note_unlisted(&self.node);
-        entry.localhost = expand_localhost(service, family)
-            .filter(|frontend| {
-                let claims = self.claims.get(frontend);
-                claims
-                    .and_then(|claims| claims.first())
-                    .is_none_or(|(_, winner)| winner.key == *key)
-            })
-            .collect();
-        Some(entry)
+        entry.localhost = expand_localhost(service, family).filter(is_winner).collect();
+        (!entry.is_idle()).then_some(entry)
+    }
+
+    /// Who gets a frontend.
+    fn winner(&self, frontend: &FrontendKey) -> Option<&ServiceKey> {
+        self.claims.get(frontend)?.first().map(|(_, winner)| &winner.key)
     }
 
     /// The addresses of frontends of a service that no node has.
@@ -283,7 +280,8 @@ impl State {
             let Some((_, winner)) = claims.next() else {
                 continue;
             };
-            conflicts.extend(claims.map(|(_, loser)| Conflict {
+            let losers = claims.filter(|(_, loser)| !loser.key.is_same_port(&winner.key));
+            conflicts.extend(losers.map(|(_, loser)| Conflict {
                 frontend: *frontend,
                 winner: winner.key.clone(),
                 loser: loser.key.clone(),
@@ -336,6 +334,24 @@ impl State {
             self.contested.insert(frontend);
         }
     }
+}
+
+/// Who gets a frontend that several services claim: the least.
+const fn turn(rank: Rank, key: &ServiceKey) -> (Rank, u8, &ServiceKey) {
+    (rank, key.source.precedence(), key)
+}
+
+/// Who is concerned where `key` begins or ceases to claim: who has the frontend, and the other ways to
+/// the ports of both, which are in conflict with others alone.
+fn concerned<'a>(
+    claims: &'a Claims,
+    key: &'a ServiceKey,
+) -> impl Iterator<Item = &'a ServiceKey> + 'a {
+    let keys = claims.iter().map(|(_, claimant)| &claimant.key);
+    let first = keys.clone().next();
+    keys.filter(move |it| {
+        it.is_same_port(key) || first.is_some_and(|first| *it == first || it.is_same_port(first))
+    })
 }
 
 /// Addresses that a service of the cluster names for itself, once for each frontend.

@@ -1,5 +1,5 @@
 //! Events: one set of objects, which the core group and `events.k8s.io` show under different
-//! names, and which the latter accepts only when they are complete.
+//! names, and which are accepted only when they are complete.
 
 use serde_json::{Map, Value};
 
@@ -64,11 +64,11 @@ pub(super) fn validate(resource: &Resource, event: &Value) -> Result<(), ApiErro
         }
         _ => {}
     }
-    if !is_new(resource) {
-        return Ok(());
-    }
-    if text(event, "/eventTime").is_empty() {
-        return refuse("eventTime: Required value");
+    // Those of the core group may be of the old kind, which has no such time.
+    match text(event, "/eventTime") {
+        "" if is_new(resource) => return refuse("eventTime: Required value"),
+        "" => return Ok(()),
+        _ => {}
     }
     for (pointer, limit) in [
         ("/reportingComponent", 253),
@@ -81,11 +81,14 @@ pub(super) fn validate(resource: &Resource, event: &Value) -> Result<(), ApiErro
             return refuse(&format!("{pointer}: required, and at most {limit} bytes: {value:?}"));
         }
     }
-    if !matches!(text(event, "/type"), "Normal" | "Warning") {
-        return refuse("type: has invalid value");
-    }
     if text(event, "/message").len() > 1024 {
         return refuse("message: can have at most 1024 characters");
+    }
+    if !is_new(resource) {
+        return Ok(());
+    }
+    if !matches!(text(event, "/type"), "Normal" | "Warning") {
+        return refuse("type: has invalid value");
     }
     let deprecated = ["firstTimestamp", "lastTimestamp", "count"];
     if deprecated.iter().any(|field| event.get(field).is_some_and(|value| !value.is_null())) {

@@ -146,7 +146,10 @@ async fn reply_with_objects(
         "patch" => {
             let kind = PatchKind::of(&media_type)?;
             if kind == PatchKind::Apply && options.field_manager.is_empty() {
-                return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+                return Err(ApiError::invalid(
+                    "PatchOptions.meta.k8s.io",
+                    "fieldManager: Required value: is required for apply patch",
+                ));
             }
             if kind == PatchKind::Apply && store.get(resource, &key).is_none() {
                 shared.access.check("create", &wanted, "")?;

@@ -176,10 +176,16 @@ impl Watch {
                 self.send(client, "ADDED", &object).await?;
             }
         }
-        if self.begin == Begin::StreamingList && self.options.bookmarks {
-            self.send_bookmark(client, revision, true).await?;
+        if self.begin == Begin::State {
+            return Ok(revision);
         }
-        Ok(revision)
+        // A real server begins with what its memory holds, and what has happened since comes before
+        // the bookmark, deletions too.
+        let seen = self.send_changes(client, revision).await?;
+        if self.options.bookmarks {
+            self.send_bookmark(client, seen, true).await?;
+        }
+        Ok(seen)
     }
 
     async fn send_changes(&self, client: &Sender, seen: u64) -> Result<u64, End> {

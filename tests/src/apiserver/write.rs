@@ -35,6 +35,7 @@ pub(super) fn create(
     })?;
     check(resource, &key, &mut body)?;
     event::validate(resource, &body)?;
+    live_in(store, resource, namespace)?;
     if matches!(resource.kind, "Service" | "Pod") {
         map(&mut body).remove("status");
     }
@@ -102,6 +103,16 @@ pub(super) fn patch(
     kind: PatchKind,
     mut body: Value,
 ) -> Result<Arc<Value>, ApiError> {
+    if kind == PatchKind::Apply {
+        for field in ["kind", "apiVersion"] {
+            if text(&body, &format!("/{field}")).is_empty() {
+                return Err(ApiError::bad_request(format!("invalid object type: {field} not set")));
+            }
+        }
+        if store.get(resource, key).is_none() {
+            live_in(store, resource, &key.namespace)?;
+        }
+    }
     event::to_kept(resource, &mut body);
     store.modify(resource, key, |old| {
         let Some(old) = old else {
@@ -145,6 +156,25 @@ pub(super) fn delete(
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
         Ok(Some(marked))
     })
+}
+
+/// Namespaces that every cluster has.
+const BUILT_IN: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
+
+/// Nothing is made in a namespace that is not there, or about to go.
+fn live_in(store: &Store, resource: &Resource, namespace: &str) -> Result<(), ApiError> {
+    if !resource.namespaced || BUILT_IN.contains(&namespace) {
+        return Ok(());
+    }
+    let key = Key { namespace: String::new(), name: namespace.to_owned() };
+    let namespaces = Resource::find("", "v1", "namespaces").ok_or_else(ApiError::no_such_path)?;
+    let found = store.get(namespaces, &key).ok_or_else(|| ApiError::not_found(namespaces, &key))?;
+    if text(&found, "/metadata/deletionTimestamp").is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::forbidden(format!(
+        "unable to create new content in namespace {namespace} because it is being terminated"
+    )))
 }
 
 /// The namespace that the path says, and the type.

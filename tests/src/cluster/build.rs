@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr};
 use k8s_openapi::{
     api::{
         core::v1::{
-            Container, ContainerPort, LoadBalancerIngress, LoadBalancerStatus, Node, NodeAddress,
-            NodeSpec, NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus, Service,
-            ServicePort, ServiceSpec, ServiceStatus,
+            Container, ContainerPort, LoadBalancerIngress, LoadBalancerStatus, Namespace, Node,
+            NodeAddress, NodeSpec, NodeStatus, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+            Service, ServicePort, ServiceSpec, ServiceStatus,
         },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
@@ -96,6 +96,15 @@ pub fn balance(service: &mut Service, addresses: &[IpAddr]) {
         load_balancer: Some(LoadBalancerStatus { ingress: Some(ingress.collect()) }),
         ..ServiceStatus::default()
     });
+}
+
+/// A namespace.
+#[must_use]
+pub fn mk_namespace(name: &str) -> Namespace {
+    Namespace {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        ..Namespace::default()
+    }
 }
 
 /// A node, in a zone.

@@ -27,7 +27,7 @@ use crate::{
     namespace::{Namespace, prefix},
     wait,
 };
-use build::{NAMESPACE, mk_node};
+use build::{NAMESPACE, mk_namespace, mk_node};
 use network::{API, Network, node_address};
 use node::Node;
 
@@ -95,6 +95,7 @@ impl Cluster {
         let mut api = ApiServer::new(API)?;
         api.access().set_rules(deployed::rights("ClusterRole")?);
         api.access().set_role(deployed::NAMESPACE, deployed::rights("Role")?);
+        api.store().put(&mk_namespace(deployed::NAMESPACE))?;
         api.start(Some(&net.router))?;
         let files = tempfile::Builder::new().prefix(&(prefix() + "cluster-")).tempdir()?;
         let kubeconfig = api.kubeconfig(Credentials::Token)?;

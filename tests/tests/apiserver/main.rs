@@ -15,7 +15,10 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use redirector_tests::apiserver::{ApiServer, Credentials};
+use redirector_tests::{
+    apiserver::{ApiServer, Credentials},
+    cluster::build::mk_namespace,
+};
 
 /// A server on this machine, and its client.
 struct Fixture {
@@ -25,6 +28,7 @@ struct Fixture {
 
 async fn fixture() -> Result<Fixture> {
     let mut server = ApiServer::new(([127, 0, 0, 1], 0).into())?;
+    ["a", "b"].iter().try_for_each(|name| server.store().put(&mk_namespace(name)))?;
     server.start(None)?;
     let client = connect(&server, Credentials::Token).await?;
     Ok(Fixture { server, client })

@@ -9,13 +9,14 @@ use k8s_openapi::{
         events::v1::Event,
         rbac::v1::PolicyRule,
     },
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time},
     jiff::Timestamp,
 };
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
+use redirector_tests::cluster::build::mk_namespace;
 use serde_json::json;
 
 use crate::{fixture, lists::code, node, pod};
@@ -110,6 +111,27 @@ async fn apply_makes_what_is_not_there() -> Result<()> {
     }
     let nobody = leases.patch("a", &PatchParams::default(), &Patch::Apply(lease("n3"))).await;
     ensure!(nobody.is_err());
+    Ok(())
+}
+
+/// In a namespace that is not there, or about to go, nothing is made; what is there can be changed.
+#[tokio::test]
+async fn namespaces_are_there_before_what_is_in_them() -> Result<()> {
+    let at = fixture().await?;
+    let leases = |namespace| Api::<Lease>::namespaced(at.client.clone(), namespace);
+    let lease = Lease {
+        metadata: ObjectMeta { name: Some("x".into()), ..ObjectMeta::default() },
+        ..Lease::default()
+    };
+    let (params, apply) = (PostParams::default(), PatchParams::apply("redirector"));
+    ensure!(code(leases("nowhere").create(&params, &lease).await) == Some(404));
+    ensure!(code(leases("nowhere").patch("x", &apply, &Patch::Apply(&lease)).await) == Some(404));
+    leases("a").create(&params, &lease).await?;
+    let mut going = mk_namespace("a");
+    going.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+    at.server.store().put(&going)?;
+    leases("a").patch("x", &apply, &Patch::Apply(&lease)).await?;
+    ensure!(code(leases("a").patch("y", &apply, &Patch::Apply(&lease)).await) == Some(403));
     Ok(())
 }
 

@@ -99,6 +99,44 @@ fn node_ports_on_primary_addresses() -> Result<()> {
     })
 }
 
+/// An external address, or a load balancer's, that is the node's own, at a port that is the node
+/// port's number too: both are the same Service, and nobody is in conflict. Source ranges hold where
+/// the load balancer's address is hit.
+#[test]
+fn external_addresses_that_are_the_nodes() -> Result<()> {
+    Cluster::run(2, |cluster| {
+        let _pod = cluster.start_pod(own("pod", "web", 2))?;
+        let mut web = mk_service("web", vec![mk_port(Tcp, 30080, 8080, 30080)]);
+        let own = FAMILIES.map(|family| cluster.at(1, family, 30080).ip());
+        spec(&mut web).external_ips = Some(own.map(|address| address.to_string()).to_vec());
+        cluster.put_service(web)?;
+        let client = &cluster.net.client;
+        let serve = || -> Result<()> {
+            for (node, family) in [1, 2].into_iter().flat_map(|node| FAMILIES.map(|it| (node, it)))
+            {
+                await_servers(client, Tcp, cluster.at(node, family, 30080), &["pod"])?;
+            }
+            for node in [1, 2] {
+                let rows = serde_json::to_string(&cluster.rows(node, &["service", "list"])?)?;
+                ensure!(!rows.contains("conflict"), "node {node}: {rows}");
+            }
+            Ok(())
+        };
+        serve()?;
+        cluster.change_service("web", |web| balance(web, &own))?;
+        serve()?;
+        cluster.change_service("web", |web| {
+            let elsewhere = ["192.0.2.0/24", "2001:db8:dead::/48"].map(str::to_owned);
+            spec(web).load_balancer_source_ranges = Some(elsewhere.to_vec());
+        })?;
+        for family in FAMILIES {
+            await_outcome(client, Tcp, cluster.at(1, family, 30080), &Outcome::Silence)?;
+            await_servers(client, Tcp, cluster.at(2, family, 30080), &["pod"])?;
+        }
+        Ok(())
+    })
+}
+
 /// A port of an external address, or of a load balancer's, that no Service defines: nothing, so
 /// that nothing goes round in a circle. Without the Service, the address is the network's business.
 #[test]

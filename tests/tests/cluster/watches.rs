@@ -12,6 +12,7 @@ use redirector_tests::{
         probe::{Outcome, await_outcome, await_servers},
     },
     topology::FAMILIES,
+    wait,
 };
 use serde_json::json;
 
@@ -114,6 +115,43 @@ fn the_server_is_away() -> Result<()> {
             await_outcome(&cluster.net.client, Tcp, to, &Outcome::Refused)?;
         }
         Ok(())
+    })
+}
+
+/// What is deleted while a list of it comes is gone, though the list has it.
+#[test]
+fn objects_that_go_while_they_are_listed() -> Result<()> {
+    Cluster::run(1, |cluster| {
+        let _pods = [
+            cluster.start_pod(own("goes", "a-goes", 1))?,
+            cluster.start_pod(own("stays", "stays", 1))?,
+        ];
+        put(cluster, "a-goes", 30001)?;
+        put(cluster, "stays", 30002)?;
+        for number in 0..50 {
+            let mut other = mk_service(&format!("b-{number}"), Vec::new());
+            other.spec.get_or_insert_default().type_ = Some("ClusterIP".to_owned());
+            cluster.put(&other)?;
+        }
+        serves(cluster, 30001, "goes")?;
+        let watches = || {
+            let asked = cluster.api.access().asked();
+            let is_list = |asked: &&Asked| {
+                asked.resource == "services" && asked.query.contains("sendInitialEvents=true")
+            };
+            asked.iter().filter(is_list).count()
+        };
+        let before = watches();
+        // Each Service takes a while.
+        cluster.api.faults().slow(Pace { bytes: 64, pause: Duration::from_millis(2) });
+        cluster.api.faults().order(Order::Expire, Some("services"));
+        wait::until_true("another list", wait::SOON, || Ok(watches() > before))?;
+        cluster.remove_service("a-goes")?;
+        for family in FAMILIES {
+            let to = cluster.at(1, family, 30001);
+            await_outcome(&cluster.net.client, Tcp, to, &Outcome::Refused)?;
+        }
+        serves(cluster, 30002, "stays")
     })
 }
 

@@ -102,6 +102,8 @@ fn resize(lab: &Lab, name: &str, entries: u32) -> Result<()> {
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "map resize {name} {size}: {said}");
         ensure!(said.contains(&format!(": room for {size} entries")), "{said}");
+        let waits = name.eq_ignore_ascii_case("flows");
+        ensure!(said.contains("new flows waited for") == waits, "{said}");
         Ok(())
     })
 }

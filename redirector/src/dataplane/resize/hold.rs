@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redirector_common::NodeConfig;
 
@@ -24,11 +24,13 @@ const RENEWAL: Duration = Duration::from_secs(1);
 pub(super) struct Hold {
     node: ArrayTable<NodeConfig>,
     renewing: Option<(Sender<()>, JoinHandle<()>)>,
+    begun: Instant,
 }
 
 impl Hold {
     /// Begins it; from now on nobody is opening a flow.
     pub(super) fn begin(pins: &Pins) -> Result<Self, TableError> {
+        let begun = Instant::now();
         let mut node = maps::node(pins)?;
         hold(&mut node)?;
         syscall::wait_for_programs();
@@ -42,16 +44,17 @@ impl Hold {
                 }
             }
         });
-        Ok(Self { node, renewing: Some((sender, renewing)) })
+        Ok(Self { node, renewing: Some((sender, renewing)), begun })
     }
 
-    /// Ends it; from now on programs use a ring of so many slots.
-    pub(super) fn end(mut self, ring_slots: u32) -> Result<(), TableError> {
+    /// Ends it; from now on programs use a ring of so many slots. Returns how long it was.
+    pub(super) fn end(mut self, ring_slots: u32) -> Result<Duration, TableError> {
         self.stop();
         let mut settings = self.node.get(0)?;
         settings.moving_until = 0;
         settings.ring_slots = ring_slots;
-        self.node.set(&0, &settings)
+        self.node.set(&0, &settings)?;
+        Ok(self.begun.elapsed())
     }
 
     fn stop(&mut self) {

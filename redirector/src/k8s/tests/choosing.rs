@@ -92,6 +92,28 @@ fn of_two_slices_the_one_that_does_not_end_counts() {
     }
 }
 
+/// On its way from one slice to another an endpoint is in both, with what was true of it at other
+/// times: whichever slice comes first, it is counted alike everywhere.
+#[test]
+fn of_two_slices_the_better_one_counts() {
+    let conditions = |ready: bool, serving: bool, terminating: bool| {
+        let conditions = json!({"ready": ready, "serving": serving, "terminating": terminating});
+        json!([mk_endpoint("10.0.0.1", &json!({"conditions": conditions, "nodeName": NODE}))])
+    };
+    for (one, other, expected, ready) in [
+        (conditions(true, true, false), conditions(false, false, false), "here", 1),
+        (conditions(false, true, true), conditions(false, false, true), "here terminating", 0),
+        (conditions(false, true, false), conditions(false, true, true), "here 0", 0),
+    ] {
+        for slices in [[&one, &other], [&other, &one]] {
+            let slices = || [mk_slice("a", slices[0]), mk_slice("b", slices[1])];
+            assert_eq!(shown(slices()), [format!("10.0.0.1:8080 {expected}")]);
+            let index = mk_index(mk_service(&json!({})), slices());
+            assert_eq!(count_local_ready(index.slices(&web()), rules().place(&index)), ready);
+        }
+    }
+}
+
 #[test]
 fn ports_are_found_by_name_and_protocol_in_each_slice() {
     let endpoint = |address| json!([mk_endpoint(address, &json!({}))]);

@@ -50,6 +50,43 @@ fn slices_may_come_before_their_service_and_change_hands() {
     assert_eq!(index.take_dirty().services.len(), 2);
 }
 
+/// A slice that gets another name is there twice for a moment, or not at all.
+#[test]
+fn slices_may_be_renamed_while_they_are_listed() {
+    let mut index = mk_index(mk_service(&json!({})), [slice("a", "10.0.0.1")]);
+    index.take_dirty();
+    let renamed = vec![read(Kind::Slice, slice("b", "10.0.0.1"))];
+    index.reset(Kind::Slice, renamed, &BTreeSet::new());
+    let names: Vec<_> = index.slices(&web()).map(|slice| slice.name.name.as_str()).collect();
+    assert_eq!(names, ["b"]);
+    assert_eq!(index.take_dirty(), one(&web()));
+    // One list may name an object twice: what came last holds.
+    let twice = ["10.0.0.1", "10.0.0.2"].map(|address| read(Kind::Slice, slice("b", address)));
+    index.reset(Kind::Slice, twice.into(), &BTreeSet::new());
+    let addresses: Vec<_> =
+        index.slices(&web()).map(|slice| slice.endpoints[0].address.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.2"]);
+}
+
+/// A Node that is registered anew is gone for a moment, and then has no address yet.
+#[test]
+fn a_node_keeps_its_place_while_it_is_registered() {
+    let node =
+        |addresses| read(Kind::Node, json!({"metadata": {"name": NODE}, "status": addresses}));
+    let address = |text| json!({"addresses": [{"type": "InternalIP", "address": text}]});
+    let mut index = Index::new(NODE, None);
+    let primary =
+        |index: &Index| index.primary().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(primary(&index), [""; 0]);
+    index.apply(node(address("192.0.2.1")));
+    index.delete(Kind::Node, &ObjectName::new("", NODE));
+    assert_eq!((index.node(), primary(&index)), (None, vec!["192.0.2.1".to_owned()]));
+    index.apply(node(json!({})));
+    assert_eq!(primary(&index), ["192.0.2.1"]);
+    index.apply(node(address("192.0.2.2")));
+    assert_eq!(primary(&index), ["192.0.2.2"]);
+}
+
 #[test]
 fn another_proxys_objects_are_not_ours() {
     let labelled = |value: &str| {

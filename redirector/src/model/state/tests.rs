@@ -20,6 +20,16 @@ fn key(name: u8) -> ServiceKey {
     ServiceKey { source: Source::Static, namespace: None, name: name.to_string() }
 }
 
+/// One way to the only port of a Service.
+fn way(source: Source) -> ServiceKey {
+    ServiceKey { source, namespace: Some("default".to_owned()), name: "web".to_owned() }
+}
+
+fn any_key() -> impl Strategy<Value = ServiceKey> {
+    let sources = vec![Source::NodePort, Source::ExternalIp, Source::LoadBalancer];
+    prop_oneof![(0_u8..4).prop_map(key), proptest::sample::select(sources).prop_map(way)]
+}
+
 /// What a change is: a service put, or taken out without frontends; other nodes, or networks.
 #[derive(Clone, Debug)]
 enum Change {
@@ -55,7 +65,7 @@ fn any_service() -> impl Strategy<Value = Change> {
     ];
     let frontends = proptest::collection::vec((address, 80_u16..83), 0..3);
     let settings = (0_u16..3, any::<bool>(), any::<bool>());
-    (0_u8..4, 0_i64..3, frontends, settings).prop_map(|(name, order, frontends, settings)| {
+    (any_key(), 0_i64..3, frontends, settings).prop_map(|(key, order, frontends, settings)| {
         let (backends, local, dsr) = settings;
         let frontends = frontends.into_iter().map(|(address, port)| FrontendSpec {
             address: address.map(|text| text.parse().expect("an address")),
@@ -73,7 +83,7 @@ fn any_service() -> impl Strategy<Value = Change> {
                 })
                 .collect(),
             forwarding: if dsr { Forwarding::Dsr } else { Forwarding::Snat },
-            ..Service::new(key(name))
+            ..Service::new(key)
         };
         Change::Service(Rank { source: 1, order }, service)
     })
@@ -82,7 +92,7 @@ fn any_service() -> impl Strategy<Value = Change> {
 /// In the order in which they get frontends.
 fn sorted(services: &BTreeMap<ServiceKey, (Rank, Service)>) -> Vec<Service> {
     let mut all: Vec<_> = services.iter().map(|(key, (rank, it))| (*rank, key, it)).collect();
-    all.sort_by_key(|(rank, key, _)| (*rank, (*key).clone()));
+    all.sort_by(|(one, key, _), (two, other, _)| turn(*one, key).cmp(&turn(*two, other)));
     all.into_iter().map(|(.., service)| service.clone()).collect()
 }
 
@@ -152,6 +162,44 @@ fn a_change_concerns_those_who_claim_the_same() {
     assert_eq!(state.take_dirty(), BTreeSet::from([key(3)]));
     state.put(rank(3), Service { affinity_seconds: Some(1), ..service(3, 81) });
     assert!(state.take_dirty().is_empty());
+}
+
+/// An external IP that is the node's own, at a port that is the node port's number too: whoever
+/// asks there gets the same backends, by the ranges of the load balancer where it is its address.
+#[test]
+fn ways_to_one_port_are_in_no_conflict() {
+    let ranked = |source, address: Option<[u8; 4]>, order| {
+        let frontend =
+            FrontendSpec { address: address.map(IpAddr::from), port: 80, protocol: Protocol::Tcp };
+        let service = Service { frontends: vec![frontend], ..Service::new(way(source)) };
+        (Rank { source: 1, order }, service)
+    };
+    let own = Some([192, 0, 2, 10]);
+    let mut state = State::new(node(), [ranked(Source::NodePort, None, 1)]);
+    let (rank, external) = ranked(Source::ExternalIp, own, 1);
+    state.put(rank, external);
+    let (rank, balanced) = ranked(Source::LoadBalancer, own, 1);
+    state.put(rank, balanced);
+    assert_eq!(state.conflicts(), []);
+    let all = state.all().services;
+    let has = |source, family| all.get(&(way(source), family)).map(|it| it.frontends.len());
+    assert_eq!(has(Source::LoadBalancer, Family::V4), Some(1));
+    assert_eq!(has(Source::ExternalIp, Family::V4), None, "there is nothing left of it");
+    // The node port stays at `localhost`, and at the other family's address.
+    assert_eq!(has(Source::NodePort, Family::V4), Some(0));
+    assert_eq!(has(Source::NodePort, Family::V6), Some(1));
+    assert!(all.values().all(|service| service.conflicts.is_empty()));
+    // With others they are, each of them.
+    let (rank, mut older) = ranked(Source::NodePort, None, 0);
+    older.key = ServiceKey { name: "older".to_owned(), ..older.key };
+    state.put(rank, older.clone());
+    let losers: Vec<Source> = state.conflicts().iter().map(|it| it.loser.source).collect();
+    let ways = [Source::LoadBalancer, Source::ExternalIp, Source::NodePort];
+    assert_eq!(losers, [&ways[..], &[Source::NodePort]].concat());
+    state.take_dirty();
+    state.remove(&older.key);
+    assert_eq!(state.conflicts(), []);
+    assert_eq!(state.take_dirty(), ways.map(way).into_iter().chain([older.key]).collect());
 }
 
 #[test]
