@@ -10,11 +10,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use futures::StreamExt;
 use futures::channel::mpsc::UnboundedReceiver;
-use rtnetlink::packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use futures::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressMessage;
 use rtnetlink::packet_route::link::LinkMessage;
@@ -26,7 +24,7 @@ use answers::{Network, default_interfaces, read_address, read_link, read_network
 /// Changes often come in bursts; this long after the first of one, the burst counts as over.
 const BURST: Duration = Duration::from_millis(100);
 
-/// How often something is asked for that changes while it is told.
+/// How often everything is asked for where something changes meanwhile.
 const ATTEMPTS: u32 = 100;
 
 /// The kernel could not be asked.
@@ -43,14 +41,12 @@ pub enum NetlinkError {
         /// What the kernel said.
         source: rtnetlink::Error,
     },
-    /// There is always something that comes or goes while it is told.
+    /// It is never told the same twice.
     #[error(
-        "the host's {what} change all the time: none of {ATTEMPTS} attempts to read them was whole"
+        "the host's interfaces, addresses and routes change all the time: {ATTEMPTS} attempts to \
+         read them were in vain"
     )]
-    Unsteady {
-        /// What was asked for.
-        what: &'static str,
-    },
+    Unsteady,
     /// The connection is gone.
     #[error("the netlink connection ended")]
     Ended,
@@ -171,56 +167,66 @@ pub struct Changes {
 /// If there can be no socket.
 pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink, Changes), NetlinkError>
 {
-    let (mut connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+    let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
-    // The end of an answer may be the only part of it that says that something was left out.
-    connection.set_forward_done(true);
     Ok((connection, Netlink { handle }, Changes { messages }))
 }
 
 impl Netlink {
     /// Asks for everything.
     ///
+    /// The kernel tells it in pieces: where something goes between two of them, or while it looks
+    /// for where it was, others are left out, and it does not always say so. What it tells twice is
+    /// believed.
+    ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If the kernel refuses, or there is always something that changes.
     pub async fn read(&self) -> Result<Host, NetlinkError> {
-        let question = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let links = self.dump("interfaces", question, |answer| {
-            if let RouteNetlinkMessage::NewLink(link) = answer { Some(link) } else { None }
-        });
-        let links = links.await?;
-        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
-        let addresses = self.dump("addresses", question, |answer| {
-            if let RouteNetlinkMessage::NewAddress(address) = answer { Some(address) } else { None }
-        });
-        let addresses = addresses.await?;
+        let mut before = self.read_once().await?;
+        for _ in 0..ATTEMPTS {
+            let host = self.read_once().await?;
+            if host == before {
+                return Ok(host);
+            }
+            before = host;
+        }
+        Err(NetlinkError::Unsteady)
+    }
+
+    async fn read_once(&self) -> Result<Host, NetlinkError> {
+        let request = |what| move |source| NetlinkError::Request { what, source };
+        let links = self.handle.link().get().execute();
+        let links: Vec<LinkMessage> = links.try_collect().await.map_err(request("interfaces"))?;
+        let addresses = self.handle.address().get().execute();
+        let addresses: Vec<AddressMessage> =
+            addresses.try_collect().await.map_err(request("addresses"))?;
         let mut default_routes = BTreeSet::new();
         let mut networks = Vec::new();
         for question in [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<Ipv6Addr>::new().build(),
         ] {
-            let question = RouteNetlinkMessage::GetRoute(question);
-            let routes = self.dump("routes", question, |answer| {
-                if let RouteNetlinkMessage::NewRoute(route) = answer { Some(route) } else { None }
-            });
-            let routes = match routes.await {
-                Ok(routes) => routes,
-                // The kernel has no IPv6.
-                Err(NetlinkError::Request {
-                    source: rtnetlink::Error::NetlinkError(error),
-                    ..
-                }) if error.raw_code() == -libc::EOPNOTSUPP => continue,
-                Err(error) => return Err(error),
-            };
-            default_routes.extend(routes.iter().flat_map(default_interfaces));
-            networks.extend(routes.iter().filter_map(read_network));
+            let mut routes = Box::pin(self.handle.route().get(question).execute());
+            while let Some(route) = routes.next().await {
+                let route = match route {
+                    Ok(route) => route,
+                    // The kernel has no IPv6.
+                    Err(rtnetlink::Error::NetlinkError(error))
+                        if error.raw_code() == -libc::EOPNOTSUPP =>
+                    {
+                        break;
+                    }
+                    Err(error) => return Err(request("routes")(error)),
+                };
+                default_routes.extend(default_interfaces(&route));
+                networks.extend(read_network(&route));
+            }
         }
         let mut interfaces: Vec<Interface> = links.iter().map(read_link).collect();
         interfaces.sort_by_key(|interface| interface.index);
@@ -238,35 +244,6 @@ impl Netlink {
         host.direct_routes =
             networks.iter().filter(|n| direct(n)).map(|n| (n.network, n.ifindex)).collect();
         Ok(host)
-    }
-
-    /// Asks for all that there is of a kind. The kernel tells it in pieces; where something goes
-    /// between two of them, others may be left out, and it says so.
-    async fn dump<T>(
-        &self,
-        what: &'static str,
-        question: RouteNetlinkMessage,
-        read: impl Fn(RouteNetlinkMessage) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
-        let failed = |source| NetlinkError::Request { what, source };
-        for _ in 0..ATTEMPTS {
-            let mut message = NetlinkMessage::from(question.clone());
-            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-            let mut answers = self.handle.clone().request(message).map_err(failed)?;
-            let (mut all, mut is_whole) = (Vec::new(), true);
-            while let Some(answer) = answers.next().await {
-                is_whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
-                if let NetlinkPayload::Error(error) = answer.payload {
-                    return Err(failed(rtnetlink::Error::NetlinkError(error)));
-                } else if let NetlinkPayload::InnerMessage(inner) = answer.payload {
-                    all.extend(read(inner));
-                }
-            }
-            if is_whole {
-                return Ok(all);
-            }
-        }
-        Err(NetlinkError::Unsteady { what })
     }
 }
 
