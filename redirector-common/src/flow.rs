@@ -44,8 +44,8 @@ impl Manner {
     }
 }
 
-/// Where a flow stands. Timeouts are those of the kernel's connection tracking, so that nothing
-/// lives shorter here than it does behind kube-proxy.
+/// Where a flow stands. Timeouts are those of the kernel's connection tracking as kube-proxy sets
+/// it up, so that nothing lives shorter here than it does there.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FlowState {
@@ -59,7 +59,7 @@ pub enum FlowState {
     HalfClosed = 3,
     /// TCP: both sides have sent FIN.
     TimeWait = 4,
-    /// TCP: a RST was seen.
+    /// TCP: a RST was seen. Whether its receiver took it for one nobody here can tell.
     Closed = 5,
     /// UDP: no answer yet.
     Unreplied = 6,
@@ -97,15 +97,17 @@ impl FlowState {
     }
 
     /// Idle time after which the flow is over, in seconds (`nf_conntrack_tcp_timeout_*`,
-    /// `nf_conntrack_udp_timeout*`).
+    /// `nf_conntrack_udp_timeout*`). Of a half-closed one kube-proxy's: a server may take its time
+    /// to answer a client that has said all it had to say. Of a closed one no less than of one that
+    /// waits: a RST with a wrong number closes nothing, and both ends may go on.
     #[inline(always)]
     #[must_use]
     pub const fn timeout_seconds(self) -> u32 {
         match self {
-            Self::SynSent | Self::HalfClosed | Self::TimeWait | Self::Replied => 120,
+            Self::SynSent | Self::TimeWait | Self::Closed | Self::Replied => 120,
             Self::SynReceived => 60,
             Self::Established => 432_000,
-            Self::Closed => 10,
+            Self::HalfClosed => 3600,
             Self::Unreplied => 30,
         }
     }
@@ -188,6 +190,7 @@ impl Flow {
     const LAYER2: u8 = 8;
     const TUNNEL: u8 = 16;
     const CLAMP: u8 = 32;
+    const ALIVE: u8 = 64;
 
     /// A new half that has seen no packet.
     #[inline(always)]
@@ -323,6 +326,31 @@ impl Flow {
     #[inline(always)]
     pub const fn set_fin_seen(&mut self) {
         self.flags |= Self::FIN;
+    }
+
+    /// Whether the sender of this half's packets has gone on after a RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_alive(&self) -> bool {
+        self.flags & Self::ALIVE != 0
+    }
+
+    /// Notes that the sender of this half's packets has gone on after a RST.
+    #[inline(always)]
+    pub const fn set_alive(&mut self) {
+        self.flags |= Self::ALIVE;
+    }
+
+    /// Forgets whether there was anything after a RST.
+    #[inline(always)]
+    pub const fn forget_alive(&mut self) {
+        self.flags &= !Self::ALIVE;
+    }
+
+    /// Forgets a FIN: of an earlier connection with the same ports.
+    #[inline(always)]
+    pub const fn forget_fin(&mut self) {
+        self.flags &= !Self::FIN;
     }
 
     /// Where the flow stands.

@@ -27,12 +27,12 @@ use crate::context::exposed;
 use crate::maps::{
     AFFINITY, BACKENDS, EPOCHS, ERROR_BUDGET, FLOW_CACHE, FLOW_RING, FLOWS, FRAGMENTS, FRONTENDS,
     INTERFACES, NODE, PEERS, RING_HANDS, SERVICES, SNAT_ADDRESSES, SOURCE_RANGES, TAKERS, VIPS,
-    add_one,
+    add_one, add_two,
 };
 use crate::{counters, maps, redirect, steer};
 use exported::{
-    flow_admit, flow_clear, flow_reclaim, flow_record, flow_try_ports, flow_vacate,
-    handover_settle, reply_clamp, steer_count,
+    flow_admit, flow_clear, flow_follow, flow_reclaim, flow_record, flow_remove_over,
+    flow_try_ports, flow_vacate, handover_settle, reply_clamp, steer_count,
 };
 
 pub(crate) use kernel::{Kernel, Workspace};
@@ -98,6 +98,17 @@ impl Environment for Kernel {
     #[inline(always)]
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(self.partner_key(entry));
+    }
+
+    #[inline(always)]
+    fn follow(&self, _: &Packet, _: FlowEntry) {
+        // The packet stands in the workspace, and its flow is found again.
+        flow_follow();
+    }
+
+    #[inline(always)]
+    fn remove_over(&self, _: &Packet, _: FlowEntry) -> bool {
+        flow_remove_over() != 0
     }
 
     #[inline(always)]
@@ -192,8 +203,7 @@ impl Environment for Kernel {
     fn raise_epoch(&self, hash: u32) {
         const _: () = assert!(EPOCH_COUNT == 1 << 8);
         if let Some(epoch) = EPOCHS.get_ptr_mut(hash >> 24) {
-            // SAFETY: a map's element. Two CPUs that raise it at once raise it for both.
-            unsafe { *epoch = (*epoch).wrapping_add(2) };
+            add_two(epoch);
         }
     }
 

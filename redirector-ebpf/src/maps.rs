@@ -125,6 +125,21 @@ pub(crate) fn table_entry(index: u32) -> Option<BackendId> {
     line.entries.get((index % MAGLEV_LINE) as usize).copied()
 }
 
+/// Adds two to an aligned word of a map's element. At once: a number that another CPU has raised
+/// meanwhile must not come back.
+#[inline(always)]
+pub(crate) fn add_two(word: *mut u32) {
+    // SAFETY: as below.
+    unsafe {
+        asm!(
+            "lock *(u32*)({0} + 0) += {1}",
+            in(reg) word,
+            in(wreg) 2_u32,
+            options(nostack),
+        );
+    }
+}
+
 /// Adds one to an aligned word of a map's element that is only ever changed like this, and says what
 /// it was.
 #[inline(always)]

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 /// What is logged unless `RUST_LOG` says otherwise. The libraries for Kubernetes log each of their
 /// attempts, whatever comes of it; the agent says it once.
-const FILTER: &str = "info,kube_client=off,kube_runtime=off";
+const FILTER: &str = "info,kube_client=off";
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(FILTER));

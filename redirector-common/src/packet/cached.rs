@@ -161,9 +161,20 @@ fn make_room<'a, E: Environment>(
     Some(entry)
 }
 
-/// Makes what the caches of all CPUs hold of a flow void: of both halves.
-#[inline(always)]
-pub(super) fn forget<E: Environment>(environment: &E, key: &Tuple, flow: FlowEntry) {
-    environment.raise_epoch(hash(key));
-    environment.raise_epoch(hash(&flow.translated().reversed()));
+/// What the caches of all CPUs hold of a flow that is removed before its time.
+#[derive(Clone, Copy)]
+pub(super) struct Stale([u32; 2]);
+
+impl Stale {
+    /// Of both halves, while they are there.
+    #[inline(always)]
+    pub(super) fn of(key: &Tuple, flow: FlowEntry) -> Self {
+        Self([hash(key), hash(&flow.translated().reversed())])
+    }
+
+    /// Makes it void. Once the flow is removed: another CPU might keep what it still found.
+    #[inline(always)]
+    pub(super) fn forget<E: Environment>(self, environment: &E) {
+        self.0.into_iter().for_each(|hash| environment.raise_epoch(hash));
+    }
 }

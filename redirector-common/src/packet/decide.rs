@@ -1,8 +1,8 @@
 //! What becomes of a packet. The only maker of [`Decision`]s.
 
-use super::cached::{self, Place};
+use super::cached::{self, Place, Stale};
 use super::steer::Steering;
-use super::track::{is_over, track};
+use super::track::{Seen, partner_of, track};
 use super::{Environment, FlowEntry, NextHop, Packet, Route, Socket, handover, new_flow};
 use crate::{Address, FlowState, Manner, PortFlags, Protocol, Reason, Tuple, words};
 
@@ -189,12 +189,9 @@ pub fn decide_claimed<E: Environment>(
         return decision;
     }
     if let Some(entry) = environment.flow(&packet.tuple) {
-        if !begins_anew(environment, packet, entry) {
+        if !may_begin_anew(environment, packet, entry) || !environment.remove_over(packet, entry) {
             return established(environment, packet, place, hook, len, entry, outcome);
         }
-        cached::forget(environment, &packet.tuple, entry);
-        environment.remove_partner(entry);
-        environment.remove_flow(&packet.tuple);
     } else if !flags.intersects(PortFlags::FRONTEND) {
         if is_moving(environment) {
             return Decision::drop(Reason::TableMoves);
@@ -268,21 +265,44 @@ pub fn decide_reply<E: Environment>(
     decision
 }
 
-/// Whether a packet that matches a half opens a new flow all the same.
+/// Whether a packet that matches a half might open a new flow all the same.
 #[inline(always)]
-fn begins_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) -> bool {
+fn may_begin_anew<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) -> bool {
     if entry.is_reply() {
         return false;
     }
     match packet.tuple.protocol() {
-        Protocol::Tcp => {
-            packet.flags.opens()
-                && (matches!(entry.state(), FlowState::TimeWait | FlowState::Closed)
-                    || is_abandoned(environment, entry)
-                    || is_over(environment, entry))
+        Protocol::Tcp => packet.flags.opens(),
+        Protocol::Udp => {
+            let now = environment.now();
+            entry.is_expired(now) || entry.is_unanswered_since(now)
         }
-        Protocol::Udp => is_over(environment, entry),
     }
+}
+
+/// Removes the flow that a packet has found which [may begin anew](may_begin_anew), if it is over.
+/// Whether it was removed.
+#[inline(always)]
+pub fn remove_over<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) -> bool {
+    let now = environment.now();
+    let partner = partner_of(environment, packet, entry);
+    // Two who remove flows at once may leave a half behind. Nobody would ever answer it, and it
+    // would live for as long as its client tries.
+    let is_over = partner.is_none_or(|partner| entry.is_expired(now) && partner.is_expired(now));
+    let is_done = matches!(packet.tuple.protocol(), Protocol::Tcp)
+        && (entry.state().is_finished()
+            || Seen::by(entry, partner).is_finished()
+            || is_abandoned(environment, entry));
+    if !is_over && !is_done {
+        return false;
+    }
+    let stale = Stale::of(&packet.tuple, entry);
+    if partner.is_some() {
+        environment.remove_partner(entry);
+    }
+    environment.remove_flow(&packet.tuple);
+    stale.forget(environment);
+    true
 }
 
 /// Whether a flow whose replies are not seen, and so not their end either, is over if its client

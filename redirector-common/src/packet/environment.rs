@@ -3,7 +3,9 @@
 use core::ptr::NonNull;
 
 use super::pressure::{self, Slot};
-use super::{FlowEntry, NextHop, Outcome, Packet, Route, Socket, handover, new_flow};
+use super::{
+    FlowEntry, NextHop, Outcome, Packet, Route, Socket, decide, handover, new_flow, track,
+};
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, Flow, Frontend, FrontendKey,
@@ -45,6 +47,22 @@ pub trait Environment {
     /// Removes the other half of an entry's flow, if it is there.
     fn remove_partner(&self, entry: FlowEntry) {
         self.remove_flow(&entry.translated().reversed());
+    }
+
+    /// Follows the state of the packet's flow: [`track::follow`].
+    fn follow(&self, packet: &Packet, entry: FlowEntry)
+    where
+        Self: Sized,
+    {
+        track::follow(self, packet, entry);
+    }
+
+    /// Removes the packet's flow if it is over: [`decide::remove_over`].
+    fn remove_over(&self, packet: &Packet, entry: FlowEntry) -> bool
+    where
+        Self: Sized,
+    {
+        decide::remove_over(self, packet, entry)
     }
 
     /// Makes room for the flow that is put together, and notes that it comes: [`pressure::admit`]

@@ -121,6 +121,14 @@ impl FlowEntry {
         self.view().is_settled()
     }
 
+    /// Whether this is of UDP that has yet to be answered, and saw no packet in the current second:
+    /// once in each is often enough for a closer look.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_unanswered_since(&self, now: u64) -> bool {
+        matches!(self.state(), FlowState::Unreplied) && moment(self.view().last_seen) != moment(now)
+    }
+
     /// Nanoseconds since the flow began.
     #[inline(always)]
     #[must_use]
@@ -187,6 +195,34 @@ impl FlowEntry {
     pub const fn set_state(self, state: FlowState) {
         // SAFETY: as for `count`.
         unsafe { &mut *self.0.as_ptr() }.set_state(state);
+    }
+
+    /// Whether the sender of this half's packets has gone on after a RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_alive(&self) -> bool {
+        self.view().is_alive()
+    }
+
+    /// Notes that the sender of this half's packets has gone on after a RST.
+    #[inline(always)]
+    pub const fn set_alive(self) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.set_alive();
+    }
+
+    /// Forgets whether there was anything after a RST.
+    #[inline(always)]
+    pub const fn forget_alive(self) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.forget_alive();
+    }
+
+    /// Forgets a FIN.
+    #[inline(always)]
+    pub const fn forget_fin(self) {
+        // SAFETY: as for `count`.
+        unsafe { &mut *self.0.as_ptr() }.forget_fin();
     }
 
     /// Notes a FIN from the sender of this half's packets.

@@ -5,7 +5,7 @@ use super::decide::{Decision, Outcome, Step, deliver, established, forward, is_m
 use super::environment::{Inserted, Recorded};
 use super::select::{choose, remember};
 use super::steer::{Steering, steer};
-use super::{Environment, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
+use super::{Environment, FlowEntry, Hook, IcmpError, Packet, Route, Scratch, Socket, handover};
 use crate::node::MAX_SNAT_ADDRESSES;
 use crate::{
     Address, Direction, Frontend, FrontendKey, Manner, Origin, Port, Protocol, Reason, Service,
@@ -270,10 +270,20 @@ pub fn record<E: Environment>(
             Inserted::Exists => {}
         }
         // Another flow of the client's looks the same to the backend; or another CPU is opening
-        // this very flow, or only half of it is left: share it.
+        // this very flow: its half is shared. Or somebody is about to remove what is left of an
+        // earlier one, and says of a connection that is over what would be believed of this.
         if let Some(entry) = environment.flow(&scratch.reply_key)
             && *entry.translated() == scratch.reply.translated
         {
+            if !is_opening(environment, entry) {
+                environment.remove_flow(&scratch.reply_key);
+                if matches!(
+                    environment.insert_flow(&scratch.reply_key, &scratch.reply),
+                    Inserted::Full
+                ) {
+                    return Recorded::Full;
+                }
+            }
             return record_forward(environment, packet, scratch);
         }
         scratch.forward.set_manner(Manner::Translate);
@@ -299,6 +309,13 @@ pub fn record<E: Environment>(
         }
     }
     Recorded::NoPort
+}
+
+/// Whether a half is of a flow that is just being opened.
+#[inline(always)]
+fn is_opening<E: Environment>(environment: &E, entry: FlowEntry) -> bool {
+    const SECOND: u64 = 1_000_000_000;
+    entry.state().is_half_open() && entry.age(environment.now()) < SECOND
 }
 
 /// Adds both halves with the source address that they have and a port of the translation block.

@@ -17,7 +17,8 @@
 
 use core::ptr::NonNull;
 
-use super::{Environment, FlowEntry, cached};
+use super::cached::Stale;
+use super::{Environment, FlowEntry};
 use crate::ring::{RingSlot, half_open_budget};
 use crate::{FlowState, Reason, Tuple, words};
 
@@ -159,7 +160,7 @@ fn remove<E: Environment>(environment: &E, key: &Tuple, entry: FlowEntry) {
     // The flow cache has settled flows alone. For those that were idle for as long as it takes to
     // be over, it holds nothing that it believes.
     if entry.state().is_finished() {
-        cached::forget(environment, key, entry);
+        Stale::of(key, entry).forget(environment);
     }
     let partner = environment.partner(entry);
     if partner.is_some_and(|partner| partner.translated().reverses(key)) {

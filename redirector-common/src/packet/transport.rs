@@ -36,6 +36,13 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::ACK
     }
 
+    /// Whether the sender has no more to say: FIN and ACK, without SYN or RST.
+    #[inline(always)]
+    #[must_use]
+    pub const fn closes(self) -> bool {
+        self.acknowledges() && self.any(Self::FIN)
+    }
+
     /// Whether this answers one that opens a connection: SYN and ACK, without RST or FIN.
     #[inline(always)]
     #[must_use]

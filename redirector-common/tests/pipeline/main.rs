@@ -6,10 +6,12 @@
 mod addresses;
 mod caching;
 mod choosing;
+mod connections;
 mod deciding;
 mod events;
 mod handover;
 mod host;
+mod moving;
 mod packets;
 mod parsing;
 mod pressure;

@@ -6,7 +6,9 @@ use core::ptr;
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use redirector_common::packet::environment::Recorded;
 use redirector_common::packet::pressure::Slot;
-use redirector_common::packet::{Route, handover, mss, new_flow, pressure};
+use redirector_common::packet::{
+    Environment, Route, decide, handover, mss, new_flow, pressure, track,
+};
 use redirector_common::{FrontendKey, Protocol, SteeredKey};
 
 use super::{EEXIST, Kernel};
@@ -41,6 +43,30 @@ pub(super) extern "C" fn reply_clamp(ctx: *mut __sk_buff) -> u32 {
     let cursor = unsafe { &mut (*environment.workspace).option };
     mss::lower(&mut skb, packet, cursor, limit);
     0
+}
+
+/// Follows the state of the flow of the packet in the workspace.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn flow_follow() -> u32 {
+    if let Some((environment, packet, _)) = Kernel::new(ptr::null_mut())
+        && let Some(entry) = environment.flow(&packet.tuple)
+    {
+        track::follow(&environment, packet, entry);
+    }
+    0
+}
+
+/// Removes the flow of the packet in the workspace if it is over. 0: it is not.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn flow_remove_over() -> u32 {
+    let Some((environment, packet, _)) = Kernel::new(ptr::null_mut()) else {
+        return 0;
+    };
+    // Where another CPU has removed it, it is as well.
+    let entry = environment.flow(&packet.tuple);
+    entry.is_none_or(|entry| decide::remove_over(&environment, packet, entry)).into()
 }
 
 /// Makes room for the flow that is put together in the workspace. A function of its own, so that

@@ -42,10 +42,11 @@ impl Epochs {
     }
 
     fn raise_one(&mut self, index: u32) -> Result<(), TableError> {
-        // A program may raise it in between. Whatever was filled in before either of us began is
-        // void all the same, since the number then is not the one that stood there.
+        // Programs may raise it in between, by two each time because they set the lowest bit so that
+        // no epoch is 0. What was filled in under any of their numbers is void all the same: this
+        // one is far from those.
+        const FAR: u32 = 1 << 16;
         let epoch = self.table.get(index)?;
-        // By two: programs set the lowest bit, so that no epoch is 0.
-        self.table.set(&index, &epoch.wrapping_add(2))
+        self.table.set(&index, &epoch.wrapping_add(FAR))
     }
 }

@@ -184,19 +184,35 @@ pub fn collect(
             }
             continue;
         }
-        let partner = flow.translated.reversed();
-        let halves = match find_partner(&*table, &key, &flow)? {
-            Some(_) => vec![key, partner],
-            None => vec![key],
-        };
-        for half in &halves {
-            table.remove_half(half, fate == Fate::Orphaned)?;
-        }
+        let removed = remove(table, &key, &flow, fate == Fate::Orphaned)?;
         let count =
             if fate == Fate::Orphaned { &mut collected.orphaned } else { &mut collected.expired };
-        *count += halves.len() as u64;
+        *count += removed;
     }
     Ok(collected)
+}
+
+/// Removes both halves of a flow, and says how many there were. The reply half first: for as long as
+/// the other is there no packet opens the flow again, and would take what is about to go for its own.
+fn remove(
+    table: &mut dyn FlowTable,
+    key: &Tuple,
+    flow: &Flow,
+    early: bool,
+) -> Result<u64, TableError> {
+    let partner =
+        find_partner(&*table, key, flow)?.map(|partner| (flow.translated.reversed(), partner));
+    let mut halves: Vec<_> = [Some((*key, *flow)), partner].into_iter().flatten().collect();
+    halves.sort_by_key(|(_, half)| half.direction() == Direction::Forward);
+    let mut removed = 0;
+    for (key, half) in halves {
+        // Unless a client has come again since, with a flow of its own.
+        if table.half(&key)?.is_some_and(|found| found.created == half.created) {
+            table.remove_half(&key, early)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,13 +22,15 @@ use crate::{
 };
 
 /// State before, FINs seen from client and backend, direction and bits of the packet, state after.
-const TCP: [(FlowState, [bool; 2], Direction, Flags, FlowState); 25] = [
+const TCP: [(FlowState, [bool; 2], Direction, Flags, FlowState); 34] = [
     (SynSent, [false, false], Forward, Flags::SYN, SynSent),
     (SynSent, [false, false], Reply, Flags::SYN_ACK, SynReceived),
     (SynSent, [false, false], Reply, Flags::RST, Closed),
     (SynSent, [false, false], Forward, Flags::RST, Closed),
     (SynSent, [false, false], Reply, Flags::ACK, SynSent),
+    (SynSent, [false, false], Forward, Flags::FIN_ACK, SynSent),
     (SynReceived, [false, false], Reply, Flags::SYN_ACK, SynReceived),
+    (SynReceived, [false, false], Forward, Flags::NONE, SynReceived),
     (SynReceived, [false, false], Forward, Flags::SYN, SynReceived),
     (SynReceived, [false, false], Forward, Flags::ACK, Established),
     (SynReceived, [false, false], Reply, Flags::RST, Closed),
@@ -45,9 +47,16 @@ const TCP: [(FlowState, [bool; 2], Direction, Flags, FlowState); 25] = [
     (HalfClosed, [false, true], Forward, Flags::FIN_ACK, TimeWait),
     (HalfClosed, [false, true], Reply, Flags::FIN_ACK, HalfClosed),
     (HalfClosed, [false, true], Reply, Flags::RST, Closed),
+    (HalfClosed, [false, true], Forward, Flags::SYN, HalfClosed),
+    (HalfClosed, [false, true], Reply, Flags::SYN_ACK, SynReceived),
+    (HalfClosed, [true, true], Forward, Flags::ACK, TimeWait),
     (TimeWait, [true, true], Forward, Flags::ACK, TimeWait),
     (TimeWait, [true, true], Reply, Flags::FIN_ACK, TimeWait),
     (TimeWait, [true, true], Reply, Flags::RST, Closed),
+    (TimeWait, [true, true], Reply, Flags::SYN_ACK, TimeWait),
+    (Closed, [false, false], Forward, Flags::ACK, Closed),
+    (Closed, [false, false], Reply, Flags::ACK, Closed),
+    (Closed, [false, false], Reply, Flags::SYN_ACK, SynReceived),
 ];
 
 /// State before, direction of the datagram, state after.

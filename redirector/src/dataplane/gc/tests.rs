@@ -78,6 +78,60 @@ fn a_half_alone_goes_after_its_own_timeout() {
     assert!(table.is_empty());
 }
 
+/// A table whose client comes again as soon as its forward half is gone, as a packet would have it:
+/// with what is left of the flow for its own.
+#[derive(Default)]
+struct Busy {
+    table: BTreeMap<Tuple, Flow>,
+    opened: u64,
+}
+
+impl FlowTable for Busy {
+    fn read(&self, each: &mut dyn FnMut(Vec<(Tuple, Flow)>)) -> Result<(), TableError> {
+        self.table.read(each)
+    }
+
+    fn half(&self, key: &Tuple) -> Result<Option<Flow>, TableError> {
+        self.table.half(key)
+    }
+
+    fn put_half(&mut self, key: &Tuple, flow: &Flow) -> Result<(), TableError> {
+        self.table.put_half(key, flow)
+    }
+
+    fn remove_half(&mut self, key: &Tuple, _: bool) -> Result<(), TableError> {
+        let Some(flow) = self.table.remove(key) else {
+            return Ok(());
+        };
+        // A client that has a forward half uses that.
+        if flow.direction() == Direction::Forward && self.opened == 0 {
+            self.opened = 1000 * SECOND;
+            let half = |direction, translated| {
+                Flow::new(direction, translated, 2, 2, false, 1000 * SECOND)
+            };
+            let reply = half(Direction::Reply, key.reversed());
+            self.table.entry(flow.translated.reversed()).or_insert(reply);
+            self.table.insert(*key, half(Direction::Forward, flow.translated));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_client_that_comes_again_meanwhile_has_a_whole_flow() {
+    for orphaned in [true, false] {
+        let mut busy = Busy::default();
+        add(&mut busy.table, Protocol::Udp, 1000, (0, 0));
+        let old = (!orphaned).then_some((1, 1));
+        let listed = old.into_iter().chain([(2, 2)]).collect();
+        let now = if orphaned { SECOND } else { 200 * SECOND };
+        let collected = collect(&mut busy, keep(&listed), now).expect("collected");
+        assert_eq!(collected.orphaned + collected.expired, 2);
+        assert_eq!(busy.table.len(), 2);
+        assert!(busy.table.values().all(|half| half.created == busy.opened));
+    }
+}
+
 #[test]
 fn udp_flows_end_with_their_backend() {
     let mut table = BTreeMap::new();
