@@ -13,7 +13,7 @@ use redirector_tests::{
     agent::Lab,
     client, frame,
     namespace::Namespace,
-    packet::Packet,
+    packet::{Flags, Packet},
     server::{Server, Service},
     site::{CONFIG, PLACES, Place, check_answers, serve_echo, serve_names},
     topology::{CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2},
@@ -280,6 +280,35 @@ fn tagged_frames() -> Result<()> {
                         .with_context(|| format!("{tags:?} over {family:?}, XDP {mode}"))?;
                     ensure!(tagged.bytes().ends_with(&answer[..count]) && count == 33);
                 }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Somebody who knows a connection's ends and not its numbers cannot take its flow from it.
+#[test]
+fn resets_with_wrong_numbers() -> Result<()> {
+    for mode in ["native", "off"] {
+        Lab::run_with_options(CONFIG, &["--xdp-mode", mode], |lab| {
+            let _servers = serve_echo(lab)?;
+            let macs = (lab.net.node1.mac("eth0")?, lab.net.client.mac("eth0")?);
+            for family in FAMILIES {
+                let stream = client::tcp(&lab.net.client, Place::Remote.tcp(family))?;
+                client::echo(&stream, b"before")?;
+                let (source, frontend) = (stream.local_addr()?, stream.peer_addr()?);
+                let has_state = |state: &str| -> Result<bool> {
+                    let rows = lab.cli().rows(&["flow", "list"])?;
+                    let own = rows.iter().find(|row| row["client"] == source.to_string());
+                    Ok(own.context("the flow is gone")?["state"] == state)
+                };
+                let forged = Packet::tcp(Flags::RST, source, frontend).macs(macs.0, macs.1);
+                frame::inject(&lab.net.client, "eth0", &forged.bytes())?;
+                wait::until_true("the RST to be seen", wait::SOON, || has_state("closed"))?;
+                client::echo(&stream, b"after")?;
+                ensure!(has_state("established")?, "{family:?}, XDP {mode}");
+                client::finish(&stream)?;
             }
             Ok(())
         })?;
