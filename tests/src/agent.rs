@@ -262,7 +262,7 @@ impl Lab {
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         let mut agent = self.agent.take().context("no agent runs")?;
-        let stopped = wait::until("the agent to end", wait::SOON, || Ok(agent.try_wait()?));
+        let stopped = wait::until("the agent to end", START, || Ok(agent.try_wait()?));
         if stopped.is_err() {
             agent.kill()?;
         }

@@ -26,9 +26,11 @@ use tokio::task::JoinSet;
 use crate::admin::Admin;
 use crate::config::XdpMode;
 use crate::dataplane::attach::Clients;
+use crate::dataplane::detach::detach_locked;
 use crate::dataplane::lock::Lock;
 use crate::dataplane::neighbours::Ways;
 use crate::dataplane::pins::Pins;
+use crate::dataplane::resize::Turn;
 use crate::dataplane::{netlink, prerequisites};
 use crate::k8s;
 use crate::k8s::client::Access;
@@ -175,11 +177,15 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
     };
     let mut host = netlink.read().await?;
     let chosen = wishes.choose(&host)?;
+    let is_installed = inheritance.lock.is_some();
     let lock = settle_in(&options.pins, inheritance.lock)?;
     // Until the programs that are attached use the maps that are opened here.
     let turn = events.turn(&options.pins).await;
     let turn = turn.with_context(|| options.pins.maps().display().to_string())?;
     let Some(turn) = turn else {
+        if is_installed && options.detach_on_exit {
+            detach_locked(&options.pins, &lock)?;
+        }
         return Ok(Ended::Stopped);
     };
     let (mut node, voices) = Node::start(wishes, kernel, (&host, chosen), lock, turn)?;
@@ -269,7 +275,7 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
         };
         // Before anything is written into maps that nobody uses any more.
         if node.has_moved(&turn) {
-            return Ok(node.begin_anew());
+            return begin_anew(node, &mut events, turn, tasks).await;
         }
         if event == Event::ClusterChanged {
             node.follow_cluster(&host);
@@ -321,10 +327,25 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
         }
         // The file may ask for it.
         if node.has_moved(&turn) {
-            return Ok(node.begin_anew());
+            return begin_anew(node, &mut events, turn, tasks).await;
         }
         node.reconcile(&host, event == Event::Tick);
     }
+}
+
+/// Ends for another to begin in this process, unless it was told to end meanwhile.
+async fn begin_anew(
+    node: Node,
+    events: &mut Events,
+    turn: Turn,
+    mut tasks: JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<Ended> {
+    if !events.are_over().context("cannot listen for signals")? {
+        return Ok(node.begin_anew());
+    }
+    drop(turn);
+    tasks.shutdown().await;
+    node.stop().await.map(|()| Ended::Stopped)
 }
 
 /// Makes the directories of the pins, and takes them, unless they were taken already.

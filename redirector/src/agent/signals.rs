@@ -50,12 +50,18 @@ impl Listener {
     pub(super) async fn next(&self) -> io::Result<Event> {
         loop {
             let mut ready = self.file.readable().await?;
-            let Some(signal) = self.file.get_ref().read_signal()? else {
-                ready.clear_ready();
-                continue;
-            };
-            let is_hangup = i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32);
-            return Ok(if is_hangup { Event::Reload } else { Event::Stop });
+            match self.read()? {
+                Some(event) => return Ok(event),
+                None => ready.clear_ready(),
+            }
         }
+    }
+
+    /// The same, if there is one already.
+    pub(super) fn read(&self) -> io::Result<Option<Event>> {
+        Ok(self.file.get_ref().read_signal()?.map(|signal| {
+            let is_hangup = i32::try_from(signal.ssi_signo) == Ok(Signal::SIGHUP as i32);
+            if is_hangup { Event::Reload } else { Event::Stop }
+        }))
     }
 }

@@ -42,6 +42,21 @@ impl Events {
         }
     }
 
+    /// Whether a signal that was not heard of yet says that the agent is to end.
+    ///
+    /// # Errors
+    ///
+    /// If signals can no longer be heard.
+    pub(super) fn are_over(&mut self) -> std::io::Result<bool> {
+        while let Some(event) = self.signals.read()? {
+            if event == Event::Stop {
+                return Ok(true);
+            }
+            self.keep(event);
+        }
+        Ok(false)
+    }
+
     /// Waits until nobody makes tables larger; `None` where the agent is to stop meanwhile.
     ///
     /// # Errors

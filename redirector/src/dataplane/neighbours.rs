@@ -62,8 +62,9 @@ impl Ways {
     }
 
     fn matters(&mut self, message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-        // Anything else, an overrun above all, may hide a change.
+        // Anything else, an overrun above all, may hide a change, and another back.
         let NetlinkPayload::InnerMessage(inner) = &message.payload else {
+            self.known.clear();
             return true;
         };
         if let RouteNetlinkMessage::NewNeighbour(neighbour) = inner {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Array, MapData, MapError, RingBuf};
+use aya::maps::{Array, MapData, MapError, MapInfo, RingBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use redirector_common::map_name::MapName;
@@ -72,6 +72,8 @@ pub struct Watcher {
     maps: Pinned,
     wish: Watch,
     control: Array<MapData, Watch>,
+    /// The kernel's number of that map: another agent may have made others.
+    control_id: Option<u32>,
     events: RingBuf<MapData>,
     /// When it began: what was told before is not for us.
     since: u64,
@@ -88,6 +90,7 @@ impl Watcher {
     /// If somebody else watches, or the maps cannot be used.
     pub fn begin(maps: &Pinned, wish: Watch) -> Result<Self, WatchError> {
         let held = hold(maps)?;
+        let control_id = installed(maps);
         let mut control = maps.control()?;
         // Somebody who was killed may have left a wish, and events: they are not read here.
         ask(&mut control, Watch::NONE)?;
@@ -98,6 +101,7 @@ impl Watcher {
             maps: maps.clone(),
             wish,
             control,
+            control_id,
             events,
             since: now(),
             lost_before,
@@ -114,7 +118,7 @@ impl Watcher {
     /// If the map cannot be written, or programs that tell anything are no longer there.
     pub fn renew(&mut self) -> Result<(), WatchError> {
         let pins = self.maps.pins();
-        if !pins.map(MapName::Watch).exists() {
+        if self.control_id.is_none() || installed(&self.maps) != self.control_id {
             return Err(WatchError::Gone { dir: pins.dir().to_owned() });
         }
         let lease = u64::try_from(LEASE.as_nanos()).unwrap_or(u64::MAX);
@@ -174,6 +178,11 @@ impl Drop for Watcher {
 fn ask(control: &mut Array<MapData, Watch>, wish: Watch) -> Result<(), WatchError> {
     let name = MapName::Watch.name();
     control.set(0, wish, 0).map_err(|source| WatchError::Ask { name, source })
+}
+
+/// The kernel's number of the map that asks the data path, as it is pinned now.
+fn installed(maps: &Pinned) -> Option<u32> {
+    MapInfo::from_pin(maps.pins().map(MapName::Watch)).ok().map(|info| info.id())
 }
 
 /// The lock of those who watch: on the directory of links, which nobody locks for anything else.

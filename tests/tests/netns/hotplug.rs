@@ -1,8 +1,11 @@
 //! Interfaces that come, go, change their names and come back, while connections live.
 
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use redirector::dataplane::netlink;
 use redirector_common::Family;
 use redirector_tests::{
     agent::Lab,
@@ -295,5 +298,51 @@ fn renamed_while_there_is_no_agent() -> Result<()> {
         check_clean(&lab.net.node1, "eth3")?;
         ensure!(!lab.has_pins(), "detach left pins");
         Ok(())
+    })
+}
+
+/// Addresses go while the kernel tells of all: those that stay are told of all the same.
+#[test]
+fn read_while_others_go() -> Result<()> {
+    let host = Namespace::new("churn")?;
+    let address = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        IpAddr::from([198, 18, high, low])
+    };
+    let change = |action: &str, numbers: std::ops::Range<u16>| -> Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        let line = |number: u16| format!("address {action} {} dev lo\n", address(number));
+        std::fs::write(file.path(), numbers.map(line).collect::<String>())?;
+        host.run("ip", [std::ffi::OsStr::new("-batch"), file.path().as_os_str()]).map(drop)
+    };
+    // More than the kernel tells of at once; the first go and come, so that others move up.
+    change("add", 0..2000)?;
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| -> Result<()> {
+            while !ended.load(Ordering::Relaxed) {
+                change("del", 0..300)?;
+                change("add", 0..300)?;
+                // Not for a condition: nothing can be read whole that never stands still.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Ok(())
+        });
+        let read = host.enter(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (connection, netlink, _changes) = netlink::connect()?;
+                tokio::spawn(connection);
+                for attempt in 0..20 {
+                    let found = netlink.read().await?.addresses();
+                    let missing = (300..2000).map(address).filter(|it| !found.contains(it)).count();
+                    ensure!(missing == 0, "{missing} are missing, attempt {attempt}");
+                }
+                Ok(())
+            })
+        });
+        ended.store(true, Ordering::Relaxed);
+        changing.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        read
     })
 }
