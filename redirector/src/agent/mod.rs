@@ -176,8 +176,14 @@ pub async fn run(options: Options, inheritance: Inheritance) -> anyhow::Result<E
         None => None,
     };
     let mut host = netlink.read().await?;
-    let chosen = wishes.choose(&host)?;
     let is_installed = inheritance.lock.is_some();
+    let before = if is_installed {
+        // A default route that is gone for this moment takes nothing off.
+        options.pins.attached().context("cannot list the pins")?
+    } else {
+        BTreeSet::new()
+    };
+    let chosen = wishes.choose(&host, &Vec::from_iter(before))?;
     let lock = settle_in(&options.pins, inheritance.lock)?;
     // Until the programs that are attached use the maps that are opened here.
     let turn = events.turn(&options.pins).await;

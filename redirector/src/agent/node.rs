@@ -298,7 +298,7 @@ impl Node {
 
     /// Reads the file. One that is wrong changes nothing.
     pub(super) fn reload(&mut self, host: &Host) {
-        match self.wishes.reload(host) {
+        match self.wishes.reload(host, &self.chosen) {
             Ok(chosen) => {
                 tracing::info!("the file was read");
                 self.account.config_accepted();

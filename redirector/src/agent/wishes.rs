@@ -39,7 +39,7 @@ impl Wishes {
 
     /// Reads the file again. One that is wrong, or does not suit this host, changes nothing.
     /// Returns the interfaces to work on from now.
-    pub(super) fn reload(&mut self, host: &Host) -> anyhow::Result<Vec<String>> {
+    pub(super) fn reload(&mut self, host: &Host, before: &[String]) -> anyhow::Result<Vec<String>> {
         // Read once: what is written in place may be another the next time.
         let read = read_file(&self.options);
         self.file = read.as_ref().ok().cloned().flatten();
@@ -49,18 +49,20 @@ impl Wishes {
             anyhow::bail!("{}: is empty; to publish nothing, write publish: []", path.display());
         }
         let config = parse_file(&self.options, self.file.as_deref())?;
+        // Interfaces that were named and are not any more go.
+        let before = if self.asked().is_none() { before } else { &[] };
         let earlier = std::mem::replace(&mut self.config, config);
-        let chosen = self.choose(host);
+        let chosen = self.choose(host, before);
         if chosen.is_err() {
             self.config = earlier;
         }
         chosen
     }
 
-    /// Interfaces to work on, one of which is there at least. Those that are there are suitable;
-    /// others may come later.
-    pub(super) fn choose(&self, host: &Host) -> anyhow::Result<Vec<String>> {
-        let chosen = self.keep(host, &[]);
+    /// Interfaces to work on, given those of before; one of them is there at least. Those that are
+    /// there are suitable; others may come later.
+    pub(super) fn choose(&self, host: &Host, before: &[String]) -> anyhow::Result<Vec<String>> {
+        let chosen = self.keep(host, before);
         anyhow::ensure!(
             !chosen.is_empty(),
             "no interface has a default route: name the interfaces to work on, with --interface \
@@ -78,12 +80,16 @@ impl Wishes {
 
     /// Interfaces to work on, given those of before, whether or not they are still there.
     pub(super) fn keep(&self, host: &Host, before: &[String]) -> Vec<String> {
-        let asked = if self.options.interfaces.is_empty() {
+        interfaces::choose(host, self.asked(), before)
+    }
+
+    /// Names of interfaces, if there are any.
+    fn asked(&self) -> Option<&[String]> {
+        if self.options.interfaces.is_empty() {
             self.config.interfaces.as_deref()
         } else {
             Some(self.options.interfaces.as_slice())
-        };
-        interfaces::choose(host, asked, before)
+        }
     }
 
     pub(super) fn xdp_mode(&self) -> XdpMode {

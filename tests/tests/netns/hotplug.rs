@@ -110,6 +110,32 @@ fn one_that_gets_a_default_route() -> Result<()> {
     })
 }
 
+/// A default route that is gone for a moment takes nothing off, even if the agent begins anew then.
+#[test]
+fn one_that_loses_its_default_route() -> Result<()> {
+    Lab::run(|lab| {
+        let config = |flows| format!("tables: {{flows: {flows}}}\n{CONFIG}");
+        lab.net.node1.ip(&format!("route add default via {}", Addresses::new(1, 2).v4))?;
+        lab.write_config(&config(1024))?;
+        let command = lab.run_command()?;
+        lab.start_command(command)?;
+        lab.wait_ready()?;
+        let _server = Server::tcp(&lab.net.node1, 8080, Service::Whoami("node1"))?;
+        lab.net.node1.ip("route del default")?;
+        lab.write_config(&config(2048))?;
+        wait::until_true("the agent to begin anew", wait::SOON, || {
+            Ok(lab.log().matches("the data path is up").count() == 2)
+        })?;
+        ensure!(status(lab, "eth0")?["xdp"] == "native", "{}", status(lab, "eth0")?);
+        for family in FAMILIES {
+            let frontend = std::net::SocketAddr::new(NODE1.of(family), 80);
+            let answer = client::whoami(&lab.net.client, frontend)?;
+            ensure!(answer.server == "node1", "{answer:?}");
+        }
+        Ok(())
+    })
+}
+
 /// A bare cable is plugged in and its other end moved in later.
 #[test]
 fn one_that_moves_in_and_out() -> Result<()> {
