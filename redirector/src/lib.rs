@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod agent;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

@@ -3,21 +3,16 @@
 use proptest::prelude::*;
 use redirector_common::cache::LIFETIME;
 use redirector_common::packet::{Hook, Packet, Route, Step, TcpFlags};
-use redirector_common::{Backend, Port, Protocol, Reason, Tuple};
+use redirector_common::{Protocol, Reason, Tuple};
 
 use crate::deciding::{client, node, packet, remote, tcp, udp};
-use crate::host::{Host, SECOND, v4};
+use crate::host::{Host, SECOND};
 
 const TICK: u64 = SECOND / 250;
 
 /// A node with a backend elsewhere behind port 80 and one of its own behind 81, of each protocol.
 fn host() -> Host {
-    let mut host = Host::new();
-    for protocol in Protocol::ALL {
-        host.serve(&[80], protocol, Some(Backend::remote(v4(50), Port::new(8080))));
-        host.serve(&[81], protocol, Some(Backend::local(Port::new(8080))));
-    }
-    host
+    Host::serving(&[80], &[81])
 }
 
 /// Opens a TCP flow to a backend elsewhere and returns a packet of each direction.

@@ -2,10 +2,10 @@
 
 use proptest::prelude::*;
 use redirector_common::packet::{Environment, Step, TcpFlags};
-use redirector_common::{Backend, FlowState, Port, Protocol, Reason, Tuple};
+use redirector_common::{FlowState, Protocol, Reason, Tuple};
 
 use crate::deciding::{client, node, packet, tcp, udp};
-use crate::host::{Host, SECOND, v4};
+use crate::host::{Host, SECOND};
 
 const SYN: u8 = TcpFlags::SYN;
 const ACK: u8 = TcpFlags::ACK;
@@ -14,12 +14,7 @@ const RST: u8 = TcpFlags::RST;
 
 /// A node with one backend elsewhere behind two frontends, and one of its own behind a third.
 fn host() -> Host {
-    let mut host = Host::new();
-    for protocol in Protocol::ALL {
-        host.serve(&[80, 81], protocol, Some(Backend::remote(v4(50), Port::new(8080))));
-        host.serve(&[82], protocol, Some(Backend::local(Port::new(8080))));
-    }
-    host
+    Host::serving(&[80, 81], &[82])
 }
 
 /// One connection, through the host.

@@ -131,6 +131,17 @@ impl Host {
         }
     }
 
+    /// The same with a backend elsewhere behind these ports and one of its own behind those, of each
+    /// protocol.
+    pub(crate) fn serving(remote: &[u16], local: &[u16]) -> Self {
+        let mut host = Self::new();
+        for protocol in Protocol::ALL {
+            host.serve(remote, protocol, Some(Backend::remote(v4(50), Port::new(8080))));
+            host.serve(local, protocol, Some(Backend::local(Port::new(8080))));
+        }
+        host
+    }
+
     /// Adds a service with frontends `192.0.2.1:port` and one backend.
     pub(crate) fn serve(&mut self, ports: &[u16], protocol: Protocol, backend: Option<Backend>) {
         let id = self.services.len() as ServiceId + 1;

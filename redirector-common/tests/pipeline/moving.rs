@@ -1,7 +1,7 @@
 //! While the flow table is made larger no flow is opened, and what has none is sent again.
 
 use redirector_common::packet::{Hook, Socket, Step, TcpFlags};
-use redirector_common::{Backend, Port, PortFlags, Protocol, Reason};
+use redirector_common::{Port, PortFlags, Reason};
 
 use crate::deciding::{client, node, packet, remote, tcp, udp};
 use crate::host::{Host, SECOND, v4};
@@ -11,12 +11,7 @@ const ACK: u8 = TcpFlags::ACK;
 
 /// A node with backends elsewhere behind port 80 and one of its own behind 81, of each protocol.
 fn host() -> Host {
-    let mut host = Host::new();
-    for protocol in Protocol::ALL {
-        host.serve(&[80], protocol, Some(Backend::remote(v4(50), Port::new(8080))));
-        host.serve(&[81], protocol, Some(Backend::local(Port::new(8080))));
-    }
-    host
+    Host::serving(&[80], &[81])
 }
 
 /// The table moves from now on, for five seconds.

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use aya::maps::MapError;
 use redirector_common::map_name::MapName;
 
+use crate::causes::chain;
+
 /// Why the maps could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PinnedError {
@@ -71,18 +73,4 @@ pub(super) fn os_error(error: &(dyn std::error::Error + 'static)) -> Option<i32>
         next = error.source();
     }
     None
-}
-
-/// An error with what caused it, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-        next = error.source();
-    }
-    text
 }

@@ -3,6 +3,7 @@
 use kube::core::Status;
 
 use super::super::record::Kind;
+use crate::causes::chain;
 
 /// Why nothing came.
 #[derive(Debug, thiserror::Error)]
@@ -85,18 +86,4 @@ impl Fault {
             _ => Cure::Wait,
         }
     }
-}
-
-/// An error and its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -134,6 +134,17 @@ fn bookmark(version: u32) -> String {
     json!({"type": "BOOKMARK", "object": object}).to_string() + "\n"
 }
 
+/// Names of the pods, once they were listed.
+async fn listed_pods(cluster: &Cluster) -> Vec<String> {
+    let listed = async {
+        while cluster.with(|index| index.missing().any(|kind| kind == Kind::Pod)) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), listed).await.expect("in time");
+    cluster.with(|index| index.pods().map(|pod| pod.name.name.clone()).collect())
+}
+
 /// Follows pods of a server; ends with the tasks.
 fn follow_pods(port: u16, streams: bool) -> (Cluster, JoinSet<anyhow::Result<()>>) {
     let config = kube::Config::new(format!("http://127.0.0.1:{port}").parse().expect("a URI"));
@@ -191,15 +202,7 @@ async fn what_goes_while_it_is_listed_is_gone() {
         ("200 OK", body)
     });
     let (cluster, _tasks) = follow_pods(port, true);
-    let listed = async {
-        while cluster.with(|index| index.missing().any(|kind| kind == Kind::Pod)) {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(Duration::from_secs(30), listed).await.expect("in time");
-    let names: Vec<String> =
-        cluster.with(|index| index.pods().map(|pod| pod.name.name.clone()).collect());
-    assert_eq!(names, ["comes-again", "web"]);
+    assert_eq!(listed_pods(&cluster).await, ["comes-again", "web"]);
     let first = requests.recv().expect("a request");
     assert!(first.contains("resourceVersion=&") || first.contains("resourceVersion= "), "{first}");
 }
@@ -277,15 +280,7 @@ async fn pages_that_are_gone_begin_the_list_anew() {
         }
     });
     let (cluster, _tasks) = follow_pods(port, false);
-    let listed = async {
-        while cluster.with(|index| index.missing().any(|kind| kind == Kind::Pod)) {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(Duration::from_secs(30), listed).await.expect("in time");
-    let names: Vec<String> =
-        cluster.with(|index| index.pods().map(|pod| pod.name.name.clone()).collect());
-    assert_eq!(names, ["second", "third"]);
+    assert_eq!(listed_pods(&cluster).await, ["second", "third"]);
     let asked: Vec<String> = requests.try_iter().collect();
     let resumed: Vec<bool> =
         asked.iter().take(5).map(|asked| asked.contains("continue=")).collect();
