@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use super::pressure::{self, Slot};
 use super::{
-    FlowEntry, NextHop, Outcome, Packet, Route, Socket, decide, handover, new_flow, track,
+    FlowEntry, NextHop, Outcome, Packet, Route, Socket, handover, new_flow, renewal, track,
 };
 use crate::fragment::{FirstFragment, FragmentKey};
 use crate::{
@@ -57,12 +57,12 @@ pub trait Environment {
         track::follow(self, packet, entry);
     }
 
-    /// Removes the packet's flow if it is over: [`decide::remove_over`].
+    /// Removes the packet's flow if it is over: [`renewal::remove_over`].
     fn remove_over(&self, packet: &Packet, entry: FlowEntry) -> bool
     where
         Self: Sized,
     {
-        decide::remove_over(self, packet, entry)
+        renewal::remove_over(self, packet, entry)
     }
 
     /// Makes room for the flow that is put together, and notes that it comes: [`pressure::admit`]

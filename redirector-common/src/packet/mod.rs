@@ -24,6 +24,7 @@ pub mod parse;
 pub mod pressure;
 pub mod quoted;
 pub mod related;
+pub mod renewal;
 pub mod rewrite;
 pub mod select;
 pub mod steer;

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST};
 use redirector_common::packet::environment::Recorded;
 use redirector_common::packet::pressure::Slot;
 use redirector_common::packet::{
-    Environment, Route, decide, handover, mss, new_flow, pressure, track,
+    Environment, Route, handover, mss, new_flow, pressure, renewal, track,
 };
 use redirector_common::{FrontendKey, Protocol, SteeredKey};
 
@@ -66,7 +66,7 @@ pub(super) extern "C" fn flow_remove_over() -> u32 {
     };
     // Where another CPU has removed it, it is as well.
     let entry = environment.flow(&packet.tuple);
-    entry.is_none_or(|entry| decide::remove_over(&environment, packet, entry)).into()
+    entry.is_none_or(|entry| renewal::remove_over(&environment, packet, entry)).into()
 }
 
 /// Makes room for the flow that is put together in the workspace. A function of its own, so that
