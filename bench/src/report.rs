@@ -264,11 +264,17 @@ impl Measured<'_> {
                 ns: round(ns),
                 floor: floor_name,
                 floor_ns: round(floor_ns),
-                ratio: (ns / floor_ns * 1000.0).round() / 1000.0,
+                ratio: ratio(ns, floor_ns),
             }
         });
         rows.collect()
     }
+}
+
+/// To four digits: one packet that is lost makes few connections of many, but not none.
+pub(crate) fn ratio(value: f64, floor: f64) -> f64 {
+    let ratio = value / floor;
+    format!("{ratio:.3e}").parse().unwrap_or(ratio)
 }
 
 pub(crate) fn round(ns: f64) -> f64 {

@@ -7,7 +7,7 @@ use redirector_common::Family;
 use serde::Serialize;
 
 use super::path::{Path, Place};
-use crate::report::{Samples, family_name, round};
+use crate::report::{Samples, family_name, ratio, round};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,7 +77,7 @@ impl Measured {
                 spread: (samples.spread() * 1000.0).round() / 1000.0,
                 floor: floor.name(self.place),
                 floor_value: round(floor_value),
-                ratio: (value / floor_value * 1000.0).round() / 1000.0,
+                ratio: ratio(value, floor_value),
             }
         })
     }

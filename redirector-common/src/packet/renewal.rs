@@ -24,8 +24,8 @@ pub(super) fn may_begin_anew<E: Environment>(
     }
 }
 
-/// Removes the flow that a packet has found which [may begin anew](may_begin_anew), if it is over.
-/// Whether it was removed.
+/// Removes the flow that a packet has found which may begin anew, if it is over. Whether it was
+/// removed.
 #[inline(always)]
 pub fn remove_over<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry) -> bool {
     let now = environment.now();

@@ -1,6 +1,6 @@
 //! Watches: what keeps the index in step with the API server, whatever happens to either.
 //!
-//! The steps of listing, watching and resuming are those of [`feed`]. Here stands what is left:
+//! The steps of listing, watching and resuming are those of `feed`. Here stands what is left:
 //! objects become records at once, a malformed one is skipped, errors are waited out, a server that
 //! does not know streaming lists is asked for pages, and credentials that are refused are read
 //! again.

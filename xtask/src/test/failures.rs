@@ -7,6 +7,9 @@ const LINES: usize = 40;
 /// What stands before what a test has printed: `---- name stdout ----`.
 const HEAD: &str = "---- ";
 
+/// Behind it is where in the code, in a hundred lines.
+const BACKTRACE: &str = "stack backtrace:";
+
 /// The parts of a test program's output that are about failures.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Failures {
@@ -14,6 +17,7 @@ pub(super) struct Failures {
     /// Of the test that is being told of.
     lines: Vec<String>,
     is_telling: bool,
+    is_in_backtrace: bool,
 }
 
 impl Failures {
@@ -29,12 +33,16 @@ impl Failures {
             if line.starts_with(HEAD) {
                 self.end_test();
             }
-            self.lines.push(line.to_owned());
+            self.is_in_backtrace |= line.eq_ignore_ascii_case(BACKTRACE);
+            if !self.is_in_backtrace {
+                self.lines.push(line.to_owned());
+            }
         }
     }
 
     /// The end of one test's output.
     fn end_test(&mut self) {
+        self.is_in_backtrace = false;
         let mut lines = std::mem::take(&mut self.lines).into_iter();
         let left = lines.len().saturating_sub(1 + LINES);
         self.told.extend(lines.next());
@@ -75,6 +83,10 @@ Error: no answer
 
 Caused by:
     timed out
+
+Stack backtrace:
+   0: somewhere
+             at some.rs:1:2
 
 ---- c stdout ----
 Error: no route
