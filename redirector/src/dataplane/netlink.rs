@@ -27,6 +27,9 @@ const BURST: Duration = Duration::from_millis(100);
 /// How often everything is asked for where something changes meanwhile.
 const ATTEMPTS: u32 = 100;
 
+/// How long what changes has to be read before everything is asked for again.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// The kernel could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -177,6 +180,17 @@ pub fn connect() -> Result<(impl Future<Output = ()> + Send + use<>, Netlink, Ch
     Ok((connection, Netlink { handle }, Changes { messages }))
 }
 
+impl NetlinkError {
+    /// Whether so much changed meanwhile that there was no room for an answer.
+    fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Request { source: rtnetlink::Error::NetlinkError(message), .. }
+                if message.to_io().raw_os_error() == Some(libc::ENOBUFS)
+        )
+    }
+}
+
 impl Netlink {
     /// Asks for everything.
     ///
@@ -188,13 +202,14 @@ impl Netlink {
     ///
     /// If the kernel refuses, or there is always something that changes.
     pub async fn read(&self) -> Result<Host, NetlinkError> {
-        let mut before = self.read_once().await?;
+        let mut before = None;
         for _ in 0..ATTEMPTS {
-            let host = self.read_once().await?;
-            if host == before {
-                return Ok(host);
+            match self.read_once().await {
+                Ok(host) if before.as_ref() == Some(&host) => return Ok(host),
+                Ok(host) => before = Some(host),
+                Err(error) if error.is_passing() => tokio::time::sleep(PAUSE).await,
+                Err(error) => return Err(error),
             }
-            before = host;
         }
         Err(NetlinkError::Unsteady)
     }
