@@ -17,7 +17,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// How long it is waited without a word.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What happens, in order, but signals as soon as they are seen; what happens while we wait for our turn is kept.
+/// What happens, in order, but signals as soon as they are seen; what happens while we wait for our
+/// turn is kept.
 pub(super) struct Events {
     signals: Listener,
     receiver: Receiver<Event>,

@@ -175,17 +175,18 @@ fn grow(pins: &Pins, tables: &BTreeMap<MapName, u32>) -> Result<Duration, Resize
         sizes.flows = maps::capacity(pins, MapName::Flows)?;
     }
     let moment = || gc::now().saturating_sub(MARGIN);
-    let prepared = prepare(pins, &names, &sizes).and_then(|programs| {
-        let copied = moment();
-        copy(pins, &names, Stage::New, Which::All)?;
-        let hold = hold(pins, &names)?;
-        let merged = moment();
-        merge(pins, &names, Stage::New, copied)?;
-        for name in &names {
-            rename(pins.staged(*name, Stage::New), pins.staged(*name, Stage::Next))?;
-        }
-        Ok((programs, hold, merged))
-    });
+    let prepared =
+        load(pins, &names, Stage::New, &sizes).map_err(Into::into).and_then(|programs| {
+            let copied = moment();
+            copy(pins, &names, Stage::New, Which::All)?;
+            let hold = hold(pins, &names)?;
+            let merged = moment();
+            merge(pins, &names, Stage::New, copied)?;
+            for name in &names {
+                rename(pins.staged(*name, Stage::New), pins.staged(*name, Stage::Next))?;
+            }
+            Ok((programs, hold, merged))
+        });
     match prepared {
         Ok((programs, hold, merged)) => finish(pins, &names, programs, hold, merged),
         Err(error) => {
@@ -232,9 +233,7 @@ fn settle(pins: &Pins) -> Result<(), ResizeError> {
         rename(pins.staged(name, Stage::New), pins.staged(name, Stage::Next))?;
     }
     let names = unfinished(pins);
-    let programs = Programs::load_with(&Sizes::of_machine(), |name| {
-        if names.contains(&name) { pins.staged(name, Stage::Next) } else { pins.map(name) }
-    })?;
+    let programs = load(pins, &names, Stage::Next, &Sizes::of_machine())?;
     let hold = hold(pins, &names)?;
     // It is not known when it was begun.
     finish(pins, &names, programs, hold, 0).map(drop)
@@ -263,11 +262,16 @@ fn together(tables: &BTreeMap<MapName, u32>) -> BTreeSet<MapName> {
     names
 }
 
-/// Makes the larger maps, and programs that use them.
-fn prepare(pins: &Pins, names: &BTreeSet<MapName>, sizes: &Sizes) -> Result<Programs, ResizeError> {
-    Ok(Programs::load_with(sizes, |name| {
-        if names.contains(&name) { pins.staged(name, Stage::New) } else { pins.map(name) }
-    })?)
+/// Makes those of the larger maps that are not there yet, and programs that use them.
+fn load(
+    pins: &Pins,
+    names: &BTreeSet<MapName>,
+    stage: Stage,
+    sizes: &Sizes,
+) -> Result<Programs, LoadError> {
+    Programs::load_with(sizes, |name| {
+        if names.contains(&name) { pins.staged(name, stage) } else { pins.map(name) }
+    })
 }
 
 /// Copies maps. Of what is missing, flows are not for this; and the ring can do without those that
