@@ -68,14 +68,14 @@ impl Load {
     }
 }
 
-/// Who talks to whom, with which translation: what must survive.
+/// Who talks to whom, with which translation: what must survive. What has ended goes by itself.
 pub(crate) fn flows(lab: &Lab) -> Result<BTreeSet<String>> {
     let rows = lab.cli().rows(&["flow", "list"])?;
     let identity = |row: &serde_json::Value| {
         let keys = ["protocol", "client", "frontend", "backend", "service"];
         keys.map(|key| row[key].to_string()).join(" ")
     };
-    Ok(rows.iter().map(identity).collect())
+    Ok(rows.iter().filter(|row| row["state"] != "time-wait").map(identity).collect())
 }
 
 /// The numeric ids of all services, as they stand in the map.
