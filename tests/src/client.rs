@@ -87,8 +87,7 @@ fn bound(host: &Namespace, port: u16, to: SocketAddr, kind: Type) -> Result<Sock
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        socket
-            .bind(&SocketAddr::new(any, port).into())
+        wait::until_free(|| socket.bind(&SocketAddr::new(any, port).into()))
             .with_context(|| format!("binding the client's port {port}"))?;
     }
     Ok(socket)

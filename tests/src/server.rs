@@ -15,7 +15,12 @@ use std::{
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{client::PATIENCE, namespace::Namespace, transfer, wait::uninterrupted};
+use crate::{
+    client::PATIENCE,
+    namespace::Namespace,
+    transfer,
+    wait::{uninterrupted, until_free},
+};
 
 /// Every address of either family.
 const ANY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -59,7 +64,7 @@ impl Server {
     /// If it can't listen there.
     pub fn tcp(host: &Namespace, port: u16, service: Service) -> Result<Self> {
         let socket = bind(host, SocketAddr::new(ANY, port), Type::STREAM)?;
-        socket.listen(4096)?;
+        until_free(|| socket.listen(4096))?;
         Ok(Self::start(move |stop, seen| accept_until(stop, seen, &socket, &service)))
     }
 
@@ -131,7 +136,7 @@ fn bind(host: &Namespace, address: SocketAddr, kind: Type) -> Result<Socket> {
         // A pause of the server must not look like a loss on the way.
         socket.set_recv_buffer_size(4 << 20)?;
     }
-    socket.bind(&address.into()).with_context(|| format!("binding {address}"))?;
+    until_free(|| socket.bind(&address.into())).with_context(|| format!("binding {address}"))?;
     socket.set_read_timeout(Some(TICK))?;
     Ok(socket)
 }

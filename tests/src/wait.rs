@@ -1,6 +1,7 @@
 //! Awaiting conditions.
 
 use std::{
+    io::{self, ErrorKind},
     thread,
     time::{Duration, Instant},
 };
@@ -9,6 +10,9 @@ use anyhow::{Result, bail};
 
 /// How long a condition that should hold soon may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
+
+/// How long copies of a closed socket may last.
+const FREE: Duration = Duration::from_secs(5);
 
 /// Between two looks at a condition.
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -54,10 +58,28 @@ pub fn until_true(
 /// # Errors
 ///
 /// Those of `attempt`, but for interruptions.
-pub fn uninterrupted<T>(mut attempt: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+pub fn uninterrupted<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match attempt() {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+/// What `attempt` gives once its address is free. A program that another test is just starting has
+/// copies of all sockets between `fork` and `exec`: what was closed is in use a little longer.
+///
+/// # Errors
+///
+/// Those of `attempt`; that the address is in use, if it is for long.
+pub fn until_free<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + FREE;
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(INTERVAL);
+            }
             result => return result,
         }
     }

@@ -212,7 +212,10 @@ impl Way {
         let mut left = bytes;
         while left > 0 {
             let part = left.min(block.len());
-            let read = connection.stream.read(&mut block[..part]).context("bulk")?;
+            let read = match connection.stream.read(&mut block[..part]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                outcome => outcome.context("bulk")?,
+            };
             ensure!(read > 0, "the connection ended with {left} bytes to come");
             left -= read;
         }

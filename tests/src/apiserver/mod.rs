@@ -43,7 +43,10 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 
-use crate::namespace::{Namespace, prefix};
+use crate::{
+    namespace::{Namespace, prefix},
+    wait::until_free,
+};
 use tls::Certificates;
 
 pub use access::{Access, Asked};
@@ -111,7 +114,7 @@ impl ApiServer {
         ensure!(self.running.is_none(), "the API server runs already");
         let address = self.address;
         let bind = move || {
-            let listener = TcpListener::bind(address);
+            let listener = until_free(|| TcpListener::bind(address));
             let listener = listener.with_context(|| format!("listening on {address}"))?;
             listener.set_nonblocking(true)?;
             Ok(listener)

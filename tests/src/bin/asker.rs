@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use redirector_tests::wait::uninterrupted;
 use socket2::{Domain, Socket, Type};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -99,7 +100,7 @@ fn udp(server: SocketAddr) -> Result<UdpSocket> {
 
 fn receive(socket: &UdpSocket) -> Result<(String, SocketAddr)> {
     let mut buffer = [0; 2048];
-    let (count, from) = socket.recv_from(&mut buffer).context("recvfrom")?;
+    let (count, from) = uninterrupted(|| socket.recv_from(&mut buffer)).context("recvfrom")?;
     Ok((String::from_utf8(buffer[..count].to_vec())?, from))
 }
 

@@ -57,7 +57,8 @@ fn open_udp(cluster: &Cluster, nodes: &[u8]) -> Result<Vec<UdpSocket>> {
 fn await_refusals(mut sockets: Vec<UdpSocket>) -> Result<()> {
     wait::until_true("all clients to be refused", wait::SOON, || {
         sockets.retain(|socket| {
-            let answer = socket.send(b"who am I?\n").and_then(|_| socket.recv(&mut [0; 100]));
+            let sent = socket.send(b"who am I?\n");
+            let answer = sent.and_then(|_| wait::uninterrupted(|| socket.recv(&mut [0; 100])));
             !answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         });
         Ok(sockets.is_empty())

@@ -277,7 +277,9 @@ fn datagrams_leave_backends_that_go() -> Result<()> {
                 apply(lab, &config("", |_| None))?;
                 wait::until_true("the client to be refused", wait::SOON, || {
                     // Answers to what was asked before may still come.
-                    let answer = socket.send(b"who?").and_then(|_| socket.recv(&mut [0; 100]));
+                    let sent = socket.send(b"who?");
+                    let answer =
+                        sent.and_then(|_| wait::uninterrupted(|| socket.recv(&mut [0; 100])));
                     Ok(answer.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused))
                 })
                 .with_context(|| format!("over {family:?}"))?;
@@ -302,7 +304,7 @@ fn answer(socket: &std::net::UdpSocket, gone: Option<&str>) -> Result<String> {
         socket.set_nonblocking(false)?;
         let sent = socket.send(b"who?");
         if sent.is_ok()
-            && let Ok(count) = socket.recv(&mut buffer)
+            && let Ok(count) = wait::uninterrupted(|| socket.recv(&mut buffer))
         {
             let text = String::from_utf8_lossy(buffer.get(..count).unwrap_or(&[])).into_owned();
             let name = text.split([' ', '=']).nth(1).unwrap_or_default().to_owned();

@@ -84,7 +84,7 @@ fn a_server_resets() -> Result<()> {
             for family in FAMILIES {
                 let mut stream = client::tcp(&lab.net.client, place.tcp(family))?;
                 stream.write_all(b"x")?;
-                let error = stream.read(&mut [0; 1]);
+                let error = wait::uninterrupted(|| stream.read(&mut [0; 1]));
                 let kind = error.as_ref().map_err(std::io::Error::kind);
                 ensure!(kind == Err(std::io::ErrorKind::ConnectionReset), "{error:?}");
             }

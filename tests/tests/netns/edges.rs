@@ -210,7 +210,7 @@ services:
 
             let socket = client::udp(&lab.net.client, frontend)?;
             socket.send(b"anybody there?")?;
-            let error = socket.recv(&mut [0; 16]).err();
+            let error = wait::uninterrupted(|| socket.recv(&mut [0; 16])).err();
             let kind = error.as_ref().map(std::io::Error::kind);
             ensure!(kind == Some(ErrorKind::ConnectionRefused), "{frontend} over UDP: {error:?}");
         }
@@ -275,8 +275,7 @@ fn tagged_frames() -> Result<()> {
                     let tagged = Packet::udp(source, frontend).macs(macs.0, macs.1).vlans(tags);
                     frame::inject(&lab.net.client, "eth0", &tagged.bytes())?;
                     let mut answer = [0; 64];
-                    let count = socket
-                        .recv(&mut answer)
+                    let count = wait::uninterrupted(|| socket.recv(&mut answer))
                         .with_context(|| format!("{tags:?} over {family:?}, XDP {mode}"))?;
                     ensure!(tagged.bytes().ends_with(&answer[..count]) && count == 33);
                 }

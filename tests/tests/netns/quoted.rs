@@ -18,6 +18,7 @@ use redirector_tests::{
         Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link, make_router, route_default,
     },
     transfer,
+    wait::{uninterrupted, until_free},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -156,7 +157,8 @@ fn nobody_listens() -> Result<()> {
                     let socket = client::udp(&lab.net.client, place.udp(family))?;
                     for len in [1, 100, 1400, 4000] {
                         socket.send(&vec![7; len])?;
-                        let error = socket.recv(&mut [0; 16]).err().map(|error| error.kind());
+                        let answer = uninterrupted(|| socket.recv(&mut [0; 16]));
+                        let error = answer.err().map(|error| error.kind());
                         ensure!(
                             error == Some(ErrorKind::ConnectionRefused),
                             "{place:?} over {family:?}, {len} bytes, XDP {mode}: {error:?}"
@@ -187,16 +189,18 @@ fn the_client_has_gone() -> Result<()> {
                     Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
                     Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
                 };
-                let backend = host.enter(move || Ok(UdpSocket::bind((any, 5353))?))?;
+                let backend = || Ok(until_free(|| UdpSocket::bind((any, 5353)))?);
+                let backend = host.enter(backend)?;
                 backend.set_read_timeout(Some(PATIENCE))?;
                 let socket = client::udp(&lab.net.client, place.udp(family))?;
                 socket.send(b"hello")?;
-                let (_, peer) = backend.recv_from(&mut [0; 16])?;
+                let (_, peer) = uninterrupted(|| backend.recv_from(&mut [0; 16]))?;
                 drop(socket);
                 // A connected socket is told of errors.
                 backend.connect(peer)?;
                 backend.send(b"who is there?")?;
-                let error = backend.recv(&mut [0; 16]).err().map(|error| error.kind());
+                let answer = uninterrupted(|| backend.recv(&mut [0; 16]));
+                let error = answer.err().map(|error| error.kind());
                 ensure!(
                     error == Some(ErrorKind::ConnectionRefused),
                     "{place:?} over {family:?}: {error:?}"
@@ -228,7 +232,7 @@ fn echoes() -> Result<()> {
                 echo[0] = request;
                 socket.send(&echo)?;
                 let mut answer = [0; 4096];
-                let count = (&socket).read(&mut answer)?;
+                let count = uninterrupted(|| (&socket).read(&mut answer))?;
                 ensure!(count == echo.len(), "{count} bytes came back of {}", echo.len());
             }
         }

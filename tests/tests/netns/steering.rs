@@ -39,8 +39,9 @@ fn listen_with(
     socket.set_reuse_address(true)?;
     socket.set_read_timeout(Some(client::PATIENCE))?;
     prepare(&socket)?;
-    socket.bind(&address.into()).with_context(|| format!("binding {address}"))?;
-    socket.listen(64)?;
+    wait::until_free(|| socket.bind(&address.into()))
+        .with_context(|| format!("binding {address}"))?;
+    wait::until_free(|| socket.listen(64))?;
     Ok(socket.into())
 }
 
@@ -203,7 +204,7 @@ fn listeners_that_share_a_port() -> Result<()> {
             let mut accepted = [0; 4];
             wait::until_true("every connection to be accepted", wait::SOON, || {
                 for (count, listener) in accepted.iter_mut().zip(&listeners) {
-                    while listener.accept().is_ok() {
+                    while wait::uninterrupted(|| listener.accept()).is_ok() {
                         *count += 1;
                     }
                 }
@@ -340,7 +341,7 @@ fn a_full_queue() -> Result<()> {
             .collect::<Result<Vec<_>>>()?;
         let mut accepted = Vec::new();
         wait::until_true("every connection to be accepted", Duration::from_secs(30), || {
-            while let Ok((stream, _)) = listener.accept() {
+            while let Ok((stream, _)) = wait::uninterrupted(|| listener.accept()) {
                 accepted.push(stream);
             }
             Ok(accepted.len() == clients.len())

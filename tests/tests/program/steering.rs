@@ -13,6 +13,7 @@ use redirector_tests::{
     connection::one_sided,
     packet::{Flags, Transport},
     topology::FAMILIES,
+    wait::until_free,
 };
 use socket2::Socket;
 
@@ -129,7 +130,7 @@ fn without_a_socket() -> Result<()> {
     // Neither a listener on the frontend's own port nor one behind it owns packets.
     let listeners = || {
         [STEERED, STEERED_PORT]
-            .map(|port| TcpListener::bind(("::", port)))
+            .map(|port| until_free(|| TcpListener::bind(("::", port))))
             .into_iter()
             .collect::<Result<Vec<_>, _>>()
             .context("listening")

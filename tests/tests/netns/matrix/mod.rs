@@ -85,12 +85,13 @@ fn every_cell() -> Result<()> {
             }
         }
         if !wrong.is_empty() {
+            eprintln!("{} of {checked} cells:\n{}", wrong.len(), wrong.join("\n"));
             for command in [["service", "list"].as_slice(), &["flow", "list"], &["counters"]] {
                 eprintln!("--- on node 2:\n{}", second.text(&lab.net.node2, command)?);
             }
             eprintln!("--- its log:\n{}", second.log());
         }
-        ensure!(wrong.is_empty(), "{} of {checked} cells:\n{}", wrong.len(), wrong.join("\n"));
+        ensure!(wrong.is_empty(), "{} of {checked} cells are wrong", wrong.len());
         Ok(())
     })
 }
@@ -322,7 +323,8 @@ impl<'a> Bench<'a> {
                 let socket = self.socket(cell)?;
                 socket.send_to(b"who am I?\n", to)?;
                 let mut answer = [0; 256];
-                let (count, from) = socket.recv_from(&mut answer).context("no answer")?;
+                let (count, from) =
+                    wait::uninterrupted(|| socket.recv_from(&mut answer)).context("no answer")?;
                 ensure!(from == to, "{from} answers");
                 Whoami::parse(std::str::from_utf8(&answer[..count])?)
             }
@@ -341,7 +343,7 @@ impl<'a> Bench<'a> {
                 let socket = client::udp(client, to)?;
                 socket.set_read_timeout(Some(SILENCE))?;
                 socket.send(b"who am I?\n")?;
-                match socket.recv(&mut [0; 256]) {
+                match wait::uninterrupted(|| socket.recv(&mut [0; 256])) {
                     Ok(_) => bail!("someone answers"),
                     Err(error) => error,
                 }
