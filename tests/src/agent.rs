@@ -69,8 +69,8 @@ impl Lab {
         })
     }
 
-    /// Runs a test in a new laboratory. Where it fails, prints the agent's log, its counters
-    /// and flows.
+    /// Runs a test in a new laboratory. Where it fails, prints why, the agent's log, its
+    /// counters and flows.
     ///
     /// # Errors
     ///
@@ -78,7 +78,9 @@ impl Lab {
     pub fn run(test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let mut lab = Self::new()?;
         let result = test(&mut lab);
-        if result.is_err() {
+        if let Err(error) = &result {
+            // What is printed of the state is long: whoever sees but a part sees the reason.
+            eprintln!("{error:#}");
             lab.print_state();
         }
         result

@@ -48,7 +48,7 @@ pub struct Cluster {
 
 impl Cluster {
     /// Runs a test in a new cluster of so many nodes, with an agent on each. Where it fails,
-    /// prints what the agents say.
+    /// prints why, and what the agents say.
     ///
     /// # Errors
     ///
@@ -81,7 +81,9 @@ impl Cluster {
     pub fn run_without_agents(nodes: u8, test: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let mut cluster = Self::new(nodes)?;
         let result = test(&mut cluster);
-        if result.is_err() {
+        if let Err(error) = &result {
+            // What is printed of the state is long: whoever sees but a part sees the reason.
+            eprintln!("{error:#}");
             for (node, host) in cluster.nodes.iter().zip(&cluster.net.nodes) {
                 node.print_state(host);
             }
