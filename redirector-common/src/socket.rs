@@ -85,8 +85,8 @@ pub trait Directory: Tables {
 /// what it is to get instead.
 ///
 /// One socket gets the same backend for each of its datagrams to a frontend, for as long as the
-/// service's table stays; what a service at random chooses for is the socket, not the datagram. The service's source ranges and its traffic policy are about clients
-/// outside and don't count here.
+/// service's table stays, at random too. The service's source ranges and its traffic policy are about
+/// clients outside and don't count here.
 #[inline(always)]
 pub fn exchange<D: Directory>(
     directory: &D,
@@ -160,14 +160,4 @@ fn tuple(client: &Client, asked: &Endpoint) -> Tuple {
     let source = Address::from_words([0, 0, (netns_cookie >> 32) as u32, netns_cookie as u32]);
     let folded = (cookie ^ (cookie >> 16) ^ (cookie >> 32) ^ (cookie >> 48)) as u16;
     Tuple::new(protocol, (source, Port::new(folded)), (asked.address, asked.port))
-}
-
-/// What stands in for a random number where a socket is to get the same each time.
-#[inline(always)]
-#[must_use]
-pub const fn scatter(cookie: u64) -> u32 {
-    // 2^64 divided by the golden ratio, as for the hash of packets.
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mixed = cookie.wrapping_mul(MULTIPLIER);
-    ((mixed ^ (mixed >> 32)).wrapping_mul(MULTIPLIER) >> 32) as u32
 }

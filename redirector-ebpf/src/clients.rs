@@ -14,7 +14,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use redirector_common::packet::select::Tables;
-use redirector_common::socket::{Client, Directory, exchange, scatter};
+use redirector_common::socket::{Client, Directory, exchange};
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, Endpoint, Frontend, FrontendKey, Port,
     PortFlags, Protocol, Service, ServiceId, SocketKey, Taker, TakerKey, Verdict,
@@ -87,7 +87,7 @@ fn ask(socket: &impl Socket) -> i32 {
     let asked = socket.endpoint();
     let client = Client { protocol, cookie: socket.cookie(), netns_cookie: socket.netns_cookie() };
     let mut to = asked;
-    let reason = exchange(&Maps { cookie: client.cookie }, &client, &asked, &mut to);
+    let reason = exchange(&Maps, &client, &asked, &mut to);
     match reason.verdict() {
         Verdict::Pass => ALLOW,
         Verdict::Deliver | Verdict::Forward => {
@@ -238,10 +238,7 @@ impl Socket for V6 {
 }
 
 /// The maps, without a packet.
-struct Maps {
-    /// The socket.
-    cookie: u64,
-}
+struct Maps;
 
 /// A key on the stack, where the compiler writes words of eight bytes which the verifier wants
 /// aligned.
@@ -276,8 +273,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn random(&self) -> u32 {
-        scatter(self.cookie)
+    fn salt(&self) -> u32 {
+        // A socket has the same backend for as long as it lasts, and is part of the tuple.
+        0
     }
 
     #[inline(always)]

@@ -79,11 +79,6 @@ pub(super) fn open<E: Environment>(
             Decision::pass(Reason::NoFlow)
         };
     }
-    if matches!(hook, Hook::Xdp) && service.is_random() && !packet.is_tunnelled() {
-        // Chosen once: what XDP leaves to TC ingress would otherwise be chosen twice, and backends
-        // elsewhere get more than their share.
-        return Decision::pass(Reason::NotOurs).unless_xdp(hook);
-    }
     let Some(mut scratch) = environment.scratch() else {
         return Decision::drop(Reason::Inconsistent);
     };

@@ -5,14 +5,20 @@ use crate::{
     Address, Affinity, AffinityKey, BackendId, Origin, Service, ServiceId, Taker, TakerKey, Tuple,
 };
 
+/// How many nanoseconds, as a power of two, a choice at random stays the same for a tuple: 69 s. XDP
+/// and TC ingress choose alike, and so does the acknowledgement of a SYN cookie, before which nothing
+/// is remembered of the connection.
+const SALT_BITS: u32 = 36;
+
 /// What choosing asks of its surroundings. Less than an [`Environment`], so that whoever has no
 /// packet can choose too.
 pub trait Tables {
     /// `CLOCK_MONOTONIC` in nanoseconds; coarse is good enough.
     fn now(&self) -> u64;
 
-    /// A random number.
-    fn random(&self) -> u32;
+    /// What a choice at random goes by besides the tuple: the same for all that is asked about one
+    /// connection.
+    fn salt(&self) -> u32;
 
     /// An entry of the Maglev tables.
     fn table_entry(&self, index: u32) -> Option<BackendId>;
@@ -34,8 +40,8 @@ impl<E: Environment> Tables for E {
     }
 
     #[inline(always)]
-    fn random(&self) -> u32 {
-        Environment::random(self)
+    fn salt(&self) -> u32 {
+        (Environment::now(self) >> SALT_BITS) as u32
     }
 
     #[inline(always)]
@@ -59,6 +65,9 @@ impl<E: Environment> Tables for E {
     }
 }
 
+/// 2^64 divided by the golden ratio.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A hash of a client's tuple, the same on every node and every CPU architecture.
 ///
 /// The sum of the tuple's long words, each times an odd number of its own, which a processor can
@@ -68,7 +77,7 @@ impl<E: Environment> Tables for E {
 #[must_use]
 pub fn hash(tuple: &Tuple) -> u32 {
     const MULTIPLIERS: [u64; 5] = [
-        0x9e37_79b9_7f4a_7c15,
+        GOLDEN,
         0x6a09_e667_f3bc_c909,
         0xbb67_ae85_84ca_a73b,
         0x3c6e_f372_fe94_f82b,
@@ -78,7 +87,13 @@ pub fn hash(tuple: &Tuple) -> u32 {
     for (word, multiplier) in tuple.long_words().iter().zip(MULTIPLIERS) {
         sum = sum.wrapping_add(u64::from_le(*word).wrapping_mul(multiplier));
     }
-    ((sum ^ (sum >> 32)).wrapping_mul(MULTIPLIERS[0]) >> 32) as u32
+    fold(sum)
+}
+
+/// Folds and multiplies: every bit reaches the upper half.
+#[inline(always)]
+const fn fold(sum: u64) -> u32 {
+    ((sum ^ (sum >> 32)).wrapping_mul(GOLDEN) >> 32) as u32
 }
 
 /// The backend for a new flow of a client from `origin`: the one that the client stays with, where
@@ -143,7 +158,10 @@ pub fn select<T: Tables>(
     if size == 0 {
         return None;
     }
-    let hash = if service.is_random() { tables.random() } else { hash(tuple) };
+    let mut hash = hash(tuple);
+    if service.is_random() {
+        hash = fold(u64::from(hash ^ tables.salt()));
+    }
     // Scales the hash to the table: no division, and no bias that a table of this size could show.
     let index = (u64::from(hash) * u64::from(size)) >> 32;
     tables.table_entry(offset + index as u32)

@@ -190,6 +190,39 @@ fn random_selection_is_even_whoever_chooses() {
     assert!(counts.values().all(|count| (395..605).contains(count)), "{counts:?}");
 }
 
+/// Whoever is asked about one connection says the same; the client's next one, later, from the same
+/// port, may go elsewhere.
+#[test]
+fn a_choice_at_random_is_one_for_xdp_and_tc() {
+    let mut host = crowd();
+    for service in host.services.values_mut() {
+        service.flags |= Service::FLAG_RANDOM;
+        service.affinity_group = 0;
+    }
+    let choices = |hook: Option<Hook>| -> Vec<BackendId> {
+        let choose = |number: u8| {
+            let packet = opening(Protocol::Tcp, (client(number), 4000), (v4(1), 80));
+            let backend = match hook {
+                Some(hook) => {
+                    let _ = host.at(hook, &packet);
+                    host.flows()[&packet.tuple].backend
+                }
+                None => connect(&host, (client(number), 4000), 80),
+            };
+            host.clear_flows();
+            backend
+        };
+        (1..=100).map(choose).collect()
+    };
+    let at_tc = choices(Some(Hook::Ingress));
+    assert_eq!(choices(None), at_tc);
+    host.now.set(host.now.get() + 69 * SECOND);
+    let later = choices(None);
+    let differ = later.iter().zip(&at_tc).filter(|(one, other)| one != other).count();
+    // Seven of eight; six standard deviations are 20.
+    assert!(differ > 67, "{differ} differ");
+}
+
 #[test]
 fn a_random_service_may_have_affinity() {
     let mut host = crowd();

@@ -87,7 +87,7 @@ impl Copied {
     pub(super) fn load(maps: &Pinned) -> Result<Self, PinnedError> {
         Ok(Self {
             now: gc::now(),
-            // Where it matters, the text says that it was chosen at random.
+            // Where translation ports are looked for from.
             random: RefCell::new(gc::now() as u32),
             node: maps.node()?,
             ports: maps.ports()?,

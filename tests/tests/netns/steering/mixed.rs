@@ -82,17 +82,24 @@ fn local_and_remote_backends_of_one_service() -> Result<()> {
 /// With cookies, of a service that is mixed, too.
 #[test]
 fn syn_cookies_of_a_mixed_service() -> Result<()> {
-    Lab::run_with(&mixed(1, 1), |lab| {
-        lab.net.node1.set_sysctl("net/ipv4/tcp_syncookies", "2")?;
-        let _remote = Server::tcp(&lab.net.node2, 8080, Service::Echo)?;
-        let local = Server::tcp(&lab.net.node1, 8080, Service::Echo)?;
-        for _ in 0..20 {
-            for family in FAMILIES {
-                let stream = client::tcp(&lab.net.client, frontend(family, 80))?;
-                client::echo(&stream, b"hello")?;
-            }
+    for mode in ["native", "off"] {
+        for algorithm in ["maglev", "random"] {
+            let config = format!("{}    algorithm: {algorithm}\n", mixed(1, 1));
+            Lab::run_with_options(&config, &["--xdp-mode", mode], |lab| {
+                lab.net.node1.set_sysctl("net/ipv4/tcp_syncookies", "2")?;
+                let _remote = Server::tcp(&lab.net.node2, 8080, Service::Echo)?;
+                let local = Server::tcp(&lab.net.node1, 8080, Service::Echo)?;
+                for _ in 0..20 {
+                    for family in FAMILIES {
+                        let stream = client::tcp(&lab.net.client, frontend(family, 80))?;
+                        client::echo(&stream, b"hello")
+                            .with_context(|| format!("{algorithm}, XDP {mode}"))?;
+                    }
+                }
+                ensure!((4..=36).contains(&local.accepted()), "{} here", local.accepted());
+                Ok(())
+            })?;
         }
-        ensure!((4..=36).contains(&local.accepted()), "{} here", local.accepted());
-        Ok(())
-    })
+    }
+    Ok(())
 }

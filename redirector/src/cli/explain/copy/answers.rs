@@ -160,7 +160,7 @@ impl Environment for Copied {
                     size => format!("a table of {size} entries"),
                 };
                 if service.is_random() {
-                    found += ", chosen from at random";
+                    found += ", chosen from at random (the same for a connection for a minute)";
                 }
                 if service.has_affinity() {
                     found += &format!(", clients stay for {} s", service.affinity_seconds);
