@@ -54,15 +54,16 @@ fn rows(arguments: &[&str]) -> Result<Vec<Value>> {
     serde_json::from_slice(&output.stdout).context("not an array of JSON")
 }
 
-/// Whether there is a row with all of these values, and with numbers where numbers have to be.
+/// Whether there is a row with all of these values, and with numbers where numbers have to be. How
+/// large they are says nothing: of a few rounds beside other tests, some are less than what an empty
+/// program costs, which was subtracted.
 fn ensure_row(rows: &[Value], wanted: &[(&str, &str)], numbers: &[&str]) -> Result<()> {
     let row = rows
         .iter()
         .find(|row| wanted.iter().all(|(key, value)| row[key] == **value))
         .with_context(|| format!("no row of {wanted:?}"))?;
     for number in numbers {
-        let value = row[number].as_f64().with_context(|| format!("{number} of {row}"))?;
-        ensure!(value > 0.0, "{number} of {row}");
+        ensure!(row[number].is_number(), "{number} of {row}");
     }
     Ok(())
 }
