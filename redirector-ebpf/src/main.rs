@@ -25,6 +25,7 @@ mod uncover;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use redirector_common::packet::checksum::is_partial;
 use redirector_common::packet::{
     Environment, Hook, Outcome, Packet, PacketBuf, Step, decide, decide_claimed, decide_reply,
     parse, parse_claimed, rewrite,
@@ -73,6 +74,10 @@ fn accelerate(ctx: &XdpContext) -> u32 {
         tunnelled = 1;
     }
     packet.tunnelled = tunnelled;
+    if is_partial(packet) {
+        // A frame that is sent from here has nothing beside it that says so.
+        return xdp_action::XDP_PASS;
+    }
     let decision = decide_claimed(&environment, packet, flags, Hook::Xdp, packet.ip_len, outcome);
     let (reason, verdict) = match decision.step {
         Step::Forward => {

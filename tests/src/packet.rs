@@ -53,6 +53,8 @@ pub enum Checksum {
     WrongBy(u16),
     /// Zero: "none was computed".
     Absent,
+    /// The pseudo-header's sum: the rest is left to the network card.
+    Partial,
 }
 
 /// A packet's description. Its methods change one thing each, so that what comes out can be

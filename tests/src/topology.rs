@@ -149,9 +149,9 @@ pub fn link(
     )?;
     let ends = [(host, name, addresses), (peer, peer_name, peer_addresses)];
     for (host, name, _) in ends {
-        // Checksums are filled in by the sender: one that is left to the "hardware" never gets
-        // filled in when XDP takes the frame. And a veth drops frames sent to it from XDP unless
-        // it polls, which GRO makes it do; the other end learns of that when it comes up.
+        // Packets whose checksums are left to "hardware" would go past XDP. And a veth drops frames
+        // sent to it from XDP unless it polls, which GRO makes it do; the other end learns of that
+        // when it comes up.
         host.set_offloads(name, "tx off gro on")?;
     }
     for (host, name, addresses) in ends {

@@ -3,10 +3,11 @@
 //!
 //! The backend's own answers go to the client directly and may be as large as they are.
 
+use super::checksum::checksum_at;
 use super::transport::TCP_HEADER_LEN;
 use super::tunnel::header_len;
 use super::{Delta, Packet, PacketBuf};
-use crate::Family;
+use crate::{Family, Protocol};
 
 /// All options together, in bytes.
 const MAX_OPTIONS: u16 = 40;
@@ -50,7 +51,7 @@ pub fn lower<P: PacketBuf>(bytes: &mut P, packet: &Packet, cursor: &mut u16, lim
     } else {
         Delta::NONE.word(old.swap_bytes(), new.swap_bytes())
     };
-    let checksum = usize::from(packet.transport) + 16;
+    let checksum = checksum_at(Protocol::Tcp, usize::from(packet.transport));
     // First, because it can fail.
     if bytes.update_transport_checksum(checksum, Delta::NONE, change, false).is_some()
         && let Some(field) = bytes.at::<u16>(at.into())

@@ -7,7 +7,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use super::extensions::walk_extensions;
-use super::transport::{TcpFlags, destination_of, parse_tcp, parse_udp};
+use super::transport::{TcpFlags, Transport, destination_of, parse_tcp, parse_udp};
 use super::{PacketBuf, tunnel};
 use crate::{Address, Family, Port, Protocol, Reason, Tuple};
 
@@ -55,6 +55,10 @@ pub struct Packet {
     pub identification: u16,
     /// Whether it came in a packet of another node that runs redirector: 1, or else 0.
     pub tunnelled: u16,
+    /// TCP's or UDP's checksum, as loaded from memory.
+    pub checksum: u16,
+    /// Zero: the words that others copy are whole.
+    pub reserved: u16,
 }
 
 impl Packet {
@@ -75,6 +79,8 @@ impl Packet {
         vlan_tags: 0,
         identification: 0,
         tunnelled: 0,
+        checksum: 0,
+        reserved: 0,
     };
 
     /// Finds the headers of `bytes`; see [`parse`].
@@ -191,7 +197,7 @@ pub(super) fn parse_packet<P: PacketBuf>(
             _ => Reason::NotTcpUdp,
         });
     };
-    let (ports, header_len, flags) = match protocol {
+    let Transport { ports, checksum, header_len, flags } = match protocol {
         Protocol::Tcp => parse_tcp(bytes, ip.transport)?,
         Protocol::Udp => parse_udp(bytes, ip.transport)?,
     };
@@ -212,6 +218,7 @@ pub(super) fn parse_packet<P: PacketBuf>(
     packet.ttl = ip.ttl;
     packet.flags = flags;
     packet.vlan_tags = vlan_tags;
+    packet.checksum = checksum;
     packet.identification = ip.fragment.identification as u16;
     Ok(())
 }

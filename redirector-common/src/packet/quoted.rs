@@ -8,7 +8,7 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-use super::checksum::sum_of;
+use super::checksum::{checksum_at, sum_of};
 use super::extensions::walk_extensions;
 use super::fragment::addresses;
 use super::parse::{ICMP, ICMPV6, ipv4_fragment, read_words};
@@ -127,15 +127,6 @@ fn quoted_ipv6<P: PacketBuf>(bytes: &P, offset: usize) -> Result<Inner, Reason> 
         return Err(Reason::Icmp);
     }
     Ok((extensions.next, source, destination, extensions.end))
-}
-
-/// Where the checksum of a transport header at `transport` is.
-#[inline(always)]
-const fn checksum_at(protocol: Protocol, transport: usize) -> usize {
-    match protocol {
-        Protocol::Tcp => transport + 16,
-        Protocol::Udp => transport + 6,
-    }
 }
 
 /// Rewrites an error so that the packet that it quotes, turned around, has the tuple `to`, and that

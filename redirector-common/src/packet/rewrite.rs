@@ -2,6 +2,7 @@
 
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
+use super::checksum::checksum_at;
 use super::{Delta, Packet, PacketBuf};
 use crate::{Address, Family, Protocol, Tuple};
 
@@ -51,11 +52,13 @@ pub fn rewrite<P: PacketBuf>(
     let ports = Delta::NONE
         .word(from.source_port.raw(), to.source_port.raw())
         .word(from.destination_port.raw(), to.destination_port.raw());
-    let (offset, udp) = match from.protocol() {
-        Protocol::Tcp => (transport + 16, false),
-        Protocol::Udp => (transport + 6, true),
-    };
-    bytes.update_transport_checksum(offset, addresses, ports, udp)
+    let is_udp = matches!(from.protocol(), Protocol::Udp);
+    bytes.update_transport_checksum(
+        checksum_at(from.protocol(), transport),
+        addresses,
+        ports,
+        is_udp,
+    )
 }
 
 /// The change of both addresses: of an IPv4 address only one word can.

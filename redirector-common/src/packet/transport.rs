@@ -58,8 +58,16 @@ impl TcpFlags {
     }
 }
 
-/// Both ports as loaded from memory, header length in bytes, control bits.
-pub(super) type Transport = (u32, usize, TcpFlags);
+/// What a header says.
+pub(super) struct Transport {
+    /// Both, as loaded from memory.
+    pub(super) ports: u32,
+    /// As loaded from memory.
+    pub(super) checksum: u16,
+    /// In bytes.
+    pub(super) header_len: usize,
+    pub(super) flags: TcpFlags,
+}
 
 /// The second of two ports that were loaded together.
 #[inline(always)]
@@ -70,7 +78,8 @@ pub(super) const fn destination_of(ports: u32) -> Port {
 
 #[inline(always)]
 pub(super) fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Transport, Reason> {
-    // RFC 9293 §3.1: ports, sequence, acknowledgement, data offset in words, control bits.
+    // RFC 9293 §3.1: ports, sequence, acknowledgement, data offset in words, control bits, window,
+    // checksum.
     let header: *mut [u8; 20] = packet.at(offset).ok_or(Reason::Malformed)?;
     // SAFETY: `at` checked the bounds; bytes are never misaligned.
     let header = unsafe { &*header };
@@ -79,7 +88,8 @@ pub(super) fn parse_tcp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Trans
         return Err(Reason::Malformed);
     }
     let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
-    Ok((ports, header_len, TcpFlags(header[13])))
+    let checksum = u16::from_ne_bytes([header[16], header[17]]);
+    Ok(Transport { ports, checksum, header_len, flags: TcpFlags(header[13]) })
 }
 
 #[inline(always)]
@@ -89,5 +99,6 @@ pub(super) fn parse_udp<P: PacketBuf>(packet: &P, offset: usize) -> Result<Trans
     // SAFETY: `at` checked the bounds; bytes are never misaligned.
     let header = unsafe { &*header };
     let [ports] = read_words(header.first_chunk::<4>().ok_or(Reason::Malformed)?);
-    Ok((ports, 8, TcpFlags(0)))
+    let checksum = u16::from_ne_bytes([header[6], header[7]]);
+    Ok(Transport { ports, checksum, header_len: 8, flags: TcpFlags(0) })
 }

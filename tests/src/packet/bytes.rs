@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header,
-    SingleVlanHeader, TcpHeader, UdpHeader, VlanId,
+    SingleVlanHeader, TcpHeader, UdpHeader, VlanId, checksum::Sum16BitWords,
 };
 
 use super::{Checksum, Flags, Packet, Transport};
@@ -151,10 +151,26 @@ impl Packet {
             Checksum::Right => right,
             Checksum::WrongBy(error) => add(right, error),
             Checksum::Absent => 0,
+            Checksum::Partial => self.pseudo_header_sum(bytes.len() + self.payload.len()),
         };
         bytes[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
         bytes.extend_from_slice(&self.payload);
         bytes
+    }
+
+    /// Not complemented, as it stands in the field until the card adds the rest.
+    fn pseudo_header_sum(&self, length: usize) -> u16 {
+        let length = u16::try_from(length).expect("a payload below 64 KiB");
+        let sum = match self.addresses() {
+            Addresses::V4(source, destination) => {
+                Sum16BitWords::new().add_4bytes(source).add_4bytes(destination)
+            }
+            Addresses::V6(source, destination) => {
+                Sum16BitWords::new().add_16bytes(source).add_16bytes(destination)
+            }
+        };
+        let sum = sum.add_2bytes([0, self.protocol()]).add_2bytes(length.to_be_bytes());
+        !sum.ones_complement().to_be()
     }
 
     fn tcp_header(&self, flags: Flags) -> TcpHeader {

@@ -15,6 +15,7 @@ use redirector_common::Family;
 use redirector_tests::{
     agent::Lab,
     client,
+    namespace::Namespace,
     server::{Server, Service},
     topology::{Addresses, CLIENT, FAMILIES, NODE1, NODE1_INSIDE, NODE2, link, make_router},
     transfer, wait,
@@ -95,7 +96,7 @@ impl Pair {
         Ok(())
     }
 
-    fn client(&self) -> &redirector_tests::namespace::Namespace {
+    fn client(&self) -> &Namespace {
         &self.a.net.client
     }
 }
@@ -131,16 +132,19 @@ fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
+fn serve(b: &Namespace) -> Result<[Server; 4]> {
+    Ok([
+        Server::tcp(b, 8080, Service::Whoami("b"))?,
+        Server::tcp(b, 8083, Service::Bulk)?,
+        // The route to the client would have it answer from another of B's addresses.
+        Server::udp_at(b, SocketAddr::new(B.of(Family::V4), 5353), Service::Echo)?,
+        Server::udp_at(b, SocketAddr::new(B.of(Family::V6), 5353), Service::Echo)?,
+    ])
+}
+
 fn all(between: Between, mode: &str) -> Result<()> {
     Pair::run(between, mode, |pair| {
-        let b = &pair.b.net.node1;
-        let _servers = [
-            Server::tcp(b, 8080, Service::Whoami("b"))?,
-            Server::tcp(b, 8083, Service::Bulk)?,
-            // The route to the client would have it answer from another of B's addresses.
-            Server::udp_at(b, SocketAddr::new(B.of(Family::V4), 5353), Service::Echo)?,
-            Server::udp_at(b, SocketAddr::new(B.of(Family::V6), 5353), Service::Echo)?,
-        ];
+        let _servers = serve(&pair.b.net.node1)?;
         for family in FAMILIES {
             answers(pair, family)
                 .with_context(|| format!("{family:?}, {between:?}, XDP {mode}"))?;
@@ -177,6 +181,22 @@ fn answers(pair: &Pair, family: Family) -> Result<()> {
     let answer = client::whoami(client, frontend(82)).context("with SNAT")?;
     ensure!(answer.client.ip() != CLIENT.of(family), "{answer:?}");
     Ok(())
+}
+
+/// Checksums are left to "hardware" that never computes them, as veths have it of themselves.
+fn without_checksums(between: Between, mode: &str) -> Result<()> {
+    Pair::run(between, mode, |pair| {
+        let (client, a, b) = (pair.client(), &pair.a.net.node1, &pair.b.net.node1);
+        for (host, interface) in
+            [(client, "eth0"), (client, "eth1"), (a, "eth0"), (b, "eth0"), (b, "eth1")]
+        {
+            host.set_offloads(interface, "tx on")?;
+        }
+        let _servers = serve(b)?;
+        FAMILIES.iter().try_for_each(|family| {
+            answers(pair, *family).with_context(|| format!("{family:?}, {between:?}, XDP {mode}"))
+        })
+    })
 }
 
 /// Connections go on when the service changes, and new ones go as it says then.
@@ -268,6 +288,16 @@ fn segments_that_fit_into_tunnels_off() -> Result<()> {
 #[test]
 fn segments_on_a_common_segment() -> Result<()> {
     segments(Between::Nothing, "native")
+}
+
+#[test]
+fn checksums_left_to_the_card() -> Result<()> {
+    for between in [Between::Nothing, Between::Router] {
+        for mode in ["native", "generic", "off"] {
+            without_checksums(between, mode)?;
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -76,6 +76,37 @@ fn none_stays_none() -> Result<()> {
     check_all(cases)
 }
 
+/// XDP can't say of a frame that it sends that the rest is still to be done.
+#[test]
+fn what_is_left_to_the_card_is_left_to_tc() -> Result<()> {
+    let mut cases = Vec::new();
+    for family in FAMILIES {
+        for flags in [Flags::ACK, Flags::SYN] {
+            for (protocol, transport) in transports(flags) {
+                let flow = Given::remote(protocol, family);
+                let to = to_frontend(transport, family, world::REMOTE);
+                let from = from_backend(transport, family);
+                for (way, packet, interface) in [("to", to, "eth0"), ("from", from, "eth1")] {
+                    for payload in [0, 1, 1000] {
+                        let packet = packet.clone().payload(payload).checksum(Checksum::Partial);
+                        cases.push(
+                            Case::new(
+                                format!("{protocol} over {family:?}, {way} a backend, {payload}"),
+                                Hook::Xdp,
+                                &packet,
+                            )
+                            .by(interface)
+                            .given(flow)
+                            .passes(Reason::NotOurs),
+                        );
+                    }
+                }
+            }
+        }
+    }
+    check_all(cases)
+}
+
 /// A payload with which the packet's checksum comes out as zero: for UDP written as all ones.
 fn payload_for_zero(shape: impl Fn(Packet) -> Packet, packet: &Packet) -> Result<Packet> {
     let field = |packet: &Packet| {

@@ -65,8 +65,8 @@ fn link(one: End, other: End) -> Result<()> {
 
 fn configure(End { host, interface, v4, v6 }: End) -> Result<()> {
     let name = host.name;
-    // A checksum that is left to the "hardware" of a veth is never filled in. And a veth takes
-    // frames from the XDP programs of its peer only with GRO (or XDP) of its own.
+    // XDP leaves packets to TC whose checksums are left to "hardware". And a veth takes frames from
+    // the XDP programs of its peer only with GRO (or XDP) of its own.
     host.run(&["ethtool", "-K", interface, "tx", "off", "gro", "on"])?;
     ip(&format!("-n {name} address add {v4}/24 dev {interface}"))?;
     // Nobody else can have the address: there is no need to wait until that is certain.
