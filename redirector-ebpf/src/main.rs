@@ -74,8 +74,9 @@ fn accelerate(ctx: &XdpContext) -> u32 {
         tunnelled = 1;
     }
     packet.tunnelled = tunnelled;
-    if is_partial(packet) {
-        // A frame that is sent from here has nothing beside it that says so.
+    if tunnelled == 0 && is_partial(packet) {
+        // A frame that is sent from here has nothing beside it that says so. What was in another
+        // node's packet stays on this host.
         return xdp_action::XDP_PASS;
     }
     let decision = decide_claimed(&environment, packet, flags, Hook::Xdp, packet.ip_len, outcome);

@@ -187,15 +187,21 @@ fn answers(pair: &Pair, family: Family) -> Result<()> {
 fn without_checksums(between: Between, mode: &str) -> Result<()> {
     Pair::run(between, mode, |pair| {
         let (client, a, b) = (pair.client(), &pair.a.net.node1, &pair.b.net.node1);
-        for (host, interface) in
-            [(client, "eth0"), (client, "eth1"), (a, "eth0"), (b, "eth0"), (b, "eth1")]
-        {
-            host.set_offloads(interface, "tx on")?;
+        for host in [client, a, &pair.a.net.node2, b] {
+            for interface in ["eth0", "eth1", "eth2"] {
+                // Not every host has all.
+                if host.ifindex(interface).is_ok() {
+                    host.set_offloads(interface, "tx on")?;
+                }
+            }
         }
         let _servers = serve(b)?;
-        FAMILIES.iter().try_for_each(|family| {
-            answers(pair, *family).with_context(|| format!("{family:?}, {between:?}, XDP {mode}"))
-        })
+        for family in FAMILIES {
+            answers(pair, family)
+                .and_then(|()| transfers(pair, family, between, true))
+                .with_context(|| format!("{family:?}, {between:?}, XDP {mode}"))?;
+        }
+        Ok(())
     })
 }
 
