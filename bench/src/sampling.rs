@@ -1,6 +1,8 @@
 //! Options of the benchmarks that compare by turns.
 
-use anyhow::{Context as _, Result, ensure};
+use std::io;
+
+use anyhow::{Context as _, Error, Result, ensure};
 use clap::Args;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
@@ -43,11 +45,34 @@ impl Sampling {
         let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
         // SAFETY: the parameters are valid while the call lasts.
         if unsafe { libc::sched_setscheduler(0, policy, &raw const priority) } != 0 {
-            let error = std::io::Error::last_os_error();
+            let error = io::Error::last_os_error();
             eprintln!("samples may be disturbed: no real-time priority: {error}");
         }
         Ok(())
     }
+}
+
+/// How often a sample is taken until none of it was interrupted.
+const ATTEMPTS: usize = 20;
+
+/// Takes a sample; again, after `tidy`, where a signal broke off what the kernel did many times over.
+pub(crate) fn uninterrupted<S>(
+    subject: &mut S,
+    mut sample: impl FnMut(&mut S) -> Result<f64>,
+    mut tidy: impl FnMut(&mut S) -> Result<()>,
+) -> Result<f64> {
+    for _ in 1..ATTEMPTS {
+        match sample(subject) {
+            Err(error) if is_interruption(&error) => tidy(subject)?,
+            outcome => return outcome,
+        }
+    }
+    sample(subject)
+}
+
+fn is_interruption(error: &Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    kinds.map(io::Error::kind).any(|kind| kind == io::ErrorKind::Interrupted)
 }
 
 /// Reads a number of flows.

@@ -13,6 +13,7 @@ use crate::layout::{Listener, Target};
 use crate::node::{self, NODE, NODE_INSIDE};
 use crate::ours::{BACKEND_PORT, FAMILIES, Ours, SNAT_FIRST, backend_address};
 use crate::packet::{Family4, Subject};
+use crate::sampling::uninterrupted;
 use crate::scene::{Case, Scene};
 use crate::steer::{self, Attached, Sockets};
 
@@ -203,6 +204,23 @@ impl Stage {
 
     /// Nanoseconds a packet, over many packets.
     pub(crate) fn sample(&mut self, subject: Subject) -> Result<f64> {
+        uninterrupted(self, |stage| stage.sample_once(subject), |stage| stage.tidy(subject))
+    }
+
+    /// Forgets what half a sample has left behind.
+    fn tidy(&mut self, subject: Subject) -> Result<()> {
+        self.fresh.clear_flows()?;
+        if let Subject::Floor(floor, _) = subject
+            && floor.inserts()
+        {
+            let (remove, packets) = (self.harness.named("f_remove")?, self.packets(subject)?);
+            // Not all are there; and if this, too, is broken off, the sample will say so.
+            let _ = self.harness.run(&remove, &packets, self.scene.flows);
+        }
+        self.harness.take_misses().map(drop)
+    }
+
+    fn sample_once(&mut self, subject: Subject) -> Result<f64> {
         let packets = self.packets(subject)?;
         let all = PACKETS.max(self.scene.flows);
         if matches!(subject, Subject::Live(..) | Subject::Ours(Case::SteerSyn, _)) {

@@ -13,7 +13,7 @@ use redirector_common::Family;
 use crate::layout::ECHO;
 use crate::ours::FAMILIES;
 use crate::report::{Output, Samples};
-use crate::sampling::{Sampling, flows};
+use crate::sampling::{Sampling, flows, uninterrupted};
 use report::{Measured, Scene};
 use rig::{Rig, packets};
 use subject::{Case, Path};
@@ -113,12 +113,13 @@ fn measure(
     }
     for _ in 0..arguments.sampling.rounds {
         for (path, rig) in rigs.iter_mut() {
-            let sample = match case {
+            let sample = |rig: &mut Rig| match case {
                 Case::Established(flows) => {
                     sample_established(*path, rig, family, flows, arguments)
                 }
                 Case::New(flows) => sample_new(*path, rig, family, flows),
             };
+            let sample = uninterrupted(rig, sample, |_| Ok(()));
             all.entry(*path).or_default().add(sample.with_context(|| format!("{path:?}"))?);
         }
     }
