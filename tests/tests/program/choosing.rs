@@ -2,7 +2,6 @@
 //! only frontends have.
 
 use anyhow::Result;
-use redirector::dataplane::pins::Hook;
 use redirector_common::Reason;
 use redirector_tests::{packet::Flags, topology::FAMILIES};
 
