@@ -11,7 +11,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use redirector_tests::namespace::{Namespace, join};
+use redirector_tests::{
+    namespace::{Namespace, join},
+    wait::uninterrupted,
+};
 use socket2::{Domain, Socket, Type};
 
 /// Bytes at the beginning of each answer.
@@ -212,10 +215,8 @@ impl Way {
         let mut left = bytes;
         while left > 0 {
             let part = left.min(block.len());
-            let read = match connection.stream.read(&mut block[..part]) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                outcome => outcome.context("bulk")?,
-            };
+            let read = uninterrupted(|| connection.stream.read(&mut block[..part]));
+            let read = read.context("bulk")?;
             ensure!(read > 0, "the connection ended with {left} bytes to come");
             left -= read;
         }

@@ -12,7 +12,7 @@ use redirector_tests::{
 };
 
 /// Bytes in each direction: a sample.
-const SAMPLE: u64 = 4 << 20;
+const SAMPLE: u64 = 8 << 20;
 
 /// Segmentation and merging in the sender's and receiver's "hardware", and checksums too, as veths
 /// have it of themselves: they never compute any.
