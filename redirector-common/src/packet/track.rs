@@ -37,9 +37,9 @@ pub fn follow<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry
         return;
     }
     let stale = Stale::of(&packet.tuple, entry);
-    enter(entry, next);
+    enter(entry, state, next);
     if let Some(partner) = partner {
-        enter(partner, next);
+        enter(partner, state, next);
     }
     // It is for what comes next to say whether a RST was one, and whether a connection is open again.
     let is_doubtful = matches!(next, FlowState::SynReceived | FlowState::Closed);
@@ -50,10 +50,16 @@ pub fn follow<E: Environment>(environment: &E, packet: &Packet, entry: FlowEntry
 
 /// Moves a half to a state, in which what was seen before counts no more.
 #[inline(always)]
-fn enter(half: FlowEntry, next: FlowState) {
+fn enter(half: FlowEntry, state: FlowState, next: FlowState) {
     match next {
         FlowState::SynReceived => half.forget_fin(),
-        FlowState::Closed => half.forget_alive(),
+        FlowState::Closed => {
+            half.forget_alive();
+            // What was refused never began: whatever follows, there is nothing to go on with.
+            if matches!(state, FlowState::SynSent) {
+                half.set_fin_seen();
+            }
+        }
         FlowState::SynSent
         | FlowState::Established
         | FlowState::HalfClosed
@@ -166,6 +172,7 @@ fn may_change(state: FlowState, direction: Direction, packet: &Packet) -> bool {
 ///
 /// * After a RST that was believed its sender says nothing more, and its receiver nothing but what was
 ///   on its way. So where both go on, the RST had a wrong number: it was forged, or late.
+///   Unless there is nothing to go on with: nobody had answered, or both had finished.
 /// * A backend that answers a SYN has begun anew, whatever was before: it had forgotten a
 ///   connection which its client took up again, or the RST was of an earlier one.
 #[inline(always)]
@@ -189,7 +196,7 @@ pub fn next_state(
         // Finished flows stay so; a new SYN makes a new flow before it comes here. And nobody ends
         // what was not answered.
         (SynSent | TimeWait, _) => state,
-        (Closed, _) if seen.alive => seen.state(),
+        (Closed, _) if seen.alive && !seen.is_finished() => seen.state(),
         (Closed, _) => Closed,
         // Also where both FINs came at once, by two CPUs that did not see each other's.
         (_, _) if flags.closes() || matches!(state, HalfClosed) => seen.state(),

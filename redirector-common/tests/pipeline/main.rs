@@ -12,6 +12,7 @@ mod events;
 mod handover;
 mod host;
 mod moving;
+mod observed;
 mod packets;
 mod parsing;
 mod pressure;
