@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use redirector_common::cache::{self, WAYS};
 use redirector_common::node::NodeConfig;
 use redirector_common::packet::{
-    Decision, Hook, Memory, Outcome, Packet, Route, Socket, decide, decide_reply,
+    Decision, Environment, Hook, Memory, Outcome, Packet, Route, Socket, decide, decide_reply,
 };
 use redirector_common::{
     Address, Affinity, AffinityKey, Backend, BackendId, CacheSet, CachedFlow, FirstFragment, Flow,
@@ -224,6 +224,18 @@ impl Host {
     /// Routes have changed.
     pub(crate) fn raise_all_epochs(&self) {
         self.epochs.iter().for_each(|epoch| epoch.set(epoch.get() + 1));
+    }
+
+    /// Removes flows that are over, as the agent does.
+    pub(crate) fn collect(&self) {
+        let (now, flows) = (self.now.get(), self.flows());
+        for (key, half) in &flows {
+            let partner = half.translated.reversed();
+            if half.is_expired(now) && flows.get(&partner).is_none_or(|half| half.is_expired(now)) {
+                self.remove_flow(key);
+                self.remove_flow(&partner);
+            }
+        }
     }
 
     /// As after a time without packets.

@@ -7,6 +7,7 @@ mod addresses;
 mod caching;
 mod choosing;
 mod connections;
+mod datagrams;
 mod deciding;
 mod events;
 mod handover;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use redirector_common::packet::{Environment, Step, TcpFlags};
+use redirector_common::packet::{Step, TcpFlags};
 use redirector_common::{Reason, Tuple};
 
 use crate::deciding::{client, node, packet, tcp};
@@ -100,18 +100,6 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// Removes what is over, as the agent does.
-fn collect(host: &Host) {
-    let (now, flows) = (host.now.get(), host.flows());
-    for (key, half) in &flows {
-        let partner = half.translated.reversed();
-        if half.is_expired(now) && flows.get(&partner).is_none_or(|half| half.is_expired(now)) {
-            host.remove_flow(key);
-            host.remove_flow(&partner);
-        }
-    }
-}
-
 /// What is known of the connections of clients' ports to frontends.
 type Known = BTreeMap<(u16, u16), Observed>;
 
@@ -191,7 +179,7 @@ proptest! {
                     }
                 }
                 Event::Time(seconds) => host.now.set(host.now.get() + seconds * SECOND),
-                Event::Collect => collect(&host),
+                Event::Collect => host.collect(),
             }
             host.assert_whole();
         }
