@@ -124,6 +124,38 @@ fn tcp() -> Result<()> {
     check_all(cases)
 }
 
+/// Where both ends go on after a RST, the connection does; unless there never was one, or it had
+/// ended.
+#[test]
+fn going_on_after_a_reset() -> Result<()> {
+    let rows = [
+        (SynSent, [false, false], Closed),
+        (Established, [false, false], Established),
+        (HalfClosed, [true, false], HalfClosed),
+        (HalfClosed, [false, true], HalfClosed),
+        (TimeWait, [true, true], Closed),
+    ];
+    let mut cases = Vec::new();
+    for family in FAMILIES {
+        for (state, [client_fin, backend_fin], next) in rows {
+            let flow = Given::remote(Protocol::Tcp, family).state(state);
+            let flow = flow.fins(client_fin, backend_fin);
+            let packet = to_frontend(Transport::Tcp(Flags::ACK), family, world::REMOTE);
+            for hook in INWARD {
+                cases.push(
+                    Case::new(format!("{state:?} and a RST over {family:?}"), hook, &packet)
+                        .given(flow)
+                        .following(&from_backend(Transport::Tcp(Flags::RST), family))
+                        .following(&from_backend(Transport::Tcp(Flags::ACK), family))
+                        .forwards(Reason::RemoteEstablished, &to_backend(&packet, family))
+                        .then(&flow, next),
+                );
+            }
+        }
+    }
+    check_all(cases)
+}
+
 #[test]
 fn udp() -> Result<()> {
     let mut cases = Vec::new();
