@@ -105,8 +105,7 @@ proptest! {
         caches in any::<bool>(),
         ring_slots in prop_oneof![Just(0u32), Just(8), Just(64)],
     ) {
-        let mut host = Host::serving(&[80, 81], &[82]);
-        (host.caches, host.node.ring_slots, host.node.snat_count) = (caches, ring_slots, 6);
+        let host = Host::crowded(caches, ring_slots);
         let mut known = Known::new();
         for event in events {
             match event {

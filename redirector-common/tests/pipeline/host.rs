@@ -142,6 +142,14 @@ impl Host {
         host
     }
 
+    /// One with a backend elsewhere behind ports 80 and 81, and its own behind 82, that has fewer
+    /// ports to translate to than clients may ask for.
+    pub(crate) fn crowded(caches: bool, ring_slots: u32) -> Self {
+        let mut host = Self::serving(&[80, 81], &[82]);
+        (host.caches, host.node.ring_slots, host.node.snat_count) = (caches, ring_slots, 6);
+        host
+    }
+
     /// Adds a service with frontends `192.0.2.1:port` and one backend.
     pub(crate) fn serve(&mut self, ports: &[u16], protocol: Protocol, backend: Option<Backend>) {
         let id = self.services.len() as ServiceId + 1;
